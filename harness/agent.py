@@ -1,0 +1,59 @@
+"""torchrun with less noise: ends with the exit code of the rank that failed first, and repeats nothing a rank said.
+
+`python -m harness.agent` takes the options of torchrun and is what `harness launch` starts. Plain `torchrun` starts the
+same ranks; it ends with 1 whatever happened and prints its own traceback below a rank's message.
+"""
+
+import logging
+import signal
+import sys
+
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from harness.errors import EXIT_INTERRUPTED, HarnessError, PeerError
+
+EXPLAINED_CODES = {EXIT_INTERRUPTED, *(kind.exit_code for kind in HarnessError.__subclasses__())}
+"""A rank that ends with one of these has said why."""
+
+REPEATED_MESSAGES = ("failed (exitcode", "Sending process", "Received %s death signal")
+REPEATING_LOGGERS = (
+    "torch.distributed.elastic.multiprocessing.api",
+    "torch.distributed.elastic.agent.server.api",
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the ranks to their end and return the exit code of the failure that came first, 0 without one."""
+    for name in REPEATING_LOGGERS:
+        logging.getLogger(name).addFilter(lambda record: not str(record.msg).startswith(REPEATED_MESSAGES))
+    try:
+        torchrun.main(argv)
+    except ChildFailedError as error:
+        # Seconds are all that is known; within one, a rank that missed its peer is not the cause.
+        failures = error.failures.values()
+        first = min(failures, key=lambda failure: (failure.timestamp, failure.exitcode == PeerError.exit_code))
+        rank = next(rank for rank, failure in error.failures.items() if failure is first)
+        if first.exitcode not in EXPLAINED_CODES:
+            print(failure_sentence(rank, first.exitcode, pid=first.pid), file=sys.stderr)
+        return shell_code(first.exitcode)
+    except SignalException as error:
+        return shell_code(-error.sigval)
+    return 0
+
+
+def failure_sentence(rank: int, exit_code: int, *, pid: int) -> str:
+    """Return how a rank ended that had no chance to explain itself, or died of a bug."""
+    if exit_code < 0:
+        return f"rank {rank} (process {pid}) was killed by {signal.Signals(-exit_code).name}"
+    return f"rank {rank} (process {pid}) ended with exit code {exit_code}; what it said about it stands above"
+
+
+def shell_code(exit_code: int) -> int:
+    """Return the code a shell shows: a signal, negative here, becomes 128 plus its number."""
+    return exit_code if exit_code >= 0 else 128 - exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""What differs between the configuration a run was started with and the one it is resumed with, and what that means."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from harness.config import RunConfig
+
+Verdict = Literal["refused", "noticed", "allowed"]
+
+# The longest prefix of a path decides. Refused: what the stored weights, moments and order of rows were made with.
+# Noticed: what changes the rest of the curve. Allowed: what changes neither.
+VERDICTS: dict[str, Verdict] = {
+    "": "noticed",
+    "run.name": "refused",
+    "run.seed": "refused",
+    "run.output_root": "allowed",
+    "run.max_epochs": "allowed",
+    "run.max_steps": "allowed",
+    "run.max_nonfinite_updates": "allowed",
+    "model": "refused",
+    "data": "refused",
+    "task": "refused",
+    "optim.kind": "refused",
+    "evaluation": "allowed",
+    "strategy": "allowed",
+    "checkpoint": "allowed",
+    "tracking": "allowed",
+    "diagnostics": "allowed",
+}
+
+
+@dataclass(frozen=True)
+class Change:
+    """One key with two values, as plain data; a key that one side does not have is None there."""
+
+    path: str
+    stored: Any
+    given: Any
+
+    def __str__(self) -> str:
+        return f"{self.path}: stored {json.dumps(self.stored)}, given {json.dumps(self.given)}"
+
+
+@dataclass(frozen=True)
+class Changes:
+    """All keys that differ, by what a resumed run makes of them, each in the order of the configuration."""
+
+    refused: tuple[Change, ...]
+    noticed: tuple[Change, ...]
+    allowed: tuple[Change, ...]
+
+    def refusal_message(self) -> str:
+        """Return the text of the ConfigError that `refused` calls for: a diff, and what to type instead."""
+        assert self.refused, "nothing was refused, so there is nothing to tell"
+        keys = "1 key" if len(self.refused) == 1 else f"{len(self.refused)} keys"
+        header = f"{keys} cannot change on resume; use the stored value, or another run.name for a new run"
+        return "\n  ".join([header, *map(str, self.refused)])
+
+
+def compare(stored: RunConfig, given: RunConfig) -> Changes:
+    """Return what changed between the configuration in the run directory and the one given on resume."""
+    before, after = dict(_leaves(stored.model_dump(mode="json"))), dict(_leaves(given.model_dump(mode="json")))
+    verdicts: dict[Verdict, list[Change]] = {"refused": [], "noticed": [], "allowed": []}
+    for path in before | after:
+        change = Change(path, before.get(path), after.get(path))
+        if change.stored != change.given:
+            verdicts[_verdict(path)].append(change)
+    return Changes(**{verdict: tuple(changes) for verdict, changes in verdicts.items()})
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _verdict(path: str) -> Verdict:
+    while path not in VERDICTS:
+        path = path.rpartition(".")[0]
+    return VERDICTS[path]

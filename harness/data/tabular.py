@@ -1,0 +1,181 @@
+"""Local files, read by `datasets` and turned into columns of numbers; what is not a number is refused."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import hashlib
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from harness.config import ClassificationTask, Task
+from harness.data.batches import Columns
+from harness.errors import DataError
+
+ROWS = "rows count from 0, without header and blank lines"
+LONG_ROWS = "Length of header or names"  # how pandas' warning begins that it dropped the last fields of rows
+NUMERIC = ("int", "uint", "halffloat", "float", "double", "bool")  # how the names of arrow's number types begin
+
+
+@dataclass(frozen=True)
+class Table:
+    """The content of one file."""
+
+    path: Path
+    arrow: Any
+    """The `pyarrow.Table`, whole: asking the `Dataset` for one column at a time takes 38 s for 785 columns."""
+
+
+def load_files(kind: str, path: Path, *, pattern: str = "", **options: Any) -> Any:
+    """Return the `datasets.Dataset` of a local file, or of the files in a folder that match `pattern`.
+
+    Args:
+        kind: csv, parquet, json or imagefolder.
+        options: go to the reader of this kind.
+    Raises:
+        DataError: nothing is there, there is not one row, or the reader refuses the content.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs is in our DataError
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # or each call, even of a local file, asks the network first
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=LONG_ROWS)
+            files = glob.escape(str(path.resolve())) + pattern
+            return datasets.load_dataset(kind, data_files=files, split="train", **options)
+    except Exception as error:
+        if "corresponds to no data" in str(error):
+            raise DataError(f"{path}: there is not one row in it. Check data.path.") from error
+        cause = error.__cause__ or error
+        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+        if LONG_ROWS in reason:
+            reason = "rows have more fields than the header"
+        raise DataError(f"{path}: cannot be read as {kind}: {reason}. Mend the file, or write it again.") from error
+
+
+def load_table(kind: str, path: Path, **options: Any) -> Table:
+    """Return the content of one csv, parquet or json file; options and errors as of `load_files`."""
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+    except OSError as error:
+        raise DataError(
+            f"{path.absolute()}: {error.strerror}. data.path and data.validation_path want a {kind} file."
+        ) from error
+    num_bytes = path.stat().st_size
+    if num_bytes == 0:
+        raise DataError(f"{path}: is empty (0 bytes). Write it again.")
+    # Types are inferred from the whole file at once: by default a column of integers that has its first fraction
+    # after 10,000 rows is an error. index_col: a first field too many would silently shift every column.
+    reader: dict[str, dict[str, Any]] = {
+        "csv": {"chunksize": None, "index_col": False},
+        "json": {"chunksize": num_bytes + 1},
+        "parquet": {"batch_size": 10_000},  # the default is an error for a table of no rows
+    }
+    # The name is part of the cache's key: without the digest a file rewritten with the same mtime is served stale.
+    dataset = load_files(kind, path, name=digest, **reader[kind], **options)
+    return Table(path, dataset.with_format("arrow")[:])
+
+
+def feature_names(table: Table, features: Sequence[str] | None, targets: Sequence[str]) -> list[str]:
+    """Return the columns that the model sees: those named, or all but the targets in the order of the file."""
+    return [name for name in table.arrow.column_names if name not in targets] if features is None else list(features)
+
+
+def table_columns(table: Table, features: Sequence[str], targets: Sequence[str], task: Task) -> Columns:
+    """Return the inputs (N, F) and the targets, (N,) labels or (N, K) numbers, of a table.
+
+    Raises:
+        DataError: a column does not exist, is named twice, holds anything but finite numbers, or holds labels that
+            are not classes of the task.
+    """
+    _check_names(table, features, targets)
+    inputs = torch.from_numpy(_matrix(table, features))
+    if not isinstance(task, ClassificationTask):
+        return Columns(inputs, torch.from_numpy(_matrix(table, targets)))
+    if len(targets) > 1:
+        raise DataError(
+            f"data.targets: {', '.join(targets)} are {len(targets)} columns, but classification wants one column of "
+            "labels. Name one, or set task.kind: regression."
+        )
+    return Columns(inputs, torch.from_numpy(_labels(table, targets[0], task.num_classes)))
+
+
+def _check_names(table: Table, features: Sequence[str], targets: Sequence[str]) -> None:
+    columns = table.arrow.column_names
+    for key, names in (("features", features), ("targets", targets)):
+        for name in names:
+            if name not in columns:
+                nearest = difflib.get_close_matches(name, columns, n=1, cutoff=0.0)[0]
+                raise DataError(f"{table.path}: data.{key}: there is no column {name!r} (nearest: {nearest!r})")
+    if not features:
+        raise DataError(f"{table.path}: no column is left for the model to see. Name some in data.features.")
+    name, count = Counter([*features, *targets]).most_common(1)[0]
+    if count > 1:
+        raise DataError(f"column {name!r} is named {count} times in data.features and data.targets; name it once")
+
+
+def _matrix(table: Table, names: Sequence[str]) -> NDArray[Any]:
+    """Return columns side by side, (N, len(names)), in float32 if that holds each of them exactly, else float64."""
+    columns = [_numbers(table, name) for name in names]
+    matrix = np.empty((len(columns[0]), len(columns)), np.result_type(np.float32, *columns))
+    return np.stack(columns, axis=1, out=matrix)
+
+
+def _labels(table: Table, name: str, num_classes: int) -> NDArray[np.int64]:
+    numbers = _numbers(table, name)
+    strange = (numbers < 0) | (numbers >= num_classes) | (numbers != np.floor(numbers))
+    if strange.any():
+        raise DataError(
+            f"{table.path}: column {name!r} has {_found(strange)} with label {numbers[strange][0]}, but labels are "
+            f"whole numbers from 0 to {num_classes - 1}. Number the classes from 0, and check task.num_classes."
+        )
+    return numbers.astype(np.int64)
+
+
+def _numbers(table: Table, name: str) -> NDArray[Any]:
+    """Return one column, (N,) finite numbers."""
+    column = table.arrow.column(name)
+    missing = column.is_null(nan_is_null=True).to_numpy()
+    if missing.any():
+        raise DataError(
+            f"{table.path}: column {name!r} has {_found(missing)} without a value, or with NaN. Fill these in, remove "
+            "the rows, or leave the column out."
+        )
+    if not str(column.type).startswith(NUMERIC):
+        row, value = _first_without_number(column.to_pylist())
+        raise DataError(
+            f"{table.path}: column {name!r} holds {column.type}, but numbers are wanted; row {row:,} has {value!r} "
+            f"({ROWS}). Encode it as numbers, or leave the column out."
+        )
+    numbers: NDArray[Any] = column.to_numpy()
+    infinite = np.isinf(numbers)
+    if infinite.any():
+        raise DataError(
+            f"{table.path}: column {name!r} has {_found(infinite)} with an infinite value. Replace these, remove the "
+            "rows, or leave the column out."
+        )
+    return numbers
+
+
+def _found(rows: NDArray[np.bool_]) -> str:
+    return f"{rows.sum():,} of {len(rows):,} rows (first: row {rows.argmax():,}; {ROWS})"
+
+
+def _first_without_number(values: list[Any]) -> tuple[int, Any]:
+    for row, value in enumerate(values):
+        try:
+            float(value)
+        except (TypeError, ValueError):
+            return row, value
+    return 0, values[0]  # each would be a number if it were not quoted

@@ -1,0 +1,55 @@
+"""What can go wrong, each with the exit code of the run: found, wanted, what to type next."""
+
+EXIT_DONE = 0
+EXIT_INTERRUPTED = 75  # saved; start the same command again
+
+
+class HarnessError(Exception):
+    """A problem that its reader can mend; the message says how."""
+
+    exit_code = 1
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}: {super().__str__()}"
+
+
+class ConfigError(HarnessError):
+    """The configuration cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(HarnessError):
+    """The data are missing, unreadable, or not what the task needs."""
+
+    exit_code = 3
+
+
+class CheckpointError(HarnessError):
+    """No checkpoint can be used although there are some."""
+
+    exit_code = 4
+
+
+class StorageError(HarnessError):
+    """The run directory cannot be written."""
+
+    exit_code = 5
+
+
+class NonFiniteError(HarnessError):
+    """Losses or gradients stayed NaN or infinite; the weights are those before the first of them."""
+
+    exit_code = 6
+
+
+class PeerError(HarnessError):
+    """Another rank died or did not answer in time."""
+
+    exit_code = 7
+
+
+class RunInUseError(HarnessError):
+    """Another process trains in this run directory."""
+
+    exit_code = 8

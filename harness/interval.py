@@ -1,0 +1,138 @@
+"""An interval: the updates between two times that reports are reduced over ranks, read to the host and written.
+
+Inside it nothing is read from the device. Updates that were skipped for a non-finite gradient are learned of at its
+end; until then the rate follows the applied updates by a count on the device.
+"""
+
+import math
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.diagnostics.nonfinite import ranks_with_nonfinite_gradient
+from harness.errors import NonFiniteError
+from harness.run import Run
+from harness.state import TrainState, UpdateReport
+from harness.stopping import StopSignals
+
+SECONDS_BETWEEN_VOTES = 1.0
+
+
+class Interval:
+    """The next few updates of a run, and what they reported."""
+
+    def __init__(self, run: Run, state: TrainState) -> None:
+        self._run, self._state = run, state
+        length = run.agenda.updates_in_interval(state)
+        self.positions = range(state.position, state.position + length)
+        device = run.strategy.device
+        # The fused optimizers take a float32 rate on CUDA; on the CPU float64 is exact.
+        dtype = torch.float64 if device.type == "cpu" else torch.float32
+        rates = [run.learning_rate(state.step + update) for update in range(1, length + 1)]
+        self._rates = run.strategy.tensor(rates, dtype=dtype)  # (length,)
+        self._applied = run.strategy.tensor(0)  # () updates applied since the interval began
+        self._reports: list[UpdateReport] = []
+        self._started = time.perf_counter()
+
+    def learning_rate(self) -> Tensor:
+        """Return the () rate of the next update on the device: it moves on only with applied updates."""
+        return self._rates.take(self._applied)
+
+    def count(self, report: UpdateReport) -> None:
+        """Take note of an attempted update."""
+        self._reports.append(report)
+        self._applied += report.gradient.applied.to(self._applied.dtype)
+
+    def settle(self) -> None:
+        """Reduce the reports over ranks, read them once, write them, and vote on stopping. Collective.
+
+        Raises:
+            NonFiniteError: too many updates in a row were not applied.
+        """
+        run, state = self._run, self._state
+        losses, gradients, stop_votes, updates_until_vote = self._read()
+        run.agenda.updates_until_vote = updates_until_vote
+        if any(stop_votes) and not state.stop_signal:
+            state.stop_signal = StopSignals.NUMBERS[max(stop_votes) - 1].name
+        seconds = (time.perf_counter() - self._started) / len(self._reports)
+        for report, parts, (norm, coefficient, applied) in zip(self._reports, losses, gradients, strict=True):
+            self._settle_one(report, parts, norm, coefficient, applied=bool(applied), seconds=seconds)
+        run.observers.settled()
+
+    def _read(self) -> tuple[list[list[float]], list[list[float]], list[int], int]:
+        """Return losses[update][rank], (norm, coefficient, applied) per update, stop votes, and the next interval."""
+        strategy, reports, signals = self._run.strategy, self._reports, self._run.signals
+        vote = 1 + StopSignals.NUMBERS.index(signals.received) if signals.received else 0
+        pace = (time.perf_counter() - self._started) / len(reports)
+        updates_until_vote = max(1, round(SECONDS_BETWEEN_VOTES / pace))
+        ballot = strategy.tensor([vote, updates_until_vote], dtype=torch.float64)
+        mine = torch.cat([ballot, torch.stack([report.loss for report in reports]).double()])
+        gradients = [(r.gradient.total, r.gradient.coefficient, r.gradient.applied) for r in reports]
+        replicated = torch.stack([tensor.double() for triple in gradients for tensor in triple])
+        # One collective, one read.
+        numbers = torch.cat([strategy.gather(mine).flatten(), replicated]).tolist()
+        width = len(mine)
+        rows = [numbers[rank * width : (rank + 1) * width] for rank in range(strategy.world_size)]
+        rest = numbers[strategy.world_size * width :]
+        losses = [[row[2 + index] for row in rows] for index in range(len(reports))]
+        triples = [rest[3 * index : 3 * index + 3] for index in range(len(reports))]
+        return losses, triples, [int(row[0]) for row in rows], int(rows[0][1])
+
+    def _settle_one(
+        self,
+        report: UpdateReport,
+        parts: list[float],
+        norm: float,
+        coefficient: float,
+        *,
+        applied: bool,
+        seconds: float,
+    ) -> None:
+        run, state = self._run, self._state
+        step, position = state.step + 1, state.position
+        line: dict[str, Any] = {
+            "event": "update",
+            "step": step,
+            "loss": math.fsum(parts),
+            "grad_norm": norm,
+            "clip_coefficient": coefficient,
+            "learning_rate": run.learning_rate(step),
+            "num_targets": run.plan.rows_at(position) * run.task.targets_per_row,
+            "samples_seen": run.plan.samples_before(position + 1),
+            "applied": applied,
+            "seconds": seconds,
+        }
+        run.observers.updated(line)
+        state.position += 1
+        if applied:
+            state.step, state.nonfinite_in_a_row = step, 0
+            every = run.config.diagnostics.every_steps
+            if every and step % every == 0:
+                norms = dict(zip(run.strategy.parameter_names, report.gradient.per_parameter.tolist(), strict=True))
+                run.observers.happened("gradients", step=step, norms=norms)
+        else:
+            state.nonfinite_in_a_row += 1
+            self._note_nonfinite(report, parts, step=step, position=position)
+
+    def _note_nonfinite(self, report: UpdateReport, parts: list[float], *, step: int, position: int) -> None:
+        run, limit = self._run, self._run.config.run.max_nonfinite_updates
+        norms = report.gradient.per_parameter
+        parameter = run.strategy.parameter_names[int(norms.isfinite().to(torch.uint8).argmin())]
+        ranks = [rank for rank, loss in enumerate(parts) if not math.isfinite(loss)]
+        run.observers.happened("nonfinite", step=step, position=position, ranks=ranks, parameter=parameter)
+        if self._state.nonfinite_in_a_row < limit:
+            return
+        what = f"loss is {math.fsum(parts)}"
+        if not ranks:
+            what = "every rank's loss is finite, the gradient is not"
+            ranks = ranks_with_nonfinite_gradient(run.strategy, run.task, run.batches.at(position))
+        where = f"on rank {', '.join(map(str, ranks))} of {run.strategy.world_size}" if ranks else "on no single rank"
+        clip = run.config.clip.kind
+        raise NonFiniteError(
+            f"{what} {where} at update {step:,} (attempt {position + 1:,}), the last of {limit} in a row; first "
+            f"non-finite gradient in {parameter}. None of the {limit} was applied. Lower optim.peak_lr "
+            f"(now {run.config.optim.peak_lr:g}), lengthen schedule.warmup_steps (now "
+            f"{run.config.schedule.warmup_steps}), or clip (clip.kind is {clip}); or look at the rows of that update"
+        )

@@ -1,0 +1,77 @@
+"""The training loop: the screen to read first. Every rank runs every line."""
+
+import torch
+from torch import Tensor
+
+from harness.data.batches import Batch
+from harness.interval import Interval
+from harness.resume import save
+from harness.run import Run
+from harness.state import FitResult, TrainState, UpdateReport
+from harness.tasks import Scores
+
+
+def fit(run: Run, state: TrainState) -> FitResult:
+    """Train from `state` until there is a reason to stop. Collective: every rank must call this."""
+    reason = run.reason_to_stop(state)
+    while reason is None:
+        interval = Interval(run, state)
+        for position in interval.positions:
+            interval.count(train_step(run, position, interval.learning_rate()))
+        interval.settle()  # the only collective and host read besides those of the updates themselves
+        if run.agenda.evaluation_is_due(state):
+            state.metrics = evaluate(run)
+            state.is_best = run.judge.observe(state.metrics, step=state.step)
+            state.evaluated_step = state.step
+            run.observers.evaluated(state, best=run.judge.score)
+        reason = run.reason_to_stop(state)
+        if reason or run.agenda.save_is_due(state):
+            save(run, state)
+    return FitResult(reason, state.step, state.metrics)
+
+
+def train_step(run: Run, position: int, learning_rate: Tensor) -> UpdateReport:
+    """Make the update at `position` with the mean loss over every target on every rank. Collective; reads nothing.
+
+    Args:
+        position: attempted updates before this one; it decides which rows are seen.
+        learning_rate: () on the device.
+    """
+    strategy = run.strategy
+    micro_batches = run.batches.at(position)
+    num_targets = run.plan.rows_at(position) * run.task.targets_per_row  # of the global batch
+    losses = []
+    for index, batch in enumerate(micro_batches, start=1):
+        with strategy.accumulate(is_last=index == len(micro_batches)):
+            loss = loss_sum(run, batch) / num_targets
+            strategy.backward(loss)
+        losses.append(loss.detach())
+    # Gradients are now the sum over micro-batches and ranks, whole and unclipped; update() measures, clips and applies.
+    return UpdateReport(loss=sum(losses[1:], start=losses[0]), gradient=strategy.update(learning_rate))
+
+
+def loss_sum(run: Run, batch: Batch) -> Tensor:
+    """Return the () sum of the loss over the targets of a batch; 0 where this rank only keeps the others company."""
+    model = run.strategy.model
+    if not batch.is_padding:
+        return run.task.loss_sum(model(batch.inputs), batch.targets)
+    model.eval()  # so that a row that does not count leaves no trace in BatchNorm
+    loss = 0.0 * run.task.loss_sum(model(batch.inputs), batch.targets)
+    model.train()
+    return loss
+
+
+@torch.no_grad()
+def evaluate(run: Run) -> dict[str, float]:
+    """Return the validation scores over the rows of all ranks, each seen once. Collective."""
+    strategy = run.strategy
+    strategy.share_buffers()
+    strategy.model.eval()
+    scores = Scores(run.task, device=strategy.device)
+    for batch in run.validation:
+        outputs = strategy.module(batch.inputs)
+        if not batch.is_padding:
+            scores.update(outputs, batch.targets)
+    strategy.model.train()
+    result: dict[str, float] = strategy.broadcast(scores.compute(strategy.sum))
+    return result

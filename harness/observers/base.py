@@ -1,0 +1,70 @@
+"""Who is told what happens. Rank zero has observers, the other ranks have none; the loop tells all alike."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.state import FitResult, TrainState
+from harness.stopping import Patience
+
+Line = dict[str, Any]
+
+
+class Observer:
+    """Hears of a run; every method may be left as it is."""
+
+    def on_update(self, line: Line) -> None:
+        """Hear of one attempted update: a line of the ledger."""
+
+    def on_settled(self) -> None:
+        """Hear that an interval's updates were all told."""
+
+    def on_evaluation(self, line: Line, best: Patience) -> None:
+        """Hear of one evaluation: a line of the ledger, and the best score so far."""
+
+    def on_event(self, line: Line) -> None:
+        """Hear of anything else: a line of events.jsonl."""
+
+    def on_end(self, result: FitResult) -> None:
+        """Hear how the run ended."""
+
+    def seal(self) -> int:
+        """Make what was heard durable; the ledger returns its length in bytes."""
+        return 0
+
+
+@dataclass(frozen=True)
+class Observers:
+    """All observers of this rank."""
+
+    members: Sequence[Observer] = ()
+
+    def updated(self, line: Line) -> None:
+        """Tell of one attempted update."""
+        for member in self.members:
+            member.on_update(line)
+
+    def settled(self) -> None:
+        """Tell that an interval is over."""
+        for member in self.members:
+            member.on_settled()
+
+    def evaluated(self, state: TrainState, *, best: Patience) -> None:
+        """Tell of one evaluation."""
+        line = {"event": "evaluation", "step": state.step, "metrics": state.metrics}
+        for member in self.members:
+            member.on_evaluation(line, best)
+
+    def happened(self, event: str, **details: Any) -> None:
+        """Tell of an event."""
+        for member in self.members:
+            member.on_event({"event": event, **details})
+
+    def ended(self, result: FitResult) -> None:
+        """Tell how the run ended."""
+        for member in self.members:
+            member.on_end(result)
+
+    def seal(self) -> int:
+        """Make everything durable and return the ledger's length in bytes; 0 on ranks without one."""
+        return sum(member.seal() for member in self.members)

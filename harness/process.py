@@ -1,0 +1,33 @@
+"""Tie processes to the life of their parents (Linux), so that nothing trains on after its launcher has died."""
+
+import ctypes
+import os
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def die_with_parent(*, signal_number: int = signal.SIGKILL) -> None:
+    """Have the kernel send this process `signal_number` when its parent dies.
+
+    It survives exec and is not inherited by children. A parent that dies during this call counts as well. To the
+    kernel the parent is the thread that started this process.
+    """
+    parent = os.getppid()
+    _prctl(PR_SET_PDEATHSIG, signal_number)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal_number)
+
+
+def adopt_orphans() -> None:
+    """Become the parent, in the place of process 1, of every descendant whose own parent dies."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform != "linux":
+        return
+    if ctypes.CDLL(None).prctl(option, *map(ctypes.c_ulong, (value, 0, 0, 0))) != 0:
+        raise OSError(f"prctl({option}, {value}) failed")

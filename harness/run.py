@@ -1,0 +1,44 @@
+"""Everything one run consists of; `train.py` constructs it, the loop only uses it."""
+
+from dataclasses import dataclass
+
+from harness.agenda import Agenda
+from harness.checkpoint.store import CheckpointStore
+from harness.config import RunConfig
+from harness.data.batches import TrainingBatches, ValidationBatches
+from harness.data.order import BatchPlan
+from harness.observers.base import Observers
+from harness.schedule import learning_rate
+from harness.state import StopReason, TrainState
+from harness.stopping import Judge, StopSignals
+from harness.strategy.base import Strategy
+from harness.tasks import TaskLoss
+
+
+@dataclass
+class Run:
+    """The parts of a run on one rank."""
+
+    config: RunConfig
+    strategy: Strategy
+    task: TaskLoss
+    plan: BatchPlan
+    batches: TrainingBatches
+    validation: ValidationBatches
+    agenda: Agenda
+    judge: Judge
+    signals: StopSignals
+    checkpoints: CheckpointStore
+    observers: Observers
+
+    def learning_rate(self, update: int) -> float:
+        """Return the rate of the `update`-th applied update, from 1."""
+        config = self.config
+        rate = learning_rate(
+            update, config.schedule, peak_lr=config.optim.peak_lr, total_updates=self.agenda.total_updates
+        )
+        return rate * self.judge.lr_factor
+
+    def reason_to_stop(self, state: TrainState) -> StopReason | None:
+        """Return why the run ends here, or None."""
+        return self.agenda.reason_to_stop(state, patience_is_over=self.judge.wants_to_stop)

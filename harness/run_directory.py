@@ -1,0 +1,84 @@
+"""The directory of a run: made, locked and described by rank zero. DESIGN of its files is in CONTRIBUTING.md."""
+
+import fcntl
+import json
+import os
+import socket
+import uuid
+from datetime import UTC, datetime
+from types import TracebackType
+
+from harness.config import RunConfig
+from harness.config_changes import compare
+from harness.config_io import dump_config, load_config
+from harness.errors import ConfigError, RunInUseError, StorageError
+from harness.files import json_bytes, replace_durably
+
+SCHEMA = 1
+
+
+class RunDirectory:
+    """Holds the lock of a run directory from `__enter__` to `__exit__`; the kernel frees it if this process dies."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self.path = config.run_directory
+
+    def __enter__(self) -> "RunDirectory":
+        """Make and lock the directory.
+
+        Raises:
+            StorageError: it cannot be written.
+            RunInUseError: another process trains in it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / "lock").open("a+")
+        except OSError as error:
+            raise StorageError(
+                f"cannot write to {self.path}: {error.strerror}. "
+                "Mend it, or set run.output_root to a folder you can write"
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "an unknown process"
+            self._lock.close()
+            raise RunInUseError(
+                f"{self.path} is in use by {holder}. Wait for it, stop it, or give this run another run.name"
+            ) from error
+        self._lock.truncate(0)
+        self._lock.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+        self._lock.flush()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.close()
+
+    def describe(self) -> list[str]:
+        """Write run.json once and config.yaml; return what changed since the run was last started and is worth a word.
+
+        Raises:
+            ConfigError: the directory holds a run that this config cannot continue.
+        """
+        stored = self.path / "config.yaml"
+        notices: list[str] = []
+        if stored.exists():
+            changes = compare(load_config(stored).config, self._config)
+            if changes.refused:
+                raise ConfigError(f"{self.path} holds another run: {changes.refusal_message()}")
+            notices = [f"changed since the run was last started: {change}" for change in changes.noticed]
+        identity = self.path / "run.json"
+        if not identity.exists():
+            created = datetime.now(UTC).isoformat(timespec="seconds")
+            replace_durably(identity, json_bytes({"id": uuid.uuid4().hex[:8], "created": created, "schema": SCHEMA}))
+        replace_durably(stored, dump_config(self._config).encode())
+        (self.path / "exit.json").unlink(missing_ok=True)
+        return notices
+
+    def write_exit(self, *, code: int, reason: str, step: int) -> None:
+        """Write how the run ended, since torchrun itself exits with 1 for everything."""
+        replace_durably(self.path / "exit.json", json_bytes({"code": code, "reason": reason, "step": step}))

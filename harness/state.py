@@ -1,0 +1,61 @@
+"""What changes while a run trains: plain data, no behaviour beyond counting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+StopReason = Literal["budget", "early_stopping", "interrupted"]
+
+
+@dataclass(frozen=True)
+class GradNorm:
+    """The gradient of one update, measured after the reduction over ranks and before clipping; all on the device."""
+
+    total: Tensor
+    """() global 2-norm."""
+    per_parameter: Tensor
+    """(P,) 2-norms, in the order of `Strategy.parameter_names`."""
+    coefficient: Tensor
+    """() what clipping multiplied the norm by, in (0, 1]."""
+    applied: Tensor
+    """() 1.0 if the update was applied, 0.0 if the norm was not finite and nothing was changed."""
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """What one update knows of itself, on the device: reading it is left to the interval."""
+
+    loss: Tensor
+    """() this rank's part of the loss; the parts of all ranks add up to the mean over every target."""
+    gradient: GradNorm
+
+
+@dataclass
+class TrainState:
+    """Where the run is: `position` counts attempted updates, `step` the applied ones; both after the last interval."""
+
+    position: int = 0
+    step: int = 0
+    nonfinite_in_a_row: int = 0
+    evaluated_step: int = 0
+    saved_step: int = 0
+    is_best: bool = False
+    """The last evaluation was the best so far and is not saved yet."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The scores of the last evaluation."""
+    stop_signal: str | None = None
+    """The signal for which the ranks agreed to stop."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a run ended."""
+
+    reason: StopReason
+    step: int
+    metrics: dict[str, float]
+    """The scores of the last evaluation; empty if there was none."""

@@ -1,0 +1,127 @@
+"""Early stopping, the best score, and the plateau: one state machine that every rank runs on rank zero's scores."""
+
+import math
+import signal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import FrameType
+from typing import Any
+
+from harness.config import EarlyStopping, Mode, PlateauSchedule, RunConfig
+from harness.errors import ConfigError
+
+
+@dataclass
+class Patience:
+    """The best value of one metric, and for how many evaluations it has not improved.
+
+    NaN and infinities are never an improvement.
+    """
+
+    metric: str
+    mode: Mode
+    min_delta: float
+    best: float | None = None
+    best_step: int | None = None
+    evaluations_without_improvement: int = 0
+
+    def observe(self, value: float, *, step: int) -> bool:
+        """Count one evaluation; return whether `value` improves on the best by more than `min_delta`."""
+        sign = 1.0 if self.mode == "min" else -1.0
+        improved = math.isfinite(value) and (self.best is None or sign * value < sign * self.best - self.min_delta)
+        if improved:
+            self.best, self.best_step, self.evaluations_without_improvement = value, step, 0
+        else:
+            self.evaluations_without_improvement += 1
+        return improved
+
+
+class Judge:
+    """Judges each evaluation: is it the best, must the run stop, must the rate fall.
+
+    `early_stopping` names the metric that decides which checkpoint is BEST; without it, that is the lowest `val/loss`.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self._stopping = config.early_stopping
+        self._plateau = config.schedule if isinstance(config.schedule, PlateauSchedule) else None
+        rule = config.early_stopping or EarlyStopping()
+        self.score = Patience(rule.metric, rule.mode, rule.min_delta)
+        self.lr_factor = 1.0
+        if self._plateau:
+            plateau = self._plateau
+            self._rate = Patience(plateau.metric, plateau.mode, plateau.min_delta)
+
+    def check_metrics(self, known: list[str]) -> None:
+        """Refuse metrics that the task does not have.
+
+        Raises:
+            ConfigError: names the key and the metrics there are.
+        """
+        keys = {"early_stopping.metric": self.score.metric}
+        if self._plateau:
+            keys["schedule.metric"] = self._plateau.metric
+        for key, metric in keys.items():
+            if metric not in known:
+                raise ConfigError(f"{key}: this task has no {metric!r}; it has {', '.join(known)}")
+
+    def observe(self, metrics: Mapping[str, float], *, step: int) -> bool:
+        """Count one evaluation at `step`; return whether it is the best so far."""
+        if self._plateau:
+            self._rate.observe(metrics[self._rate.metric], step=step)
+            if self._rate.evaluations_without_improvement > self._plateau.patience_evaluations:
+                self._rate.evaluations_without_improvement = 0
+                self.lr_factor = max(self.lr_factor * self._plateau.factor, self._plateau.final_lr_fraction)
+        return self.score.observe(metrics[self.score.metric], step=step)
+
+    @property
+    def wants_to_stop(self) -> bool:
+        """Whether patience is over."""
+        patience = self._stopping.patience_evaluations if self._stopping else math.inf
+        return self.score.evaluations_without_improvement >= patience
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run must know, as plain JSON values."""
+        rate = asdict(self._rate) if self._plateau else None
+        return {"score": asdict(self.score), "rate": rate, "lr_factor": self.lr_factor}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up `state_dict`'s counts; a metric, mode or delta that changed since starts afresh."""
+        if _same_rule(state["score"], self.score):
+            self.score = Patience(**state["score"])
+        if self._plateau and state["rate"] and _same_rule(state["rate"], self._rate):
+            self._rate = Patience(**state["rate"])
+            self.lr_factor = state["lr_factor"]
+
+
+def _same_rule(stored: Mapping[str, Any], patience: Patience) -> bool:
+    return all(stored[key] == getattr(patience, key) for key in ("metric", "mode", "min_delta"))
+
+
+class StopSignals:
+    """Remembers that this rank was asked to stop; the ranks vote on it later, at a step they agree on.
+
+    Nothing is saved inside the handler: a flag is all it sets.
+    """
+
+    NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+
+    def install(self, *, second_interrupt_ends: bool) -> None:
+        """Catch the stop signals from here on.
+
+        Args:
+            second_interrupt_ends: a second Ctrl-C ends this process at once. Not under torchrun, where one Ctrl-C
+                reaches a rank twice: from the terminal and from the agent.
+        """
+        self._second_interrupt_ends = second_interrupt_ends
+        for number in self.NUMBERS:
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self.received and number == signal.SIGINT and self._second_interrupt_ends:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.received = signal.Signals(number)

@@ -1,0 +1,151 @@
+"""The seam: everything that differs between DDP and ZeRO, and how ranks agree."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from harness.errors import HarnessError, PeerError
+from harness.state import GradNorm
+
+
+class Ranks:
+    """How the processes of a run agree. With one rank there is no process group, and everything here is free."""
+
+    def __init__(self, *, rank: int, world_size: int, device: torch.device) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self.device = device
+
+    def tensor(self, values: Any, *, dtype: torch.dtype | None = None) -> Tensor:
+        """Return `values` on the device."""
+        return torch.tensor(values, dtype=dtype, device=self.device)
+
+    def gather(self, vector: Tensor) -> Tensor:
+        """Return the (world_size, n) vectors of all ranks, in order of rank, from (n,) each. Collective."""
+        if self.world_size == 1:
+            return vector.unsqueeze(0)
+        gathered = vector.new_empty(self.world_size * len(vector))
+        dist.all_gather_single(gathered, vector)
+        return gathered.view(self.world_size, len(vector))
+
+    def sum(self, vector: Tensor) -> Tensor:
+        """Return the sum over ranks, added up in order of rank. Collective."""
+        return self.gather(vector).sum(dim=0)
+
+    def broadcast(self, value: Any) -> Any:
+        """Return rank zero's value, any small picklable object. Collective."""
+        return self.gather_objects(value)[0]
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Return the small picklable objects of all ranks, in order of rank. Collective."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    @contextmanager
+    def together(self, doing: str) -> Iterator[None]:
+        """Make an error of one rank the error of all, so that none waits for the others. Collective at its end.
+
+        Raises:
+            HarnessError: the error of the lowest rank that had one; if not all had it, it says which rank.
+        """
+        error: HarnessError | None = None
+        try:
+            yield
+        except HarnessError as caught:
+            error = caught
+        errors = self.gather_objects(error)
+        failed = [rank for rank, found in enumerate(errors) if found is not None]
+        if not failed:
+            return
+        first = errors[failed[0]]
+        if len(failed) == self.world_size:
+            raise first
+        raise type(first)(f"{first.args[0]} (on rank {failed[0]} of {self.world_size}, while {doing})")
+
+
+class Strategy(Ranks, ABC):
+    """A model and its optimizer, spread over the ranks of one process group."""
+
+    model: nn.Module
+    """What training calls; its backward reduces gradients over ranks."""
+    module: nn.Module
+    """The bare network, for evaluation and for names."""
+    parameter_names: list[str]
+    """Trainable parameters, in the order of every list of gradients or norms."""
+
+    # -------------------------------------------------------- one update
+
+    @abstractmethod
+    def accumulate(self, *, is_last: bool) -> AbstractContextManager[object]:
+        """Enter around one micro-batch; gradients are reduced over ranks with the last one only."""
+
+    @abstractmethod
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of the sum over ranks of `loss`, (). Collective with the last micro-batch.
+
+        A loss that is not finite makes this rank's whole gradient NaN, so the reduction tells every rank of it.
+        """
+
+    @abstractmethod
+    def gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, whole gradient), reduced over ranks and unclipped. Collective: every rank must use it up."""
+
+    @abstractmethod
+    def update(self, learning_rate: Tensor) -> GradNorm:
+        """Clip, step and zero; a gradient whose norm is not finite changes nothing. Collective.
+
+        Args:
+            learning_rate: () on the device.
+        """
+
+    # -------------------------------------------------------- state by parameter name
+
+    @abstractmethod
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield (key, whole tensor) of everything learned: `model/NAME` and `optim/NAME/MOMENT`. Collective."""
+
+    @abstractmethod
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state` of any strategy at any world size has yielded. Collective."""
+
+    def model_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the whole shape of every tensor that `state` yields as `model/NAME`."""
+        return {name: tuple(tensor.shape) for name, tensor in model_tensors(self.module)}
+
+    def share_buffers(self) -> None:
+        """Give every rank rank zero's buffers (BatchNorm statistics differ between ranks). Collective."""
+        if self.world_size > 1:
+            for buffer in self.module.buffers():
+                dist.broadcast(buffer, src=0)
+
+
+@contextmanager
+def peers_answer() -> Iterator[None]:
+    """Turn the process group's complaint about a dead or silent peer into a PeerError."""
+    try:
+        yield
+    except RuntimeError as error:
+        words = str(error)
+        if isinstance(error, dist.DistError) or "gloo/transport" in words or "NCCL" in words:
+            raise PeerError(
+                f"another rank died or did not answer in time ({words.splitlines()[0][:200]}). "
+                "Look at the first error among the ranks' logs, then start the same command again"
+            ) from error
+        raise
+
+
+def model_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, tensor) of every parameter and saved buffer; what is tied comes once, by its first name."""
+    seen: set[int] = set()
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield name, tensor

@@ -1,0 +1,104 @@
+"""DistributedDataParallel: every rank holds the whole model and optimizer."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from harness.config import Clip, NormClip, ValueClip
+from harness.state import GradNorm
+from harness.strategy.base import Ranks, Strategy, model_tensors
+
+# torch.nn.utils.clip_grad_norm_ and DeepSpeed both add this to the norm they divide by.
+CLIP_EPSILON = 1e-6
+
+
+class DdpStrategy(Strategy):
+    """One replica a rank, and a fused optimizer that can skip an update on the device.
+
+    Args:
+        module: the bare network, on its device.
+        model: the same, wrapped if there are several ranks.
+        optimizer: one of torch's fused ones, over `module`.
+    """
+
+    def __init__(self, module: nn.Module, model: nn.Module, optimizer: Optimizer, *, ranks: Ranks, clip: Clip) -> None:
+        super().__init__(rank=ranks.rank, world_size=ranks.world_size, device=ranks.device)
+        self.module = module
+        self.model = model
+        if isinstance(model, DistributedDataParallel):
+            # Rank zero's buffers count (share_buffers), and are needed at evaluations and saves only.
+            model.forward_sync_buffers = False
+        self.optimizer = optimizer
+        self._clip = clip
+        named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+        self.parameter_names = [name for name, _ in named]
+        self._parameters = [parameter for _, parameter in named]
+        # DDP averages over ranks; a gradient of world_size at the loss makes that the sum.
+        self._seed = self.tensor(float(self.world_size), dtype=self._parameters[0].dtype)
+        self._found_inf = self.tensor(0.0)
+        # The fused optimizers of torch skip the whole update, their step count too, where this is 1.0.
+        self.optimizer.found_inf = self._found_inf  # type: ignore[attr-defined]
+
+    def accumulate(self, *, is_last: bool) -> AbstractContextManager[object]:
+        if is_last or not isinstance(self.model, DistributedDataParallel):
+            return nullcontext()
+        return self.model.no_sync()
+
+    def backward(self, loss: Tensor) -> None:
+        # 0 * loss is 0 for a finite loss and NaN for any other.
+        loss.backward(torch.add(self._seed, loss.detach(), alpha=0))  # type: ignore[no-untyped-call]
+
+    def gradients(self) -> Iterator[tuple[str, Tensor]]:
+        yield from zip(self.parameter_names, self._gradients(), strict=True)
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters]
+
+    @torch.no_grad()
+    def update(self, learning_rate: Tensor) -> GradNorm:
+        gradients = self._gradients()
+        per_parameter = torch.stack(torch._foreach_norm(gradients))  # (P,)
+        norm = torch.linalg.vector_norm(per_parameter)  # ()
+        coefficient = self._clip_gradients(gradients, norm)
+        # x - x is 0 for a finite x and NaN for any other.
+        torch.ne(norm - norm, 0, out=self._found_inf)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return GradNorm(norm, per_parameter, coefficient, applied=1 - self._found_inf)
+
+    def _clip_gradients(self, gradients: list[Tensor], norm: Tensor) -> Tensor:
+        match self._clip:
+            case NormClip(max_norm=max_norm):
+                coefficient = torch.clamp(max_norm / (norm + CLIP_EPSILON), max=1.0)
+                torch._foreach_mul_(gradients, coefficient)
+                return coefficient
+            case ValueClip(max_value=max_value):
+                torch._foreach_clamp_min_(gradients, -max_value)
+                torch._foreach_clamp_max_(gradients, max_value)
+                clipped: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+                return clipped / norm
+            case _:
+                return torch.ones_like(norm)
+
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in model_tensors(self.module):
+            yield f"model/{name}", tensor
+        for name, parameter in zip(self.parameter_names, self._parameters, strict=True):
+            for moment, tensor in self.optimizer.state[parameter].items():
+                if tensor is not None:
+                    yield f"optim/{name}/{moment}", tensor
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        for name, tensor in model_tensors(self.module):
+            tensor.copy_(state[f"model/{name}"])
+        for name, parameter in zip(self.parameter_names, self._parameters, strict=True):
+            prefix = f"optim/{name}/"
+            moments = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            self.optimizer.state[parameter] = {moment: value.to(self.device) for moment, value in moments.items()}

@@ -1,0 +1,96 @@
+"""What is learned: the loss of a batch, and the scores of the validation split."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError
+
+from harness.config import ClassificationTask, Task
+
+
+class TaskLoss(Protocol):
+    """One kind of learning problem."""
+
+    targets_per_row: int
+
+    def loss_sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the () sum of the loss over every target of a batch."""
+        ...
+
+    def metrics(self) -> dict[str, Metric]:
+        """Return fresh metrics by name, each updated with (predictions, targets)."""
+        ...
+
+
+class Classification:
+    """Cross-entropy of (B, num_classes) logits against (B,) int64 labels."""
+
+    targets_per_row = 1
+
+    def __init__(self, num_classes: int) -> None:
+        self._num_classes = num_classes
+
+    def loss_sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets, reduction="sum")
+
+    def metrics(self) -> dict[str, Metric]:
+        return {"accuracy": MulticlassAccuracy(self._num_classes, average="micro")}
+
+
+class Regression:
+    """Squared error of (B, K) predictions against (B, K) targets; each of the K numbers is a target."""
+
+    def __init__(self, num_outputs: int) -> None:
+        self.targets_per_row = num_outputs
+
+    def loss_sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.mse_loss(outputs, targets, reduction="sum")
+
+    def metrics(self) -> dict[str, Metric]:
+        return {"mse": MeanSquaredError(), "mae": MeanAbsoluteError()}
+
+
+def build_task(config: Task, *, num_outputs: int) -> TaskLoss:
+    """Return the task of `config`."""
+    if isinstance(config, ClassificationTask):
+        return Classification(config.num_classes)
+    return Regression(num_outputs)
+
+
+class Scores:
+    """The validation scores: exact sums over rows on every rank, so that the number of ranks does not matter."""
+
+    def __init__(self, task: TaskLoss, *, device: torch.device) -> None:
+        self._task = task
+        # float64, so that adding the ranks' sums in another order changes nothing that is printed.
+        self._metrics = {name: metric.set_dtype(torch.float64).to(device) for name, metric in task.metrics().items()}
+        self._loss_and_targets = torch.zeros(2, dtype=torch.float64, device=device)
+
+    @property
+    def names(self) -> list[str]:
+        """The keys that `compute` returns."""
+        return ["val/loss", *(f"val/{name}" for name in self._metrics)]
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """Count the rows of one batch; reads nothing to the host."""
+        self._loss_and_targets[0] += self._task.loss_sum(outputs, targets)
+        self._loss_and_targets[1] += len(targets) * self._task.targets_per_row
+        for metric in self._metrics.values():
+            metric.update(outputs, targets)
+
+    def compute(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Return the scores over the rows of all ranks. Collective: every rank must call this."""
+        loss, num_targets = sum_over_ranks(self._loss_and_targets).tolist()
+        # torchmetrics adds up its own counts over the ranks here.
+        scores = {f"val/{name}": float(metric.compute()) for name, metric in self._metrics.items()}
+        return {"val/loss": loss / num_targets, **scores}
+
+
+def batch_norms(model: nn.Module) -> list[str]:
+    """Return the names of the layers that cannot train on a single value per channel."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm1d)]

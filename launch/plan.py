@@ -1,0 +1,125 @@
+"""What a launch on this machine consists of. The only place in launch that reads the environment."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import ConfigError
+
+DEFAULT_CPU_RANKS = 2
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is to launch on."""
+
+    num_gpus: int
+    num_cores: int
+    variables: frozenset[str] = frozenset()
+    """Names of the environment variables that are set."""
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """One launch: how many ranks of which command, with what around them."""
+
+    command: tuple[str, ...]
+    """The module each rank runs, and its arguments."""
+    run_directory: Path
+    ranks: int
+    threads_per_rank: int
+    max_restarts: int = 0
+    environment: tuple[tuple[str, str], ...] = ()
+    """Variables that are added."""
+    dropped_variables: tuple[str, ...] = ()
+    """Variables that are taken away, because torchrun would read options from them."""
+    agent: str = "harness.agent"
+    """The module that takes torchrun's options and starts the ranks."""
+    rendezvous_port: int = 0
+    """0: torchrun takes a free port itself, so that no other process can take it in between."""
+
+
+def this_machine() -> Machine:
+    """Look at the GPUs, cores and environment of this machine, without torch."""
+    return Machine(
+        num_gpus=_count_gpus(),
+        num_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        variables=frozenset(os.environ),
+    )
+
+
+def choose_ranks(gpus: int | None, machine: Machine) -> int:
+    """Return one rank for each of `gpus` GPUs, or `gpus` CPU ranks where there is no GPU; None is what fits."""
+    if gpus is not None and machine.num_gpus and gpus > machine.num_gpus:
+        raise ConfigError(
+            f"--gpus {gpus}: this machine has {machine.num_gpus} visible to CUDA; "
+            f"use --gpus {machine.num_gpus} or less, or look at nvidia-smi -L and CUDA_VISIBLE_DEVICES"
+        )
+    return gpus or machine.num_gpus or DEFAULT_CPU_RANKS
+
+
+def launch_plan(
+    command: Sequence[str], *, run_directory: Path, ranks: int, machine: Machine, max_restarts: int = 0
+) -> LaunchPlan:
+    """Return the plan to run `command`, a module and its arguments, in `ranks` processes on `machine`."""
+    threads_per_rank = max(1, machine.num_cores // ranks)
+    threads = (("OMP_NUM_THREADS", str(threads_per_rank)),)
+    return LaunchPlan(
+        command=tuple(command),
+        run_directory=run_directory,
+        ranks=ranks,
+        threads_per_rank=threads_per_rank,
+        max_restarts=max_restarts,
+        environment=() if "OMP_NUM_THREADS" in machine.variables else threads,
+        dropped_variables=tuple(
+            sorted(name for name in machine.variables if name.startswith("PET_") or name == "PYTHON_EXEC")
+        ),
+    )
+
+
+def child_environment(plan: LaunchPlan) -> dict[str, str]:
+    """Return this process's environment with the changes of the plan."""
+    kept = {name: value for name, value in os.environ.items() if name not in plan.dropped_variables}
+    return kept | dict(plan.environment)
+
+
+def count_visible_gpus(listing: str, visible_devices: str | None) -> int:
+    """Return how many GPUs of an `nvidia-smi -L` listing CUDA shows under a value of CUDA_VISIBLE_DEVICES.
+
+    As in CUDA, the first entry that names no device hides itself and everything after it.
+    """
+    num_present = sum(line.startswith("GPU ") for line in listing.splitlines())
+    if visible_devices is None:
+        return num_present
+    num_visible = 0
+    for entry in (part.strip() for part in visible_devices.split(",")):
+        is_index = entry.isdecimal() and int(entry) < num_present
+        if not (is_index or entry.startswith(("GPU-", "MIG-"))):
+            break
+        num_visible += 1
+    return num_visible
+
+
+def _count_gpus() -> int:
+    visible_devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+    program = shutil.which("nvidia-smi")
+    if program is None or (visible_devices is not None and visible_devices.strip() in ("", "-1")):
+        return 0
+    try:
+        answer = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _nvidia_smi_failed(str(error)) from error
+    said = (answer.stdout + answer.stderr).strip()
+    if answer.returncode != 0 and "No devices" not in said:
+        raise _nvidia_smi_failed(said.partition("\n")[0] or f"exit code {answer.returncode}")
+    return count_visible_gpus(answer.stdout, visible_devices)
+
+
+def _nvidia_smi_failed(reason: str) -> ConfigError:
+    return ConfigError(
+        f"nvidia-smi -L failed, so the GPUs cannot be counted ({reason}). "
+        "Mend the driver, or set CUDA_VISIBLE_DEVICES= to train on CPU ranks"
+    )

@@ -1,0 +1,55 @@
+"""What `harness check` prints: a configuration in a dozen lines."""
+
+from typing import Any
+
+from harness.config import RunConfig, Section
+from harness.config_io import LoadedConfig
+
+
+def summary(loaded: LoadedConfig, *, ranks: int | None, command: str) -> str:
+    """Return what a configuration trains, how, on how many ranks, for how long and where; one line each."""
+    config = loaded.config
+    has_run = (config.run_directory / "run.json").exists()
+    rows = {
+        "model": _section(config.model),
+        "data": _section(config.data),
+        "task": _section(config.task),
+        "optimizer": _section(config.optim),
+        "schedule": _section(config.schedule),
+        "clip": _section(config.clip),
+        "strategy": _section(config.strategy),
+        "batch": _batch(config, ranks),
+        "budget": _budget(config),
+        "directory": f"{config.run_directory}{' (holds a run, which goes on)' if has_run else ''}",
+        "start": command,
+    }
+    return "\n".join(
+        [*(f"notice: {notice}" for notice in loaded.notices), *(f"{name:11}{row}" for name, row in rows.items())]
+    )
+
+
+def _section(section: Section) -> str:
+    values: dict[str, Any] = section.model_dump(mode="json", exclude_none=True)
+    kind = values.pop("kind", None) or values.pop("source")
+    shown = (
+        f"{key} {' '.join(map(str, value)) if isinstance(value, list) else value}" for key, value in values.items()
+    )
+    return f"{kind:12} {', '.join(shown)}".rstrip()
+
+
+def _batch(config: RunConfig, ranks: int | None) -> str:
+    rows = config.data.global_batch
+    if ranks is None:
+        return f"{rows} rows an update over all ranks (--gpus N shows each rank's share)"
+    micro_batch = config.strategy.micro_batch or rows // ranks
+    accumulation = rows // ranks // micro_batch
+    return f"{rows} rows an update = {ranks} ranks x {micro_batch} rows x {accumulation} micro-batches"
+
+
+def _budget(config: RunConfig) -> str:
+    budgets = {"epochs": config.run.max_epochs, "updates": config.run.max_steps}
+    limits = [f"{limit:,} {unit}" for unit, limit in budgets.items() if limit is not None]
+    text = " or ".join(limits) + (", whichever comes first" if len(limits) > 1 else "")
+    if early := config.early_stopping:
+        text += f"; ends early after {early.patience_evaluations} evaluations with no better {early.metric}"
+    return text

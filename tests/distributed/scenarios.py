@@ -1,0 +1,183 @@
+"""Training runs small enough to compare with plain PyTorch, as functions that `run_ranks` can call by name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.config import RunConfig
+from harness.data.batches import Columns
+from harness.data.order import BatchPlan
+from harness.data.sources import DataSplits
+from harness.loop import train_step
+from harness.run import Run
+from harness.stopping import StopSignals
+from harness.strategy.base import Ranks
+from harness.strategy.build import DTYPES, join_ranks
+from harness.strategy.env import placement
+from harness.train import assemble
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One small run: `updates` updates of `network` on `rows` random rows."""
+
+    network: str = "mlp"
+    rows: int = 67  # not a multiple of the batch: the last one of an epoch is smaller
+    global_batch: int = 16
+    micro_batch: int | None = None
+    updates: int = 20
+    precision: str = "fp32"
+    optimizer: str = "adamw"
+    max_norm: float | None = 0.05  # small enough to clip most updates
+    strategy: str = "ddp"
+    mutant: str | None = None
+
+    @property
+    def config(self) -> RunConfig:
+        """The harness's view of this run."""
+        clip = {"kind": "none"} if self.max_norm is None else {"kind": "norm", "max_norm": self.max_norm}
+        weight_decay = {} if self.optimizer == "adam" else {"weight_decay": 0.1}
+        momentum = {"momentum": 0.9} if self.optimizer == "sgd" else {}
+        values: dict[str, Any] = {
+            "run": {"name": "spec", "max_steps": self.updates, "seed": 3},
+            "model": {"kind": "mlp", "hidden": [8]},
+            "data": {"source": "mnist_5k", "global_batch": self.global_batch},
+            "task": {"kind": "classification", "num_classes": 5} if self.is_classification else {"kind": "regression"},
+            "optim": {"kind": self.optimizer, "peak_lr": 1e-3, **weight_decay, **momentum},
+            "schedule": {"kind": "cosine", "warmup_steps": 4},
+            "clip": clip,
+            "strategy": {"kind": self.strategy, "micro_batch": self.micro_batch, "precision": self.precision},
+        }
+        return RunConfig.model_validate(values)
+
+    @property
+    def is_classification(self) -> bool:
+        """Whether the network ends in logits of 5 classes."""
+        return self.network in ("cnn", "norm_mlp")
+
+    def model(self) -> nn.Module:
+        """The network with its first weights."""
+        torch.manual_seed(0)
+        match self.network:
+            case "mlp":
+                return nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 1))
+            case "cnn":
+                return nn.Sequential(
+                    nn.Conv2d(1, 4, 3, padding=1),
+                    nn.ReLU(),
+                    nn.MaxPool2d(2),
+                    nn.Conv2d(4, 8, 3, padding=1),
+                    nn.ReLU(),
+                    nn.MaxPool2d(2),
+                    nn.Flatten(),
+                    nn.Linear(8 * 2 * 2, 5),
+                )
+        raise ValueError(self.network)
+
+    def columns(self) -> Columns:
+        """Its rows."""
+        generator = torch.Generator().manual_seed(1)
+        shape = (1, 8, 8) if self.network == "cnn" else (10,)
+        inputs = torch.randn(self.rows, *shape, generator=generator)
+        if self.is_classification:
+            return Columns(inputs, torch.randint(5, (self.rows,), generator=generator))
+        return Columns(inputs, torch.randn(self.rows, 1, generator=generator))
+
+    def splits(self) -> DataSplits:
+        """Its rows, which validate as well."""
+        columns = self.columns()
+        return DataSplits(columns, columns, tuple(columns.inputs.shape[1:]), 5 if self.is_classification else 1)
+
+
+@dataclass
+class Trace:
+    """What a run did: everything that must agree between any two ways of running it."""
+
+    losses: list[float]
+    norms: list[float]
+    coefficients: list[float]
+    gradients: list[dict[str, Tensor]]
+    parameters: dict[str, Tensor]
+
+
+def plain_pytorch(spec: Spec) -> Trace:
+    """Train on the whole global batch in one process, with nothing of the harness but its order of rows."""
+    dtype = DTYPES[spec.precision]
+    model, columns, config = spec.model().to(dtype), spec.columns(), spec.config
+    inputs = columns.inputs.to(dtype)
+    targets = columns.targets if spec.is_classification else columns.targets.to(dtype)
+    decayed = [p for p in model.parameters() if p.dim() >= 2]
+    others = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer: torch.optim.Optimizer
+    match spec.optimizer:
+        case "adamw":
+            optimizer = torch.optim.AdamW(groups, lr=1e-3, fused=True)
+        case "sgd":
+            optimizer = torch.optim.SGD(groups, lr=1e-3, momentum=0.9, fused=True)
+        case _:
+            raise ValueError(spec.optimizer)
+    warm = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / 4, total_iters=3)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=spec.updates - 4)
+    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warm, decay], milestones=[4])
+    loss_of: Callable[..., Tensor] = nn.functional.cross_entropy if spec.is_classification else nn.functional.mse_loss
+    plan = BatchPlan(
+        num_rows=spec.rows, global_batch=spec.global_batch, world_size=1, micro_batch=None, seed=config.run.seed
+    )
+    trace = Trace([], [], [], [], {})
+    for position in range(spec.updates):
+        ids = torch.from_numpy(plan.sample_ids(position, 0))
+        loss = loss_of(model(inputs[ids]), targets[ids])
+        optimizer.zero_grad()
+        loss.backward()
+        trace.gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), spec.max_norm or float("inf"))
+        optimizer.step()
+        schedule.step()
+        trace.losses.append(loss.item())
+        trace.norms.append(norm.item())
+        trace.coefficients.append(min(1.0, (spec.max_norm or float("inf")) / (norm.item() + 1e-6)))
+    trace.parameters = {name: p.detach().clone() for name, p in model.named_parameters()}
+    return trace
+
+
+def join() -> Ranks:
+    """Join the process group of `run_ranks`."""
+    return join_ranks(placement(), timeout_seconds=50)
+
+
+def assemble_spec(spec: Spec, directory: str = "/nowhere") -> Run:
+    """Put the run of a spec together on this rank."""
+    return assemble(spec.config, join(), spec.splits(), spec.model(), directory=Path(directory), signals=StopSignals())
+
+
+def harness_trace(spec: Spec) -> Trace:
+    """Train with the harness on this rank."""
+    from tests.distributed.mutants import MUTANTS
+
+    run = assemble_spec(spec)
+    step = train_step
+    if spec.mutant:
+        step = MUTANTS[spec.mutant](run)
+    strategy = run.strategy
+    trace = Trace([], [], [], [], {})
+    update = strategy.update
+
+    def look_then_update(learning_rate: Tensor) -> Any:
+        trace.gradients.append({name: gradient.clone() for name, gradient in strategy.gradients()})
+        return update(learning_rate)
+
+    strategy.update = look_then_update  # type: ignore[method-assign]
+    for position in range(spec.updates):
+        rate = strategy.tensor(run.learning_rate(position + 1), dtype=torch.float64)
+        report = step(run, position, rate)
+        trace.losses.append(strategy.sum(report.loss.double().reshape(1)).item())
+        trace.norms.append(report.gradient.total.item())
+        trace.coefficients.append(report.gradient.coefficient.item())
+    state = dict(strategy.state())
+    trace.parameters = {name: state[f"model/{name}"].detach().clone() for name in strategy.parameter_names}
+    return trace

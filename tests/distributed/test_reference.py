@@ -1,0 +1,82 @@
+"""The arithmetic of an update, against plain PyTorch on the whole global batch."""
+
+import pytest
+from torch import Tensor
+
+from tests.distributed.ranks import run_ranks
+from tests.distributed.scenarios import Spec, Trace, harness_trace, plain_pytorch
+
+WORLDS = (1, 2, 4, 8)
+
+
+def largest_difference(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+    assert left.keys() == right.keys()
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+def assert_same(found: Trace, wanted: Trace, *, gradient: float, norm: float, parameter: float) -> None:
+    assert len(found.gradients) == len(wanted.gradients) > 0
+    differences = [largest_difference(f, w) for f, w in zip(found.gradients, wanted.gradients, strict=True)]
+    worst = max(difference / max(1.0, norm) for difference, norm in zip(differences, wanted.norms, strict=True))
+    assert worst <= gradient, f"an element of a gradient differs by {worst:.1e} of the gradient's norm"
+    assert found.norms == pytest.approx(wanted.norms, rel=norm, abs=norm)
+    assert found.coefficients == pytest.approx(wanted.coefficients, rel=norm, abs=norm)
+    assert found.losses == pytest.approx(wanted.losses, rel=norm, abs=norm)
+    worst = largest_difference(found.parameters, wanted.parameters)
+    assert worst <= parameter, f"a parameter differs by {worst:.1e}"
+
+
+def assert_ranks_agree(traces: list[Trace]) -> None:
+    for trace in traces[1:]:
+        assert largest_difference(trace.parameters, traces[0].parameters) == 0.0
+        assert (trace.norms, trace.losses) == (traces[0].norms, traces[0].losses)
+
+
+@pytest.mark.parametrize("network", ["mlp", "cnn"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("world_size", WORLDS)
+def test_an_update_is_that_of_plain_pytorch_on_the_whole_batch(
+    world_size: int, accumulation: int, network: str
+) -> None:
+    spec = Spec(network=network, micro_batch=16 // world_size // accumulation)
+    traces = run_ranks(world_size, harness_trace, spec)
+    assert_ranks_agree(traces)
+    assert_same(traces[0], plain_pytorch(spec), gradient=1e-7, norm=1e-6, parameter=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("world_size", WORLDS)
+def test_in_double_precision_nothing_but_rounding_is_left(world_size: int, optimizer: str) -> None:
+    spec = Spec(precision="fp64", micro_batch=2, optimizer=optimizer)
+    traces = run_ranks(world_size, harness_trace, spec)
+    assert_same(traces[0], plain_pytorch(spec), gradient=1e-14, norm=1e-12, parameter=1e-12)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 17, 64])
+def test_ranks_without_rows_change_nothing(rows: int) -> None:
+    spec = Spec(rows=rows, precision="fp64", updates=6, micro_batch=2)
+    traces = run_ranks(8, harness_trace, spec)
+    assert_same(traces[0], plain_pytorch(spec), gradient=1e-14, norm=1e-12, parameter=1e-12)
+
+
+def test_one_rank_gives_the_bits_of_the_hand_written_loop() -> None:
+    spec = Spec(rows=64)
+    found, wanted = run_ranks(1, harness_trace, spec)[0], plain_pytorch(spec)
+    assert largest_difference(found.parameters, wanted.parameters) == 0.0
+
+
+@pytest.mark.parametrize(
+    "mutant", ["clip_before_the_reduction", "norm_of_the_local_gradient", "loss_averaged_per_rank"]
+)
+def test_the_reference_catches_the_mutant(mutant: str) -> None:
+    spec = Spec(mutant=mutant, updates=5)  # the last batch of the epoch has 3 rows for 2 ranks
+    found, wanted = run_ranks(2, harness_trace, spec)[0], plain_pytorch(spec)
+    with pytest.raises(AssertionError):
+        assert_same(found, wanted, gradient=1e-4, norm=1e-4, parameter=1e-5)
+
+
+def test_without_clipping_the_norm_is_still_that_of_the_whole_gradient() -> None:
+    spec = Spec(max_norm=None, updates=5)
+    found, wanted = run_ranks(4, harness_trace, spec)[0], plain_pytorch(spec)
+    assert found.norms == pytest.approx(wanted.norms, rel=1e-6)
+    assert set(found.coefficients) == {1.0}

@@ -1,0 +1,285 @@
+"""No arrow points up: the layers of CONTRIBUTING.md, read from the imports."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+LAYERS = {
+    0: ("harness/__init__.py", "harness/errors.py", "harness/files.py", "harness/process.py"),
+    1: (
+        "harness/config.py",
+        "harness/config_changes.py",
+        "harness/config_io.py",
+        "harness/agenda.py",
+        "harness/run_directory.py",
+        "harness/schedule.py",
+        "harness/state.py",
+        "harness/stopping.py",
+        "harness/strategy/env.py",
+    ),
+    2: ("harness/models/", "harness/data/", "harness/diagnostics/", "harness/optim.py", "harness/tasks.py"),
+    3: ("harness/strategy/",),
+    # Which rank brought a NaN is a question to every rank, so this diagnosis stands above the seam.
+    4: ("harness/checkpoint/", "harness/observers/", "harness/diagnostics/nonfinite.py"),
+    5: ("harness/loop.py", "harness/interval.py", "harness/resume.py", "harness/run.py"),
+    6: ("harness/train.py", "harness/agent.py", "harness/report/"),
+    7: ("launch/",),
+}
+LAUNCH_LAYER, LAUNCH_MAY_USE = 7, (0, 1, 7)
+
+LIBRARIES = {
+    0: set(),
+    1: {"pydantic", "yaml"},
+    2: {"torch", "numpy", "datasets", "transformers", "torchmetrics", "PIL", "mlxtend"},
+    3: {"torch", "numpy", "accelerate", "deepspeed"},
+    4: {"torch", "numpy", "safetensors", "rich", "wandb"},
+    5: {"torch"},
+    6: {"torch", "numpy", "torchmetrics", "safetensors", "rich"},
+    7: {"yaml"},
+}
+ONLY_FOR_TYPES = {1: {"torch"}}
+"""What a layer may import under TYPE_CHECKING as well."""
+
+PLACES = {
+    "accelerate": ("harness/strategy/",),
+    "deepspeed": ("harness/strategy/",),
+    "torch.distributed": ("harness/strategy/", "harness/agent.py"),
+    "wandb": ("harness/observers/wandb.py",),
+}
+"""Names that only some files may use, whatever their layer."""
+ONLY_LATE = {"wandb"}
+"""Names that are imported in functions only, because their import takes seconds or does something."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported name, such as `torch.distributed`."""
+
+    name: str
+    is_late: bool
+    is_for_types: bool
+
+
+def layer_of(path: str) -> int | None:
+    """Return the layer of a file or folder, by the longest entry that it is or lies in."""
+    entries = {entry: layer for layer, group in LAYERS.items() for entry in group}
+    fitting = [entry for entry in entries if path == entry or (entry.endswith("/") and path.startswith(entry))]
+    return entries[max(fitting, key=len)] if fitting else None
+
+
+def imports_of(tree: ast.Module, *, package: str) -> Iterator[Import]:
+    """Yield what a module imports anywhere in it; `torch.distributed` also where it is only an attribute."""
+
+    def visit(node: ast.AST, *, is_late: bool, is_for_types: bool) -> Iterator[Import]:
+        is_late |= isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for name in names(node):
+            yield Import(name, is_late, is_for_types)
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            for child in node.body:
+                yield from visit(child, is_late=is_late, is_for_types=True)
+            for child in node.orelse:
+                yield from visit(child, is_late=is_late, is_for_types=is_for_types)
+            return
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, is_late=is_late, is_for_types=is_for_types)
+
+    def names(node: ast.AST) -> list[str]:
+        if isinstance(node, ast.Import):
+            return [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*above, *filter(None, [node.module])])
+            return [f"{module}.{alias.name}" for alias in node.names]
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.distributed":
+            return ["torch.distributed"]
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("import_module", "importlib.import_module"):
+            return [node.args[0].value if isinstance(node.args[0], ast.Constant) else "a name made at run time"]
+        return []
+
+    yield from visit(tree, is_late=False, is_for_types=False)
+
+
+def our_file(name: str, root: Path) -> str | None:
+    """Return the path of the module that `name` is or lies in, if it is one of ours."""
+    parts = name.split(".")
+    if parts[0] not in ("harness", "launch"):
+        return None
+    while len(parts) > 1:
+        path = "/".join(parts)
+        if (root / f"{path}.py").exists():
+            return f"{path}.py"
+        if (root / path).is_dir():
+            return f"{path}/"
+        parts.pop()
+    return f"{parts[0]}/__init__.py"
+
+
+def problems(root: Path) -> list[str]:
+    """Return a sentence for every file without a layer and every import that its layer does not allow."""
+    found = []
+    for file in sorted([*root.glob("harness/**/*.py"), *root.glob("launch/**/*.py")]):
+        path = file.relative_to(root).as_posix()
+        layer = layer_of(path)
+        if layer is None:
+            found.append(f"{path} is in no layer: give it one in tests/test_layers.py")
+            continue
+        package = ".".join(Path(path).parent.parts)
+        for imported in imports_of(ast.parse(file.read_bytes()), package=package):
+            found += [f"{path} (layer {layer}) imports {text}" for text in _problems(path, layer, imported, root)]
+    return list(dict.fromkeys(found))
+
+
+def _problems(path: str, layer: int, imported: Import, root: Path) -> Iterator[str]:
+    ours = our_file(imported.name, root)
+    if ours is not None:
+        module = ours.removesuffix("/__init__.py").removesuffix(".py").rstrip("/").replace("/", ".")
+        their_layer = layer_of(ours)
+        if their_layer is not None and their_layer > layer:
+            yield f"{module} (layer {their_layer})"
+        if layer == LAUNCH_LAYER and their_layer not in LAUNCH_MAY_USE:
+            yield f"{module} (layer {their_layer}), but launch may use layers 0 and 1 only"
+        return
+    library = imported.name.partition(".")[0]
+    if library in sys.stdlib_module_names:
+        return
+    allowed = LIBRARIES[layer] | (ONLY_FOR_TYPES.get(layer, set()) if imported.is_for_types else set())
+    if library not in allowed:
+        yield f"{library}, which this layer may not"
+    for name, places in PLACES.items():
+        is_named = imported.name == name or imported.name.startswith(f"{name}.")
+        if is_named and not any(path == place or path.startswith(f"{place.rstrip('/')}/") for place in places):
+            yield f"{name}, which is for {' and '.join(places)} only"
+    if library in ONLY_LATE and not (imported.is_late or imported.is_for_types):
+        yield f"{library} at its top; import it in the function that needs it"
+
+
+def test_no_import_points_up_and_every_library_is_used_in_its_place() -> None:
+    assert problems(ROOT) == []
+
+
+def test_the_files_of_layer_0_and_1_are_all_there() -> None:
+    missing = [entry for layer in (0, 1) for entry in LAYERS[layer] if not (ROOT / entry).exists()]
+    assert missing == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "sentence"),
+    [
+        (
+            "harness/loop.py",
+            "from harness.train import main",
+            "harness/loop.py (layer 5) imports harness.train (layer 6)",
+        ),
+        (
+            "harness/loop.py",
+            "def f():\n    from harness import train",
+            "harness/loop.py (layer 5) imports harness.train (layer 6)",
+        ),
+        (
+            "harness/data/order.py",
+            "if True:\n    import harness.loop as it",
+            "harness/data/order.py (layer 2) imports harness.loop (layer 5)",
+        ),
+        (
+            "harness/data/order.py",
+            "from ..loop import fit",
+            "harness/data/order.py (layer 2) imports harness.loop (layer 5)",
+        ),
+        (
+            "harness/state.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from harness.loop import fit",
+            "harness/state.py (layer 1) imports harness.loop (layer 5)",
+        ),
+        ("harness/state.py", "import torch", "harness/state.py (layer 1) imports torch, which this layer may not"),
+        (
+            "harness/state.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    pass\nelse:\n    import torch",
+            "harness/state.py (layer 1) imports torch, which this layer may not",
+        ),
+        ("harness/errors.py", "import yaml", "harness/errors.py (layer 0) imports yaml, which this layer may not"),
+        (
+            "harness/strategy/env.py",
+            "import torch",
+            "harness/strategy/env.py (layer 1) imports torch, which this layer may not",
+        ),
+        (
+            "harness/checkpoint/store.py",
+            "import accelerate.utils",
+            "harness/checkpoint/store.py (layer 4) imports accelerate, which is for harness/strategy/ only",
+        ),
+        (
+            "harness/train.py",
+            "def f():\n    import deepspeed",
+            "harness/train.py (layer 6) imports deepspeed, which is for harness/strategy/ only",
+        ),
+        (
+            "harness/optim.py",
+            "from torch import distributed",
+            "harness/optim.py (layer 2) imports torch.distributed, which is for harness/strategy/ and "
+            "harness/agent.py only",
+        ),
+        (
+            "harness/optim.py",
+            "import torch\ntorch.distributed.barrier()",
+            "harness/optim.py (layer 2) imports torch.distributed, which is for harness/strategy/ and "
+            "harness/agent.py only",
+        ),
+        (
+            "harness/observers/ledger.py",
+            "def f():\n    import wandb",
+            "harness/observers/ledger.py (layer 4) imports wandb, which is for harness/observers/wandb.py only",
+        ),
+        (
+            "harness/observers/wandb.py",
+            "import wandb",
+            "harness/observers/wandb.py (layer 4) imports wandb at its top; import it in the function that needs it",
+        ),
+        (
+            "launch/cli.py",
+            "def f():\n    from harness.train import main",
+            "launch/cli.py (layer 7) imports harness.train (layer 6), but launch may use layers 0 and 1 only",
+        ),
+        ("launch/cli.py", "import torch", "launch/cli.py (layer 7) imports torch, which this layer may not"),
+        (
+            "launch/cli.py",
+            "import importlib\nimportlib.import_module('torch')",
+            "launch/cli.py (layer 7) imports torch, which this layer may not",
+        ),
+        ("harness/new.py", "", "harness/new.py is in no layer: give it one in tests/test_layers.py"),
+    ],
+)
+def test_an_import_that_points_up_is_told_in_a_sentence(tmp_path: Path, path: str, source: str, sentence: str) -> None:
+    for name in ("harness/loop.py", "harness/train.py"):
+        _write(tmp_path / name, "")
+    _write(tmp_path / path, source)
+    assert sentence in problems(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("harness/loop.py", "import math\nimport torch\nfrom harness.state import TrainState"),
+        ("harness/state.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from torch import Tensor"),
+        ("harness/observers/wandb.py", "def f():\n    import wandb"),
+        ("harness/strategy/ddp.py", "import torch.distributed as dist\nfrom accelerate import Accelerator"),
+        ("harness/resume.py", "from harness import __version__"),
+        ("harness/models/cnn.py", "from . import mlp\nfrom harness.models import mlp"),
+        ("launch/cli.py", "from launch.plan import launch_plan\nfrom harness.config_io import load_config"),
+    ],
+)
+def test_an_import_that_points_down_or_sideways_is_fine(tmp_path: Path, path: str, source: str) -> None:
+    for name in ("harness/__init__.py", "harness/state.py", "harness/models/mlp.py", "launch/plan.py"):
+        _write(tmp_path / name, "")
+    _write(tmp_path / path, source)
+    assert problems(tmp_path) == []
+
+
+def _write(path: Path, source: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(source)
