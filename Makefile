@@ -16,6 +16,7 @@ help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## Make .venv, or bring it up to date
+	@echo '.venv is up to date.'
 
 train: $(READY) ## Train the example: make train [GPUS=2] [ARGS="optim.peak_lr=3e-4 run.max_epochs=3"]
 	@$(BIN)/python -m launch.cli launch configs/mnist_cnn.yaml $(if $(GPUS),--gpus $(GPUS)) $(ARGS)

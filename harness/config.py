@@ -52,7 +52,7 @@ class RunSection(Section):
 
     name: RunName
     output_root: str = "runs"
-    seed: CountInt = 42
+    seed: Annotated[Int, Field(ge=0, lt=2**63)] = 42
     max_epochs: PositiveInt | None = None
     """Stop after this many passes over the training rows."""
     max_steps: PositiveInt | None = None

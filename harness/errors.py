@@ -38,7 +38,7 @@ class StorageError(HarnessError):
 
 
 class NonFiniteError(HarnessError):
-    """Losses or gradients stayed NaN or infinite; the weights are those before the first of them."""
+    """Losses or gradients were NaN or infinite in too many updates in a row; none of these was applied."""
 
     exit_code = 6
 

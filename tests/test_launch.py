@@ -28,14 +28,14 @@ from launch.plan import (
 from launch.torchrun import FINAL_CODES, exit_code_of, torchrun_command
 
 ROOT = Path(__file__).parents[1]
-DEADLINE_SECONDS = 60
+DEADLINE_SECONDS = 120
 CONFIG = """\
 run: {name: digits, output_root: OUTPUT, max_epochs: 12, max_steps: 5000}
 model: {kind: cnn, channels: [32, 64], dropout: 0.25}
 data: {source: mnist_5k, global_batch: 64}
 task: {kind: classification, num_classes: 10}
 optim: {kind: adamw, peak_lr: 1e-3}
-schedule: {kind: cosine, warmup_steps: 50}
+schedule: {kind: cosine, warmup_steps: 5}
 clip: {kind: norm, max_norm: 1.0}
 early_stopping: {patience_evaluations: 5}
 """
@@ -173,7 +173,7 @@ def test_the_command_line_of_torchrun() -> None:
 def test_torchrun_reads_the_command_line_as_it_was_meant() -> None:
     from torch.distributed.run import get_args_parser
 
-    overrides = ("a=--nnodes", "b.c=-3", "--=x"[2:] + "y", "d=--start -m", "e=")
+    overrides = ("a=--nnodes", "b.c=-3", "d=--start -m", "e=")
     plan = _plan("harness.train", "x.yaml", *overrides, ranks=2, machine=Machine(num_gpus=0, num_cores=2))
     options = get_args_parser().parse_args(torchrun_command(plan)[3:])
     assert (options.nproc_per_node, options.nnodes, options.max_restarts) == ("2", "1", 0)
@@ -231,10 +231,9 @@ def test_the_command_never_imports_torch(config_file: Path) -> None:
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
-    assert all(f"\n  {name} " in capsys.readouterr().out for name in ["train"])
     assert cli.main([]) == 2
     out = capsys.readouterr().out
-    assert all(f"\n  {name} " in out for name in cli.COMMANDS)
+    assert [out.count(f"\n  {name} ") for name in cli.COMMANDS] == [2, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -301,7 +300,7 @@ def test_check_says_what_will_happen_on_so_many_ranks(config_file: Path, capsys:
     assert rows["data"].startswith("mnist_5k ")
     assert rows["task"].endswith("num_classes 10")
     assert "peak_lr 0.0003" in rows["optimizer"]
-    assert "warmup_steps 50" in rows["schedule"]
+    assert "warmup_steps 5," in rows["schedule"]
     assert rows["clip"].endswith("max_norm 1.0")
     assert rows["batch"] == "64 rows an update = 8 ranks x 4 rows x 2 micro-batches"
     assert rows["budget"].startswith("12 epochs or 5,000 updates, whichever comes first; ends early")
@@ -418,7 +417,7 @@ class Launch:
 
     def pids(self) -> list[int]:
         """Wait for the agent and its rank."""
-        _wait_for(lambda: (self.directory / "pids").exists())
+        _wait_for((self.directory / "pids").exists)
         return [int(pid) for pid in (self.directory / "pids").read_text().split()]
 
     def log(self) -> list[str]:
@@ -521,9 +520,9 @@ def test_the_exit_json_of_an_earlier_launch_is_not_believed(launch: Callable[...
 
 def test_a_process_that_was_there_before_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "stand_in_agent.py").write_text(AGENT)
-    script = f"import subprocess; own = subprocess.Popen(['sleep', '60']); print(own.pid, flush=True)\n{LAUNCHER}"
+    own = "import subprocess\nown = subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL)\nprint(own.pid)"
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "run"), "code=0", "0"],
+        [sys.executable, "-c", f"{own}\n{LAUNCHER}", str(tmp_path / "run"), "code=0", "0"],
         env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
         stdout=subprocess.PIPE,
         check=True,
@@ -577,7 +576,15 @@ def test_a_person_sees_the_message_of_the_run_and_nothing_of_torchruns(config_fi
 @pytest.mark.usefixtures("no_gpus")
 def test_ctrl_c_saves_a_real_run_and_the_same_command_goes_on(config_file: Path) -> None:
     directory = config_file.parent / "runs" / "digits"
-    command = [sys.executable, "-m", "launch.cli", "launch", str(config_file), "run.max_epochs=1000"]
+    command = [
+        sys.executable,
+        "-m",
+        "launch.cli",
+        "launch",
+        str(config_file),
+        "run.max_epochs=1000",
+        "early_stopping=null",
+    ]
     first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         _wait_for(lambda: (directory / "ledger.jsonl").exists() and (directory / "ledger.jsonl").stat().st_size > 0)
@@ -590,6 +597,15 @@ def test_ctrl_c_saves_a_real_run_and_the_same_command_goes_on(config_file: Path)
     saved = json.loads((directory / "exit.json").read_text())
     assert saved["code"] == 75
     assert saved["step"] > 0
+    second = subprocess.run(
+        [*command, f"run.max_steps={saved['step'] + 3}"],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=DEADLINE_SECONDS,
+        check=False,
+    )
+    assert second.returncode == 0
+    assert json.loads((directory / "exit.json").read_text())["step"] == saved["step"] + 3
 
 
 # ---------------------------------------------------------------- helpers

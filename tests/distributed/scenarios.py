@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.config import RunConfig
+from harness.config import RunConfig, Tracking
 from harness.data.batches import Columns
 from harness.data.order import BatchPlan
 from harness.data.sources import DataSplits
@@ -155,8 +155,8 @@ def assemble_spec(spec: Spec, directory: str = "/nowhere") -> Run:
     return assemble(spec.config, join(), spec.splits(), spec.model(), directory=Path(directory), signals=StopSignals())
 
 
-def harness_trace(spec: Spec) -> Trace:
-    """Train with the harness on this rank."""
+def harness_trace(spec: Spec, updates: int | None = None) -> Trace:
+    """Train with the harness on this rank, for all updates of the spec or for the first few."""
     from tests.distributed.mutants import MUTANTS
 
     run = assemble_spec(spec)
@@ -172,7 +172,7 @@ def harness_trace(spec: Spec) -> Trace:
         return update(learning_rate)
 
     strategy.update = look_then_update  # type: ignore[method-assign]
-    for position in range(spec.updates):
+    for position in range(updates or spec.updates):
         rate = strategy.tensor(run.learning_rate(position + 1), dtype=torch.float64)
         report = step(run, position, rate)
         trace.losses.append(strategy.sum(report.loss.double().reshape(1)).item())
@@ -181,3 +181,152 @@ def harness_trace(spec: Spec) -> Trace:
     state = dict(strategy.state())
     trace.parameters = {name: state[f"model/{name}"].detach().clone() for name in strategy.parameter_names}
     return trace
+
+
+def train_main(*arguments: str) -> int:
+    """Run `python -m harness.train` in this process, as one rank."""
+    from harness.train import main
+
+    return main(list(arguments))
+
+
+def fit_spec(spec: Spec, directory: str, log_every_steps: int = 10) -> dict[str, Any]:
+    """Fit a spec from the start with a ledger in `directory`; return how it ended, its weights and what was raised."""
+    from harness.errors import HarnessError
+    from harness.loop import fit
+    from harness.observers.base import Observers
+    from harness.observers.ledger import Ledger
+    from harness.state import TrainState
+
+    config = spec.config.model_copy(update={"tracking": Tracking(log_every_steps=log_every_steps)})
+    run = assemble(config, join(), spec.splits(), spec.model(), directory=Path(directory), signals=StopSignals())
+    if run.strategy.rank == 0:
+        run.observers = Observers([Ledger(Path(directory), keep_bytes=0)])
+    state, error, reason = TrainState(), None, None
+    try:
+        reason = fit(run, state).reason
+    except HarnessError as raised:
+        error = f"{raised.exit_code} {raised}"
+    parameters = {name: p.detach().clone() for name, p in run.strategy.module.named_parameters()}
+    run.observers.seal()
+    return {"reason": reason, "step": state.step, "position": state.position, "error": error, "parameters": parameters}
+
+
+class Poisoned(nn.Module):
+    """A linear model whose gradient, or loss, is not finite for rows that start with a 7.
+
+    Args:
+        loss_too: the loss is not finite either; otherwise only the gradient is NaN.
+    """
+
+    def __init__(self, *, loss_too: bool) -> None:
+        super().__init__()
+        self.loss_too = loss_too
+        self.first = nn.Linear(10, 4)
+        self.second = nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        good = (x[:, :1] != 7).to(x.dtype)  # (B, 1)
+        outputs: Tensor = self.second(self.first(x))
+        if self.loss_too:
+            return outputs / good
+        # 0 * sqrt(0 * h) is 0, its gradient 0 * infinity
+        return outputs + 0 * torch.sqrt(torch.where(good > 0, 1.0, 0 * outputs))
+
+
+@dataclass(frozen=True)
+class PoisonedSpec(Spec):
+    """Rows of which some make the gradient NaN; none is drawn by chance."""
+
+    network: str = "poisoned"
+    poisoned_rows: tuple[int, ...] = ()
+    loss_too: bool = True
+
+    def model(self) -> nn.Module:
+        torch.manual_seed(0)
+        return Poisoned(loss_too=self.loss_too)
+
+    def columns(self) -> Columns:
+        columns = super().columns()
+        columns.inputs[list(self.poisoned_rows), 0] = 7.0
+        return columns
+
+    def splits(self) -> DataSplits:
+        clean = Columns(*(tensor[:1].contiguous() for tensor in vars(Spec.columns(self)).values()))
+        return DataSplits(self.columns(), clean, (10,), 1)
+
+
+def neuron_update(learning_rate: float, rows: int) -> dict[str, float]:
+    """One update of relu(w x + b) with w = b = 0.5 on `rows` rows of x = 2, target 1."""
+    values = Spec(optimizer="sgd", max_norm=None, rows=rows, global_batch=8).config.model_dump(mode="json")
+    values["optim"] = {"kind": "sgd", "peak_lr": learning_rate}
+    model = nn.Sequential(nn.Linear(1, 1), nn.ReLU())
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 0.5)
+    columns = Columns(torch.full((rows, 1), 2.0), torch.ones(rows, 1))
+    config = RunConfig.model_validate(values)
+    run = assemble(
+        config, join(), DataSplits(columns, columns, (1,), 1), model, directory=Path("/nowhere"), signals=StopSignals()
+    )
+    gradients: dict[str, Tensor] = {}
+    update = run.strategy.update
+
+    def look_then_update(rate: Tensor) -> Any:
+        gradients.update({name: gradient.clone() for name, gradient in run.strategy.gradients()})
+        return update(rate)
+
+    run.strategy.update = look_then_update  # type: ignore[method-assign]
+    report = train_step(run, 0, run.strategy.tensor(learning_rate, dtype=torch.float64))
+    return {
+        "loss": run.strategy.sum(report.loss.reshape(1)).item(),
+        "gradient": gradients["0.weight"].item(),
+        "weight": model[0].weight.item(),
+    }
+
+
+def cost_of_updates(spec: Spec, directory: str) -> dict[str, Any]:
+    """Count host reads and collectives in the updates of one interval, and in the end of the interval."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from harness.interval import Interval
+    from harness.state import TrainState
+
+    counts: dict[str, int] = {}
+
+    def count(name: str) -> None:
+        counts[name] = counts.get(name, 0) + 1
+
+    class Counter(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten._local_scalar_dense.default:
+                count("host reads")
+            if func.namespace == "c10d":
+                count(func._schema.name)
+            return func(*args, **(kwargs or {}))
+
+    run = assemble_spec(spec, directory)
+    run.agenda.updates_until_vote = 1000
+    state = TrainState()
+    for name in ("tolist", "numpy", "cpu", "__array__"):  # reads that the dispatcher does not show
+        original = getattr(torch.Tensor, name)
+
+        def reading(*args: Any, original: Any = original, **kwargs: Any) -> Any:
+            count("host reads")
+            return original(*args, **kwargs)
+
+        setattr(torch.Tensor, name, reading)
+    result = {}
+    for phase in ("warm-up", "measured"):
+        interval = Interval(run, state)
+        counts.clear()
+        with Counter():
+            for position in interval.positions:
+                interval.count(train_step(run, position, interval.learning_rate()))
+        result["updates"] = dict(counts)
+        counts.clear()
+        with Counter():
+            interval.settle()
+        result["settle"] = dict(counts)
+        result["length"] = len(interval.positions)
+        assert phase
+    return result

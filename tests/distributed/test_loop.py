@@ -1,0 +1,199 @@
+"""The loop: closed forms, skipped updates, and what an update costs."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from harness.data.order import BatchPlan
+from harness.observers.ledger import read_lines
+from harness.schedule import learning_rate
+from tests.distributed.ranks import run_ranks
+from tests.distributed.scenarios import (
+    PoisonedSpec,
+    Spec,
+    cost_of_updates,
+    fit_spec,
+    harness_trace,
+    neuron_update,
+    train_main,
+)
+
+
+@pytest.mark.parametrize("rows", [1, 8])  # on eight ranks: seven without a row, or one row each
+@pytest.mark.parametrize("world_size", [1, 8])
+@pytest.mark.parametrize(("rate", "weight"), [(0.1, 0.3), (0.01, 0.48)])
+def test_one_neuron_learns_as_computed_by_hand(world_size: int, rows: int, rate: float, weight: float) -> None:
+    # relu(0.5 * 2 + 0.5) = 1.5; (1.5 - 1)^2 = 0.25; dL/dw = 2 (1.5 - 1) 2 = 2; w - rate * 2
+    for found in run_ranks(world_size, neuron_update, rate, rows):
+        assert found["loss"] == pytest.approx(0.25, abs=1e-7)
+        assert found["gradient"] == pytest.approx(2.0, abs=1e-6)
+        assert found["weight"] == pytest.approx(weight, abs=1e-7)
+
+
+def textbook_script() -> dict[str, Any]:
+    """The loop of an introductory chapter: full batch, cosine over 50 epochs, clipping, early stopping."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 1))
+    torch.manual_seed(42)
+    x, y, x_val, y_val = torch.randn(200, 10), torch.randn(200, 1), torch.randn(50, 10), torch.randn(50, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50)
+    best, best_epoch, wait, losses, val_losses = math.inf, 0, 0, [], []
+    for epoch in range(50):
+        model.train()
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(model(x), y)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        model.eval()
+        with torch.no_grad():
+            val_loss = nn.functional.mse_loss(model(x_val), y_val).item()
+        losses.append(loss.item())
+        val_losses.append(val_loss)
+        if val_loss < best:
+            best, best_epoch, wait = val_loss, epoch, 0
+        else:
+            wait += 1
+            if wait >= 5:
+                break
+    data = {"train": (x, y), "validation": (x_val, y_val)}
+    return {"losses": losses, "val_losses": val_losses, "best": best, "best_epoch": best_epoch, "data": data}
+
+
+@pytest.mark.parametrize("world_size", [1, 4])
+def test_the_textbook_loop_as_a_config_stops_at_the_same_epoch(tmp_path: Path, world_size: int) -> None:
+    import pandas
+
+    wanted = textbook_script()
+    assert wanted["losses"][0] == pytest.approx(1.0200164, abs=1e-6)
+    assert wanted["val_losses"][0] == pytest.approx(1.4862860, abs=1e-6)
+    assert len(wanted["losses"]) - 1 == 5
+    for split, (x, y) in wanted["data"].items():
+        frame = pandas.DataFrame(x.numpy(), columns=[f"x{i}" for i in range(10)]).assign(y=y.numpy())
+        frame.to_parquet(tmp_path / f"{split}.parquet")
+    config = {
+        "run": {"name": "textbook", "output_root": str(tmp_path), "seed": 0, "max_epochs": 50},
+        "model": {"kind": "mlp", "hidden": [64]},
+        "data": {
+            "source": "parquet",
+            "path": str(tmp_path / "train.parquet"),
+            "validation_path": str(tmp_path / "validation.parquet"),
+            "targets": ["y"],
+            "global_batch": 200,
+        },
+        "task": {"kind": "regression"},
+        "optim": {"kind": "adam", "peak_lr": 1e-3},
+        "schedule": {"kind": "cosine"},
+        "clip": {"kind": "norm", "max_norm": 1.0},
+        "early_stopping": {"metric": "val/loss", "patience_evaluations": 5},
+    }
+    (tmp_path / "textbook.yaml").write_text(json.dumps(config))  # JSON is YAML
+    assert run_ranks(world_size, train_main, str(tmp_path / "textbook.yaml")) == [0] * world_size
+    lines = read_lines(tmp_path / "textbook/ledger.jsonl")
+    losses = [line["loss"] for line in lines if line["event"] == "update"]
+    val_losses = [line["metrics"]["val/loss"] for line in lines if line["event"] == "evaluation"]
+    assert losses == pytest.approx(wanted["losses"], abs=1e-6)
+    assert val_losses == pytest.approx(wanted["val_losses"], abs=1e-6)
+    assert json.loads((tmp_path / "textbook/exit.json").read_text())["reason"] == "early_stopping"
+    best = json.loads((tmp_path / "textbook/checkpoints/BEST").read_text())["step"]
+    assert best - 1 == wanted["best_epoch"]
+    assert val_losses[best - 1] == pytest.approx(wanted["best"], abs=1e-6)
+
+
+# ---------------------------------------------------------------- gradients that are not finite
+
+
+def plan_of(spec: Spec, world_size: int = 1) -> BatchPlan:
+    return BatchPlan(
+        num_rows=spec.rows, global_batch=spec.global_batch, world_size=world_size, micro_batch=None, seed=3
+    )
+
+
+@pytest.mark.parametrize("loss_too", [True, False])
+@pytest.mark.parametrize("world_size", [1, 4])
+def test_an_update_with_a_nan_is_skipped_by_all_ranks_and_counts_as_none(
+    tmp_path: Path, world_size: int, loss_too: bool
+) -> None:
+    spec = PoisonedSpec(poisoned_rows=(5,), loss_too=loss_too, updates=8, precision="fp64")
+    results = run_ranks(world_size, fit_spec, spec, str(tmp_path))
+    assert {(result["reason"], result["step"]) for result in results} == {("budget", 8)}
+    plan = plan_of(spec)
+    bad = [position for position in range(results[0]["position"]) if 5 in plan.sample_ids(position, 0)]
+    lines = [line for line in read_lines(tmp_path / "ledger.jsonl") if line["event"] == "update"]
+    skipped = [line for line in lines if not line["applied"]]
+    assert [line["samples_seen"] for line in skipped] == [plan.samples_before(position + 1) for position in bad]
+    assert [line["step"] for line in lines if line["applied"]] == list(range(1, 9))
+    assert results[0]["position"] == 8 + len(bad)
+
+    # The same by hand: the bad batch is passed over, and the rate goes by the applied updates.
+    model, columns = spec.model().double(), spec.columns()
+    groups = [{"params": [p for p in model.parameters() if (p.dim() >= 2) is d], "weight_decay": w} for d, w in
+              ((True, 0.1), (False, 0.0))]  # fmt: skip
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, fused=True)
+    applied = 0
+    for position in range(results[0]["position"]):
+        if position in bad:
+            continue
+        ids = torch.from_numpy(plan.sample_ids(position, 0))
+        loss = nn.functional.mse_loss(model(columns.inputs[ids].double()), columns.targets[ids].double())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(applied + 1, spec.config.schedule, peak_lr=1e-3, total_updates=8)
+        optimizer.step()
+        applied += 1
+    for result in results:
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(result["parameters"][name], parameter.detach(), rtol=0, atol=1e-12)
+
+
+def test_how_often_reports_are_read_changes_no_bit_even_with_skipped_updates(tmp_path: Path) -> None:
+    spec = PoisonedSpec(poisoned_rows=(5, 40), updates=12)
+    ends = []
+    for every in (1, 3, 100):
+        (tmp_path / str(every)).mkdir()
+        ends.append(run_ranks(2, fit_spec, spec, str(tmp_path / str(every)), every)[0])
+    for end in ends[1:]:
+        assert all(torch.equal(end["parameters"][name], p) for name, p in ends[0]["parameters"].items())
+
+
+@pytest.mark.parametrize("loss_too", [True, False])
+def test_a_run_gives_up_after_three_in_a_row_and_names_rank_and_parameter(tmp_path: Path, loss_too: bool) -> None:
+    spec = PoisonedSpec(loss_too=loss_too, updates=30)
+    plan = plan_of(spec, world_size=4)
+    on_rank_two = [int(plan.sample_ids(position, 2)[0]) for position in (1, 2, 3, 4)]
+    spec = PoisonedSpec(loss_too=loss_too, updates=30, poisoned_rows=tuple(on_rank_two))
+    results = run_ranks(4, fit_spec, spec, str(tmp_path))
+    assert {result["step"] for result in results} == {1}
+    (error,) = {result["error"] for result in results}
+    assert error.startswith("6 NonFiniteError: ")
+    assert "on rank 2 of 4" in error
+    assert "first.weight" in error
+    assert "update 2 " in error
+    after_one = run_ranks(4, harness_trace, PoisonedSpec(updates=30), 1)[0].parameters
+    for result in results:  # the weights are those after the one good update
+        assert all(torch.equal(result["parameters"][name], parameter) for name, parameter in after_one.items())
+
+
+# ---------------------------------------------------------------- cost
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_an_update_reads_nothing_to_the_host_and_the_interval_reads_once(tmp_path: Path, world_size: int) -> None:
+    spec = Spec(updates=1000, rows=640)
+    for cost in run_ranks(world_size, cost_of_updates, spec, str(tmp_path)):
+        assert cost["length"] == 10
+        assert "host reads" not in cost["updates"]
+        assert cost["settle"]["host reads"] == 1
+        collectives = {name: n for name, n in cost["updates"].items() if name.startswith("c10d")}
+        assert collectives == ({"c10d::allreduce_": 10} if world_size > 1 else {})  # one bucket: one all-reduce each
+        at_the_end = sum(n for name, n in cost["settle"].items() if name.startswith("c10d"))
+        assert at_the_end == (1 if world_size > 1 else 0)

@@ -1,0 +1,159 @@
+"""Runs that are interrupted and picked up again, against runs that were left alone."""
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import pytest
+
+from harness.observers.ledger import read_lines
+from tests.distributed.ranks import collect, free_port, run_ranks, start_rank
+from tests.distributed.scenarios import train_main
+
+UPDATES = 600
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with everything in it that a resume could forget: dropout, momentum, a plateau, early stopping, a best."""
+    folder = tmp_path_factory.mktemp("resume")
+    rng = np.random.default_rng(0)
+    inputs = rng.standard_normal((203, 6)).astype(np.float32)
+    frame = pandas.DataFrame(inputs, columns=list("abcdef")).assign(label=rng.integers(0, 3, 203))
+    frame.to_parquet(folder / "rows.parquet")
+    values = {
+        "run": {"name": "placeholder", "output_root": str(folder), "max_steps": UPDATES, "seed": 5},
+        "model": {"kind": "mlp", "hidden": [16], "dropout": 0.3},
+        "data": {
+            "source": "parquet",
+            "path": str(folder / "rows.parquet"),
+            "targets": ["label"],
+            "global_batch": 16,
+        },
+        "task": {"kind": "classification", "num_classes": 3},
+        "optim": {"kind": "adamw", "peak_lr": 0.003},
+        "schedule": {"kind": "plateau", "warmup_steps": 20, "patience_evaluations": 2, "factor": 0.7},
+        "clip": {"kind": "norm", "max_norm": 0.5},
+        "early_stopping": {"patience_evaluations": 1000},
+        "evaluation": {"every_steps": 25},
+        "checkpoint": {"every_steps": 40},
+        "tracking": {"log_every_steps": 7},
+    }
+    path = folder / "run.yaml"
+    path.write_text(json.dumps(values))
+    return path
+
+
+def history(directory: Path) -> list[dict[str, Any]]:
+    """The ledger without what no two runs share."""
+    lines = read_lines(directory / "ledger.jsonl")
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def weights(directory: Path) -> bytes:
+    return (directory / f"checkpoints/step-{UPDATES:08d}/model.safetensors").read_bytes()
+
+
+def start(world_size: int, *arguments: str) -> list[Any]:
+    port = free_port()
+    return [start_rank(rank, world_size, port, train_main, arguments) for rank in range(world_size)]
+
+
+def wait_for_updates(directory: Path, count: int, *, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    ledger = directory / "ledger.jsonl"
+    while not ledger.exists() or ledger.read_bytes().count(b"\n") < count:
+        assert time.monotonic() < end, "the run did not get that far"
+        time.sleep(0.002)
+
+
+def assert_same_run(found: Path, wanted: Path) -> None:
+    assert history(found) == history(wanted)
+    assert weights(found) == weights(wanted)
+    steps = [line["step"] for line in history(found) if line["event"] == "update"]
+    assert steps == list(range(1, UPDATES + 1))
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_run_stopped_by_a_signal_comes_back_to_the_same_bits(config: Path, world_size: int) -> None:
+    left_alone, stopped = (config.parent / f"{kind}-{world_size}" for kind in ("alone", "stopped"))
+    assert run_ranks(world_size, train_main, str(config), f"run.name={left_alone.name}") == [0] * world_size
+    chance = random.Random(world_size)
+    arguments = (str(config), f"run.name={stopped.name}")
+    for number, after in ((signal.SIGTERM, 50), (signal.SIGUSR1, 250), (signal.SIGINT, 400)):
+        ranks = start(world_size, *arguments)
+        wait_for_updates(stopped, after + chance.randrange(60))
+        os.kill(chance.choice(ranks)[0].pid, number)  # one rank hears of it, all stop
+        assert collect(ranks, deadline_seconds=60) == [75] * world_size
+        ended = json.loads((stopped / "exit.json").read_text())
+        assert (ended["code"], ended["reason"]) == (75, "interrupted")
+        assert (stopped / f"checkpoints/step-{ended['step']:08d}").is_dir()
+        steps = [line["step"] for line in history(stopped) if line["event"] == "update"]
+        assert steps == list(range(1, ended["step"] + 1))
+    assert run_ranks(world_size, train_main, *arguments) == [0] * world_size
+    assert_same_run(stopped, left_alone)
+    signals = [line["signal"] for line in read_lines(stopped / "events.jsonl") if line["event"] == "ended"]
+    assert signals == ["SIGTERM", "SIGUSR1", "SIGINT", None]
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint_to_the_same_bits(config: Path) -> None:
+    left_alone, killed = config.parent / "alone-k", config.parent / "killed"
+    assert run_ranks(2, train_main, str(config), f"run.name={left_alone.name}") == [0, 0]
+    chance = random.Random(7)
+    for after in (5, 90, 300, 460):
+        ranks = start(2, str(config), f"run.name={killed.name}")
+        wait_for_updates(killed, after + chance.randrange(60))
+        for process, _ in ranks:
+            process.kill()
+        for process, connection in ranks:
+            process.join(10)
+            connection.close()
+    assert run_ranks(2, train_main, str(config), f"run.name={killed.name}") == [0, 0]
+    assert_same_run(killed, left_alone)
+
+
+def test_a_finished_run_started_again_is_done_at_once_and_changes_nothing(config: Path) -> None:
+    directory = config.parent / "finished"
+    arguments = (str(config), f"run.name={directory.name}", "run.max_steps=30")
+    assert run_ranks(1, train_main, *arguments) == [0]
+    before = (directory / "ledger.jsonl").read_bytes()
+    assert run_ranks(1, train_main, *arguments) == [0]
+    assert (directory / "ledger.jsonl").read_bytes() == before
+
+
+def test_a_finished_run_goes_on_when_its_budget_is_raised(config: Path) -> None:
+    directory = config.parent / "longer"
+    for budget in (30, 45):
+        arguments = (str(config), f"run.name={directory.name}", f"run.max_steps={budget}")
+        assert run_ranks(1, train_main, *arguments) == [0]
+    steps = [line["step"] for line in history(directory) if line["event"] == "update"]
+    assert steps == list(range(1, 46))
+
+
+def test_more_ranks_read_the_same_rows_after_a_resume(config: Path) -> None:
+    directory = config.parent / "more-ranks"
+    for world_size, budget in ((4, 20), (2, 33), (8, 50)):
+        arguments = (str(config), f"run.name={directory.name}", f"run.max_steps={budget}", "model.dropout=0.0")
+        assert run_ranks(world_size, train_main, *arguments) == [0] * world_size
+    alone = config.parent / "one-size"
+    assert run_ranks(1, train_main, str(config), f"run.name={alone.name}", "run.max_steps=50", "model.dropout=0.0") == [
+        0
+    ]
+    found, wanted = ([line for line in history(path) if line["event"] == "update"] for path in (directory, alone))
+    assert [line["samples_seen"] for line in found] == [line["samples_seen"] for line in wanted]
+    assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in wanted], rel=1e-5)
+
+
+def test_another_model_is_refused_with_a_diff(config: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = (str(config), "run.name=changed", "run.max_steps=30")
+    assert run_ranks(1, train_main, *arguments) == [0]
+    assert run_ranks(1, train_main, *arguments, "model.hidden=[17]") == [2]
+    message = capfd.readouterr().err
+    assert "model.hidden: stored [16], given [17]" in message
+    assert "run.name" in message
