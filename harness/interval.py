@@ -30,15 +30,15 @@ class Interval:
         device = run.strategy.device
         # The fused optimizers take a float32 rate on CUDA; on the CPU float64 is exact.
         dtype = torch.float64 if device.type == "cpu" else torch.float32
-        rates = [run.learning_rate(state.step + update) for update in range(1, length + 1)]
-        self._rates = run.strategy.tensor(rates, dtype=dtype)  # (length,)
+        self._rates = [run.learning_rate(state.step + update) for update in range(1, length + 1)]
+        self._rates_on_device = run.strategy.tensor(self._rates, dtype=dtype)  # (length,)
         self._applied = run.strategy.tensor(0)  # () updates applied since the interval began
         self._reports: list[UpdateReport] = []
         self._started = time.perf_counter()
 
     def learning_rate(self) -> Tensor:
         """Return the () rate of the next update on the device: it moves on only with applied updates."""
-        return self._rates.take(self._applied)
+        return self._rates_on_device.take(self._applied)
 
     def count(self, report: UpdateReport) -> None:
         """Take note of an attempted update."""
@@ -52,53 +52,52 @@ class Interval:
             NonFiniteError: too many updates in a row were not applied.
         """
         run, state = self._run, self._state
-        losses, gradients, stop_votes, updates_until_vote = self._read()
-        run.agenda.updates_until_vote = updates_until_vote
-        if any(stop_votes) and not state.stop_signal:
-            state.stop_signal = StopSignals.NUMBERS[max(stop_votes) - 1].name
+        rows, gradients = self._read()
+        stop_vote = max(int(row[0]) for row in rows)
+        if stop_vote and not state.stop_signal:
+            state.stop_signal = StopSignals.NUMBERS[stop_vote - 1].name
+        run.agenda.updates_until_vote = int(rows[0][1])
         seconds = (time.perf_counter() - self._started) / len(self._reports)
-        for report, parts, (norm, coefficient, applied) in zip(self._reports, losses, gradients, strict=True):
-            self._settle_one(report, parts, norm, coefficient, applied=bool(applied), seconds=seconds)
+        rates = iter(self._rates)
+        rate = next(rates)
+        for index, report in enumerate(self._reports):
+            norm, coefficient = gradients[2 * index : 2 * index + 2]
+            figures = {"grad_norm": norm, "clip_coefficient": coefficient, "learning_rate": rate}
+            if self._settle_one(report, [row[2 + index] for row in rows], figures, seconds=seconds):
+                rate = next(rates, math.nan)
         run.observers.settled()
 
-    def _read(self) -> tuple[list[list[float]], list[list[float]], list[int], int]:
-        """Return losses[update][rank], (norm, coefficient, applied) per update, stop votes, and the next interval."""
-        strategy, reports, signals = self._run.strategy, self._reports, self._run.signals
+    def _read(self) -> tuple[list[list[float]], list[float]]:
+        """Return (stop vote, next interval, losses...) of every rank, and the norm and coefficient of every update."""
+        strategy, signals = self._run.strategy, self._run.signals
         vote = 1 + StopSignals.NUMBERS.index(signals.received) if signals.received else 0
-        pace = (time.perf_counter() - self._started) / len(reports)
-        updates_until_vote = max(1, round(SECONDS_BETWEEN_VOTES / pace))
-        ballot = strategy.tensor([vote, updates_until_vote], dtype=torch.float64)
-        mine = torch.cat([ballot, torch.stack([report.loss for report in reports]).double()])
-        gradients = [(r.gradient.total, r.gradient.coefficient, r.gradient.applied) for r in reports]
-        replicated = torch.stack([tensor.double() for triple in gradients for tensor in triple])
-        # One collective, one read.
+        pace = (time.perf_counter() - self._started) / len(self._reports)
+        ballot = strategy.tensor([vote, max(1, round(SECONDS_BETWEEN_VOTES / pace))], dtype=torch.float64)
+        losses = torch.stack([report.loss for report in self._reports])
+        mine = torch.cat([ballot, losses])  # (2 + updates,) in float64, which holds every float32
+        gradients = [(report.gradient.total, report.gradient.coefficient) for report in self._reports]
+        replicated = torch.stack([tensor for pair in gradients for tensor in pair])
         numbers = torch.cat([strategy.gather(mine).flatten(), replicated]).tolist()
         width = len(mine)
         rows = [numbers[rank * width : (rank + 1) * width] for rank in range(strategy.world_size)]
-        rest = numbers[strategy.world_size * width :]
-        losses = [[row[2 + index] for row in rows] for index in range(len(reports))]
-        triples = [rest[3 * index : 3 * index + 3] for index in range(len(reports))]
-        return losses, triples, [int(row[0]) for row in rows], int(rows[0][1])
+        return rows, numbers[strategy.world_size * width :]
 
     def _settle_one(
-        self,
-        report: UpdateReport,
-        parts: list[float],
-        norm: float,
-        coefficient: float,
-        *,
-        applied: bool,
-        seconds: float,
-    ) -> None:
+        self, report: UpdateReport, parts: list[float], figures: dict[str, float], *, seconds: float
+    ) -> bool:
+        """Count one update and tell of it; return whether it was applied.
+
+        Args:
+            parts: of the loss, one a rank.
+        """
         run, state = self._run, self._state
         step, position = state.step + 1, state.position
+        applied = math.isfinite(figures["grad_norm"])  # what was not finite, the optimizer has skipped
         line: dict[str, Any] = {
             "event": "update",
             "step": step,
             "loss": math.fsum(parts),
-            "grad_norm": norm,
-            "clip_coefficient": coefficient,
-            "learning_rate": run.learning_rate(step),
+            **figures,
             "num_targets": run.plan.rows_at(position) * run.task.targets_per_row,
             "samples_seen": run.plan.samples_before(position + 1),
             "applied": applied,
@@ -106,15 +105,16 @@ class Interval:
         }
         run.observers.updated(line)
         state.position += 1
-        if applied:
-            state.step, state.nonfinite_in_a_row = step, 0
-            every = run.config.diagnostics.every_steps
-            if every and step % every == 0:
-                norms = dict(zip(run.strategy.parameter_names, report.gradient.per_parameter.tolist(), strict=True))
-                run.observers.happened("gradients", step=step, norms=norms)
-        else:
+        if not applied:
             state.nonfinite_in_a_row += 1
             self._note_nonfinite(report, parts, step=step, position=position)
+            return False
+        state.step, state.nonfinite_in_a_row = step, 0
+        every = run.config.diagnostics.every_steps
+        if every and step % every == 0:
+            norms = dict(zip(run.strategy.parameter_names, report.gradient.per_parameter.tolist(), strict=True))
+            run.observers.happened("gradients", step=step, norms=norms)
+        return True
 
     def _note_nonfinite(self, report: UpdateReport, parts: list[float], *, step: int, position: int) -> None:
         run, limit = self._run, self._run.config.run.max_nonfinite_updates

@@ -10,9 +10,11 @@ from harness.config import AdamOptim, AdamWOptim, Optim
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, object]]:
     """Split trainable parameters into those that decay and those that do not (biases, norms: fewer than 2 dimensions).
 
-    Empty groups are left out.
+    Empty groups are left out; without decay there is one group, since every group costs a kernel launch an update.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not weight_decay:
+        return [{"params": trainable, "weight_decay": 0.0}]
     decayed = [parameter for parameter in trainable if parameter.dim() >= 2]
     not_decayed = [parameter for parameter in trainable if parameter.dim() < 2]
     groups = [

@@ -1,5 +1,6 @@
 """What is learned: the loss of a batch, and the scores of the validation split."""
 
+import warnings
 from collections.abc import Callable
 from typing import Protocol
 
@@ -86,8 +87,11 @@ class Scores:
     def compute(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Return the scores over the rows of all ranks. Collective: every rank must call this."""
         loss, num_targets = sum_over_ranks(self._loss_and_targets).tolist()
-        # torchmetrics adds up its own counts over the ranks here.
-        scores = {f"val/{name}": float(metric.compute()) for name, metric in self._metrics.items()}
+        with warnings.catch_warnings():
+            # A rank that had no row has updated nothing; that is right, and torchmetrics warns of it.
+            warnings.filterwarnings("ignore", message=r"The ``compute`` method of metric", category=UserWarning)
+            # torchmetrics adds up its own counts over the ranks here.
+            scores = {f"val/{name}": float(metric.compute()) for name, metric in self._metrics.items()}
         return {"val/loss": loss / num_targets, **scores}
 
 

@@ -309,7 +309,7 @@ def test_an_alias_bomb_is_refused_at_once(refuse: Refuse) -> None:
     assert time.perf_counter() - begin < 1
 
 
-@pytest.mark.parametrize("bomb", ["[" * 100_000, "{a: " * 50_000, "- " * 50_000, "run: {name: " + "[" * 3_000])
+@pytest.mark.parametrize("bomb", ["[" * 60_000, "{a: " * 15_000, "- " * 30_000, "run: {name: " + "[" * 3_000])
 def test_a_nesting_bomb_is_refused_at_once(refuse: Refuse, bomb: str) -> None:
     begin = time.perf_counter()
     assert "nested more than 16 deep" in refuse(text=bomb)[0]
@@ -351,12 +351,12 @@ def test_a_missing_file_is_named_with_the_nearest_one(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> None:
     loop, long, latin = tmp_path / "loop.yaml", tmp_path / "long.yaml", tmp_path / "latin.yaml"
     loop.symlink_to(loop)
-    long.write_text("#" * (2**20 + 1))
+    long.write_text("#" * (2**16 + 1))
     latin.write_bytes(b"run: {name: \xe9}")
     for path, reason in {
         tmp_path: "Is a directory",
         loop: "symbolic links",
-        long: "longer than 1,048,576 bytes",
+        long: "longer than 65,536 bytes",
         latin: "not UTF-8 at byte 12",
         Path("a\0b"): "null byte",
     }.items():

@@ -375,7 +375,7 @@ if mode.startswith("record="):
     sys.exit(1)
 signal.signal(signal.SIGTERM, on_term)
 # As torchrun does: a session of its own for every rank.
-rank = subprocess.Popen(["sleep", "300"], start_new_session=True)
+rank = subprocess.Popen(["sleep", "100"], start_new_session=True)
 (directory / "pids.new").write_text(f"{os.getpid()} {rank.pid}")
 (directory / "pids.new").replace(directory / "pids")
 if mode == "dies":
@@ -440,12 +440,11 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Launch]]:
 
     yield start
     for one in started:
-        pids = (tmp_path / "run" / "pids").read_text().split() if (tmp_path / "run" / "pids").exists() else []
         one.process.kill()
-        one.process.communicate()
-        for pid in map(int, pids):
-            if _is_alive(pid):
-                os.kill(pid, signal.SIGKILL)
+        left = (tmp_path / "run" / "pids").read_text().split() if (tmp_path / "run" / "pids").exists() else []
+        for pid in filter(_is_alive, map(int, left)):
+            os.kill(pid, signal.SIGKILL)
+        one.process.communicate(timeout=DEADLINE_SECONDS)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])

@@ -16,6 +16,8 @@ LAYERS = {
         "harness/config.py",
         "harness/config_changes.py",
         "harness/config_io.py",
+        "harness/config_problems.py",
+        "harness/yaml_reader.py",
         "harness/agenda.py",
         "harness/run_directory.py",
         "harness/schedule.py",

@@ -67,31 +67,27 @@ class TrainingBatches:
         self._plan = plan
         self._rank = rank
         self._ahead = range(0)  # positions whose ids are known
-        self._ids = torch.empty(0, dtype=torch.int64)  # of these positions' shares, one after another
-        self._share_rows = 0  # of each of these positions but the last of an epoch
+        self._ids: tuple[Tensor, ...] = ()  # of these positions' micro-batches, one after another
 
     def at(self, position: int) -> list[Batch]:
         """Return this rank's micro-batches of one update: on every rank as many, at least one."""
         if position not in self._ahead:
             self._look_ahead(position)
-        start, _ = self._plan.share(position, self._rank)
-        shift = (position - self._ahead.start) * self._share_rows - start
-        pieces = self._plan.micro_batches(position, self._rank)
-        return [self._rows.batch(self._ids[first + shift : stop + shift]) for first, stop in pieces]
-
-    def num_rows_at(self, position: int) -> int:
-        """Return the rows of one update over all ranks."""
-        return self._plan.rows_at(position)
+        first = (position - self._ahead.start) * self._micro_batches
+        return [self._rows.batch(ids) for ids in self._ids[first : first + self._micro_batches]]
 
     def _look_ahead(self, position: int) -> None:
-        largest_share = -(-self._plan.global_batch // self._plan.world_size)
-        end_of_epoch = (self._plan.epoch_of(position) + 1) * self._plan.steps_per_epoch
-        num_positions = min(-(-LOOK_AHEAD_ROWS // largest_share), end_of_epoch - position)
-        ids = self._plan.sample_ids(position, self._rank, num_positions=num_positions)
-        start, stop = self._plan.share(position, self._rank)
+        """Compute the ids of many positions at once; the last of an epoch, if it is smaller, is looked at alone."""
+        plan = self._plan
+        largest_share = -(-plan.global_batch // plan.world_size)
+        in_epoch = position % plan.steps_per_epoch
+        num_full = plan.num_rows // plan.global_batch - in_epoch
+        num_positions = max(1, min(-(-LOOK_AHEAD_ROWS // largest_share), num_full))
+        ids = torch.from_numpy(plan.sample_ids(position, self._rank, num_positions=num_positions))
+        sizes = [stop - start for start, stop in plan.micro_batches(position, self._rank)]
         self._ahead = range(position, position + num_positions)
-        self._ids = torch.from_numpy(ids).to(self._rows.inputs.device)
-        self._share_rows = stop - start
+        self._micro_batches = len(sizes)
+        self._ids = torch.split(ids.to(self._rows.inputs.device), sizes * num_positions)
 
 
 class ValidationBatches:

@@ -14,6 +14,8 @@ from harness.errors import StorageError
 from harness.observers.base import Line, Observer
 from harness.stopping import Patience
 
+_encoder = json.JSONEncoder(allow_nan=False)
+
 
 class Ledger(Observer):
     """Writes both files; the ledger is cut back to `keep_bytes`, where the checkpoint that is resumed from left it.
@@ -56,7 +58,11 @@ class Ledger(Observer):
 
 def encode(line: Line) -> bytes:
     """Return one line of JSON."""
-    return (json.dumps(_finite(line), allow_nan=False) + "\n").encode()
+    try:
+        text = _encoder.encode(line)
+    except ValueError:  # NaN or infinity somewhere
+        text = _encoder.encode(_finite(line))
+    return (text + "\n").encode()
 
 
 def _finite(value: Any) -> Any:

@@ -69,7 +69,8 @@ class DdpStrategy(Strategy):
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        for parameter in self._parameters:
+            parameter.grad = None
         return GradNorm(norm, per_parameter, coefficient, applied=1 - self._found_inf)
 
     def _clip_gradients(self, gradients: list[Tensor], norm: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Training runs small enough to compare with plain PyTorch, as functions that `run_ranks` can call by name."""
 
+import contextlib
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,6 +192,13 @@ def train_main(*arguments: str) -> int:
     return main(list(arguments))
 
 
+def train_main_and_listen(*arguments: str) -> tuple[int, str]:
+    """Do the same, and return what was said on stderr as well."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        return train_main(*arguments), said.getvalue()
+
+
 def fit_spec(spec: Spec, directory: str, log_every_steps: int = 10) -> dict[str, Any]:
     """Fit a spec from the start with a ledger in `directory`; return how it ended, its weights and what was raised."""
     from harness.errors import HarnessError
@@ -284,8 +293,16 @@ def neuron_update(learning_rate: float, rows: int) -> dict[str, float]:
     }
 
 
-def cost_of_updates(spec: Spec, directory: str) -> dict[str, Any]:
-    """Count host reads and collectives in the updates of one interval, and in the end of the interval."""
+def cost_of_spec(spec: Spec, directory: str) -> dict[str, Any]:
+    """`cost_of_updates` of a spec's run."""
+    return cost_of_updates(assemble_spec(spec, directory))
+
+
+def cost_of_updates(run: Run) -> dict[str, Any]:
+    """Count host reads and collectives in the updates of one interval, and at the end of the interval.
+
+    Reads that the dispatcher does not show are counted by wrapping Tensor's methods, for the rest of this process.
+    """
     from torch.utils._python_dispatch import TorchDispatchMode
 
     from harness.interval import Interval
@@ -304,10 +321,9 @@ def cost_of_updates(spec: Spec, directory: str) -> dict[str, Any]:
                 count(func._schema.name)
             return func(*args, **(kwargs or {}))
 
-    run = assemble_spec(spec, directory)
     run.agenda.updates_until_vote = 1000
     state = TrainState()
-    for name in ("tolist", "numpy", "cpu", "__array__"):  # reads that the dispatcher does not show
+    for name in ("tolist", "numpy", "cpu", "__array__"):
         original = getattr(torch.Tensor, name)
 
         def reading(*args: Any, original: Any = original, **kwargs: Any) -> Any:
@@ -315,8 +331,8 @@ def cost_of_updates(spec: Spec, directory: str) -> dict[str, Any]:
             return original(*args, **kwargs)
 
         setattr(torch.Tensor, name, reading)
-    result = {}
-    for phase in ("warm-up", "measured"):
+    result: dict[str, Any] = {}
+    for _ in range(2):  # the first interval is a warm-up
         interval = Interval(run, state)
         counts.clear()
         with Counter():
@@ -328,5 +344,4 @@ def cost_of_updates(spec: Spec, directory: str) -> dict[str, Any]:
             interval.settle()
         result["settle"] = dict(counts)
         result["length"] = len(interval.positions)
-        assert phase
     return result

@@ -16,7 +16,7 @@ from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import (
     PoisonedSpec,
     Spec,
-    cost_of_updates,
+    cost_of_spec,
     fit_spec,
     harness_trace,
     neuron_update,
@@ -189,7 +189,7 @@ def test_a_run_gives_up_after_three_in_a_row_and_names_rank_and_parameter(tmp_pa
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_an_update_reads_nothing_to_the_host_and_the_interval_reads_once(tmp_path: Path, world_size: int) -> None:
     spec = Spec(updates=1000, rows=640)
-    for cost in run_ranks(world_size, cost_of_updates, spec, str(tmp_path)):
+    for cost in run_ranks(world_size, cost_of_spec, spec, str(tmp_path)):
         assert cost["length"] == 10
         assert "host reads" not in cost["updates"]
         assert cost["settle"]["host reads"] == 1

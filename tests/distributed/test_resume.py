@@ -14,7 +14,7 @@ import pytest
 
 from harness.observers.ledger import read_lines
 from tests.distributed.ranks import collect, free_port, run_ranks, start_rank
-from tests.distributed.scenarios import train_main
+from tests.distributed.scenarios import train_main, train_main_and_listen
 
 UPDATES = 600
 
@@ -150,10 +150,10 @@ def test_more_ranks_read_the_same_rows_after_a_resume(config: Path) -> None:
     assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in wanted], rel=1e-5)
 
 
-def test_another_model_is_refused_with_a_diff(config: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_another_model_is_refused_with_a_diff(config: Path) -> None:
     arguments = (str(config), "run.name=changed", "run.max_steps=30")
     assert run_ranks(1, train_main, *arguments) == [0]
-    assert run_ranks(1, train_main, *arguments, "model.hidden=[17]") == [2]
-    message = capfd.readouterr().err
+    ((code, message),) = run_ranks(1, train_main_and_listen, *arguments, "model.hidden=[17]")
+    assert code == 2
     assert "model.hidden: stored [16], given [17]" in message
     assert "run.name" in message

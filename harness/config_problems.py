@@ -1,0 +1,132 @@
+"""What is wrong in a RunConfig, in our words: the path, what was found there, what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any
+
+from harness.config import RunConfig
+
+_MAX_SHOWN_CHARACTERS = 60
+_WORDS = {
+    "integer": "a whole number",
+    "number": "a finite number",
+    "string": "a text",
+    "boolean": "true or false",
+    "null": "null",
+}
+_BOUNDS = {  # pydantic writes the short names where a validator of ours runs before its own
+    **dict.fromkeys(("ge", "minimum"), "at least"),
+    **dict.fromkeys(("gt", "exclusiveMinimum"), "above"),
+    **dict.fromkeys(("le", "maximum"), "at most"),
+    **dict.fromkeys(("lt", "exclusiveMaximum"), "below"),
+}
+
+Schema = dict[str, Any]
+
+
+def shown(value: Any) -> str:
+    """Return a value as messages show it: on one line of at most 60 characters."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN_CHARACTERS else f"{text[: _MAX_SHOWN_CHARACTERS - 3]}..."
+
+
+def dotted(*path: str | int) -> str:
+    """Return a path as messages show it: its parts with dots between them, quoted where a part is not one word."""
+    parts = [str(part) for part in path]
+    return ".".join(part if re.fullmatch(r"[\w-]{1,60}", part) else shown(part) for part in parts)
+
+
+def nearest_name(found: str, names: Iterable[str]) -> str | None:
+    """Return the name that `found` most likely is a misspelling of, if it resembles one."""
+    return next(iter(difflib.get_close_matches(found, names, n=1)), None)
+
+
+def problem_sentence(details: Any) -> str:
+    """Return `path: found, wanted` for one entry of what `ValidationError.errors()` of a RunConfig returns."""
+    path, keys, field = _locate(details["loc"])
+    kind, found = details["type"], details["input"]
+    if kind in ("union_tag_not_found", "union_tag_invalid"):
+        tagged = resolved(field)["discriminator"]
+        tag, field = tagged["propertyName"], {"enum": list(tagged["mapping"])}
+        path = f"{path}.{tag}"
+        kind, found = (kind, found[tag]) if tag in found else ("missing", None)
+    hints: list[str] = []
+    if kind == "extra_forbidden":
+        text, hints = "unknown key", [*_nearest_hint(details["loc"][-1], keys), f"allowed: {', '.join(keys)}"]
+    elif kind == "missing":
+        text = f"missing; wanted: {_wanted(field)}"
+    elif kind == "value_error":
+        text = str(details["ctx"]["error"])
+        text = text if isinstance(found, dict) else f"{shown(found)} is refused: {text}"
+    else:
+        text, hints = f"{shown(found)} is not {_wanted(field)}", _nearest_hint(found, resolved(field).get("enum") or ())
+        if kind == "string_type":
+            hints = ["""write what looks like something else in quotes, on a command line '"..."'"""]
+    return f"{path}: {text}" + (f" ({'; '.join(hints)})" if hints else "")
+
+
+def _locate(loc: Sequence[str | int]) -> tuple[str, list[str], Schema]:
+    """Return the dotted path of a pydantic location, the keys allowed beside its last one, and the schema there."""
+    parts: list[str | int] = []
+    keys: dict[Any, Schema] = {}
+    schema = _schema()
+    for step in loc:
+        section = resolved(schema)
+        if "discriminator" in section:  # pydantic names the kind in the location; the file does not
+            schema = {"$ref": section["discriminator"]["mapping"][step]}
+            continue
+        parts.append(step)
+        keys = {**section.get("properties", {}), **dict(enumerate(section.get("prefixItems", [])))}
+        schema = keys[step] if step in keys else section.get("items") or {}
+    return dotted(*parts) or "configuration", [str(key) for key in keys], schema
+
+
+def _wanted(schema: Schema) -> str:
+    """Return in plain words what a JSON schema allows, such as `a whole number, at least 1, or null`."""
+    if "anyOf" in schema:
+        return ", or ".join(_wanted(option) for option in schema["anyOf"])
+    schema = resolved(schema)
+    if "discriminator" in schema:
+        tag, kinds = schema["discriminator"]["propertyName"], schema["discriminator"]["mapping"]
+        return f"a section whose {tag} is one of {', '.join(kinds)}"
+    if "enum" in schema:
+        return ("one of " if len(schema["enum"]) > 1 else "") + ", ".join(map(str, schema["enum"]))
+    if "properties" in schema:
+        return f"a section with {', '.join(schema.get('required') or schema['properties'])}"
+    if schema["type"] == "array":
+        size = f" of {schema['minItems']}" if "minItems" in schema else ""
+        size += " or more" if size and "maxItems" not in schema else ""
+        return f"a list{size}, each {_wanted(schema.get('items') or schema['prefixItems'][0])}"
+    return ", ".join([_WORDS[schema["type"]], *(f"{_BOUNDS[key]} {schema[key]}" for key in schema if key in _BOUNDS)])
+
+
+def _nearest_hint(found: Any, options: Iterable[Any]) -> list[str]:
+    name = nearest_name(str(found), map(str, options))
+    return [f"nearest: {name}"] if name else []
+
+
+@cache
+def _schema() -> Schema:
+    return RunConfig.model_json_schema()
+
+
+def section_schema(name: str) -> Schema:
+    """Return the JSON schema of a section of RunConfig with its default; {} when there is no such section."""
+    schema: Schema = _schema()["properties"].get(name, {})
+    return {**resolved(schema), **schema}
+
+
+def resolved(schema: Schema) -> Schema:
+    """Return a JSON schema without its `null` alternative, reference and `const`."""
+    options = [option for option in schema.get("anyOf", ()) if option != {"type": "null"}]
+    if len(options) == 1:
+        schema = options[0]
+    if "$ref" in schema:
+        schema = _schema()["$defs"][schema["$ref"].rpartition("/")[2]]
+    return {**schema, "enum": [schema["const"]]} if "const" in schema else schema

@@ -1,0 +1,620 @@
+"""Checkpoints: what was saved comes back to the bit, what is broken never does, and a failed save costs nothing."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import random
+import resource
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from harness.checkpoint import format, rng
+from harness.checkpoint.store import CheckpointStore, Loaded
+from harness.config import RunConfig
+from harness.data.order import BatchPlan
+from harness.data.sources import DataSplits
+from harness.errors import CheckpointError, StorageError
+from harness.loop import fit, train_step
+from harness.run import Run
+from harness.state import TrainState
+from harness.strategy.base import Ranks, Strategy
+from harness.strategy.build import build_strategy
+from tests.distributed.ranks import run_ranks
+from tests.distributed.scenarios import Spec, assemble_spec
+
+Bits = dict[str, tuple[Any, ...]]
+"""Tensors by name: type, shape and bytes."""
+
+
+@dataclass(frozen=True)
+class DropoutSpec(Spec):
+    """A network with buffers and with a use for random numbers."""
+
+    rows: int = 64
+    width: int = 8
+    precision: str = "fp64"
+
+    def model(self) -> nn.Module:
+        torch.manual_seed(0)
+        head = (nn.BatchNorm1d(self.width), nn.Dropout(0.5), nn.Linear(self.width, 1))
+        return nn.Sequential(nn.Linear(10, self.width), *head)
+
+
+SPEC = DropoutSpec()
+SGD = DropoutSpec(optimizer="sgd")
+
+
+def bits(tensors: Mapping[str, Tensor]) -> Bits:
+    return {
+        name: (tensor.dtype, tuple(tensor.shape), tensor.detach().cpu().contiguous().numpy().tobytes())
+        for name, tensor in tensors.items()
+    }
+
+
+def train(run: Run, positions: range) -> None:
+    for position in positions:
+        train_step(run, position, run.strategy.tensor(run.learning_rate(position + 1), dtype=torch.float64))
+
+
+def save(run: Run, step: int, *, is_best: bool = False) -> Path:
+    return run.checkpoints.save(step, {"step": step}, is_best=is_best)
+
+
+def names_in(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
+def pointer(directory: Path, name: str) -> Any:
+    return json.loads((directory / name).read_bytes())
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run with good checkpoints of steps 10 and 20, of different weights; not to be written to."""
+    directory = tmp_path_factory.mktemp("saved")
+    run = assemble_spec(SPEC, str(directory))
+    for step in (10, 20):
+        train(run, range(step - 10, step))
+        save(run, step)
+    return directory
+
+
+@pytest.fixture
+def checkpoints(saved: Path, tmp_path: Path) -> Path:
+    """A `checkpoints/` of one's own with steps 10 and 20."""
+    copy = tmp_path / "run" / "checkpoints"
+    shutil.copytree(saved / "checkpoints", copy)
+    return copy
+
+
+# ---------------------------------------------------------------- round trip
+
+
+@dataclass
+class Snapshot:
+    """Everything of one rank that a checkpoint holds."""
+
+    state: Bits
+    random: Bits
+
+
+def snapshot(run: Run) -> Snapshot:
+    return Snapshot(bits(dict(run.strategy.state())), bits(rng.capture()))
+
+
+def train_save_train(spec: Spec, directory: str) -> tuple[Snapshot, Snapshot]:
+    """Return this rank at the save and five updates later."""
+    run = assemble_spec(spec, directory)
+    rng.seed_everything(100 + run.strategy.rank)
+    random.gauss(0, 1)  # leaves a second number for the next call, which is state as well
+    np.random.standard_normal()
+    train(run, range(5))
+    save(run, 5)
+    at_the_save = snapshot(run)
+    train(run, range(5, 10))
+    return at_the_save, snapshot(run)
+
+
+def load_train(spec: Spec, directory: str) -> tuple[Snapshot, Snapshot]:
+    """Return this rank after the load and five updates later."""
+    run = assemble_spec(spec, directory)
+    rng.seed_everything(200 + run.strategy.rank)
+    load_and_restore(run.checkpoints)
+    after_the_load = snapshot(run)
+    train(run, range(5, 10))
+    return after_the_load, snapshot(run)
+
+
+def load_and_restore(store: CheckpointStore) -> Loaded:
+    loaded = store.load()
+    assert loaded is not None
+    store.restore(loaded)
+    return loaded
+
+
+@pytest.mark.parametrize("spec", [SPEC, SGD], ids=["adamw", "sgd"])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_rank_that_loads_is_and_goes_on_as_the_one_that_saved_to_the_bit(
+    world_size: int, spec: Spec, tmp_path: Path
+) -> None:
+    undisturbed = run_ranks(world_size, train_save_train, spec, str(tmp_path))
+    resumed = run_ranks(world_size, load_train, spec, str(tmp_path))
+    assert resumed == undisturbed
+    at_the_save, later = undisturbed[0]
+    assert later.state != at_the_save.state, "training is to move weights, or this proves nothing"
+    assert later.random["torch"] != at_the_save.random["torch"], "dropout is to draw numbers"
+
+
+@pytest.mark.parametrize("world_size", [1, 4])
+def test_what_two_ranks_saved_loads_on_any_number_of_ranks(world_size: int, tmp_path: Path) -> None:
+    at_the_save, _ = run_ranks(2, train_save_train, SPEC, str(tmp_path))[0]
+    for after_the_load, _ in run_ranks(world_size, load_train, SPEC, str(tmp_path)):
+        assert after_the_load.state == at_the_save.state
+
+
+def test_every_generator_draws_on_where_it_was_captured() -> None:
+    def draws() -> list[float]:
+        return [torch.rand(()).item(), np.random.rand(), np.random.standard_normal(), random.random(), random.gauss()]
+
+    before = rng.capture()
+    random.gauss()
+    np.random.standard_normal()  # the second of a pair is kept for the next call
+    kept = rng.capture()
+    wanted = draws()
+    draws()
+    rng.restore(kept)
+    assert draws() == wanted
+    rng.restore(before)
+
+
+class CountingMapping(Mapping[str, Tensor]):
+    """Counts how often each tensor is read."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self._tensors, self.reads = tensors, Counter[str]()
+
+    def __getitem__(self, key: str) -> Tensor:
+        tensor = self._tensors[key]
+        self.reads[key] += 1
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def test_restoring_reads_every_tensor_once() -> None:
+    run = assemble_spec(SPEC)
+    train(run, range(1))
+    counting = CountingMapping({key: tensor.detach().clone() for key, tensor in run.strategy.state()})
+    run.strategy.restore(counting)
+    assert counting.reads == dict.fromkeys(counting, 1)
+
+
+# ---------------------------------------------------------------- what is written
+
+
+def test_the_commit_lists_every_file_with_its_size_and_hash(saved: Path) -> None:
+    directory = saved / "checkpoints" / "step-00000020"
+    commit = pointer(directory, "COMMIT.json")
+    wanted = [
+        {"name": path.name, "size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for path in sorted(directory.iterdir())
+        if path.name != "COMMIT.json"
+    ]
+    assert commit == {"schema": 1, "step": 20, "files": wanted}
+    names = ["model.safetensors", "optim.safetensors", "rng-00000.safetensors", "trainer.json"]
+    assert [entry["name"] for entry in wanted] == names
+
+
+def test_every_rank_has_a_file_of_random_state(tmp_path: Path) -> None:
+    run_ranks(2, train_save_train, SPEC, str(tmp_path))
+    commit = pointer(tmp_path / "checkpoints" / "step-00000005", "COMMIT.json")
+    found = {entry["name"] for entry in commit["files"]}
+    assert {name for name in found if "rng" in name} == {"rng-00000.safetensors", "rng-00001.safetensors"}
+
+
+@pytest.mark.parametrize("keep_last", [1, 2, 3])
+@pytest.mark.parametrize("best", [set(), {2}, {1, 5}])
+def test_the_newest_few_and_the_best_are_kept(keep_last: int, best: set[int], tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, assemble_spec(SPEC).strategy, keep_last=keep_last)
+    for step in range(1, 7):
+        store.save(step, {"step": step}, is_best=step in best)
+        newest_best = max((other for other in best if other <= step), default=None)
+        kept = {other for other in range(1, step + 1) if other > step - keep_last or other == newest_best}
+        directories = {f"step-{other:08d}" for other in kept}
+        assert names_in(tmp_path) == {*directories, "LATEST", *(["BEST"] if newest_best else [])}
+        assert pointer(tmp_path, "LATEST") == {"directory": f"step-{step:08d}", "step": step}
+        if newest_best:
+            assert pointer(tmp_path, "BEST") == {"directory": f"step-{newest_best:08d}", "step": newest_best}
+
+
+def test_a_step_that_was_saved_can_be_saved_again_as_the_best(tmp_path: Path) -> None:
+    run = assemble_spec(SPEC, str(tmp_path))
+    save(run, 3)
+    save(run, 3, is_best=True)
+    assert run.checkpoints.best() == "step-00000003"
+    assert load_and_restore(run.checkpoints).step == 3
+
+
+class SkipSpec(DropoutSpec):
+    """The fourth of the four updates of each epoch is not finite; saved every three, evaluated every epoch."""
+
+    @property
+    def config(self) -> RunConfig:
+        values = {**super().config.model_dump(), "checkpoint": {"every_steps": 3}}
+        return RunConfig.model_validate(values | {"run": {"name": "skip", "max_epochs": 1, "seed": 3}})
+
+    def splits(self) -> DataSplits:
+        validation, train = self.columns(), self.columns()
+        plan = BatchPlan(num_rows=64, global_batch=16, world_size=1, micro_batch=None, seed=3)
+        train.targets[torch.from_numpy(plan.sample_ids(3, 0))] = torch.nan
+        return DataSplits(train, validation, (10,), 1)
+
+
+def test_the_best_evaluation_may_come_after_a_skipped_update_of_a_step_that_is_saved(tmp_path: Path) -> None:
+    run = assemble_spec(SkipSpec(), str(tmp_path))
+    result = fit(run, TrainState())
+    assert (result.reason, result.step) == ("budget", 3)
+    assert run.checkpoints.best() == "step-00000003"
+
+
+# ---------------------------------------------------------------- broken checkpoints
+
+
+def set_commit(directory: Path, text: str | bytes) -> None:
+    (directory / "COMMIT.json").write_bytes(text.encode() if isinstance(text, str) else text)
+
+
+def edit_commit(directory: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    commit = pointer(directory, "COMMIT.json")
+    edit(commit)
+    set_commit(directory, json.dumps(commit))
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0b100
+    path.write_bytes(content)
+
+
+def replace_by_symlink(path: Path) -> None:
+    other = path.with_name(f"real-{path.name}")
+    path.rename(other)
+    path.symlink_to(other)
+
+
+def list_a_good_file_as(name: str) -> Callable[[Path], None]:
+    """List one more file, of which nothing but the name is wrong."""
+
+    def listed(directory: Path) -> None:
+        path = directory / name
+        content = path.read_bytes() if len(name) < 255 and path.is_file() else b""
+        entry = {"name": name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        edit_commit(directory, lambda commit: commit["files"].append(entry))
+
+    return listed
+
+
+def list_with(**values: Any) -> Callable[[Path], None]:
+    return lambda directory: edit_commit(directory, lambda commit: commit["files"][0].update(values))
+
+
+def renamed_from_another_step(directory: Path) -> None:
+    shutil.rmtree(directory)
+    shutil.copytree(directory.with_name("step-00000010"), directory)
+
+
+MODEL = "model.safetensors"
+FILES = [MODEL, "optim.safetensors", "rng-00000.safetensors", "trainer.json"]
+WAYS_TO_BREAK: dict[str, Callable[[Path], object]] = {
+    **{f"a flipped bit in {name}": (lambda d, name=name: flip_a_bit(d / name)) for name in FILES},
+    **{f"no {name}": (lambda d, name=name: (d / name).unlink()) for name in [*FILES, "COMMIT.json"]},
+    "a file cut off": lambda d: os.truncate(d / MODEL, (d / MODEL).stat().st_size - 1),
+    "an empty file": lambda d: os.truncate(d / MODEL, 0),
+    "a file grown": lambda d: os.truncate(d / MODEL, (d / MODEL).stat().st_size + 1),
+    "a file of another step": lambda d: shutil.copy(d.with_name("step-00000010") / MODEL, d),
+    "a directory of another step": renamed_from_another_step,
+    "a symlink to the right file": lambda d: replace_by_symlink(d / MODEL),
+    "a symlink to the right commit": lambda d: replace_by_symlink(d / "COMMIT.json"),
+    "a directory in a file's place": lambda d: ((d / MODEL).unlink(), (d / MODEL).mkdir()),
+    "a name with ..": list_a_good_file_as(f"../step-00000010/{MODEL}"),
+    "a name within": list_a_good_file_as(f"./{MODEL}"),
+    "a name of a device": list_a_good_file_as("/dev/null"),
+    "the name ..": list_a_good_file_as(".."),
+    "an empty name": list_a_good_file_as(""),
+    "a name with a zero byte": list_a_good_file_as("a\0b"),
+    "a name too long for any disk": list_a_good_file_as("a" * 5000),
+    "an infinite size": list_with(size=float("inf")),
+    "a size of nan": list_with(size=float("nan")),
+    "a size that is a list": list_with(size=[1]),
+    "a hash that is a number": list_with(sha256=0),
+    "an entry without a name": lambda d: edit_commit(d, lambda commit: commit["files"][0].pop("name")),
+    "a needed file that is not listed": lambda d: edit_commit(d, lambda commit: commit["files"].pop(0)),
+    "another schema": lambda d: edit_commit(d, lambda commit: commit.update(schema=2)),
+    "a commit that is empty": lambda d: set_commit(d, ""),
+    "a commit that is cut off": lambda d: set_commit(d, (d / "COMMIT.json").read_bytes()[:-3]),
+    "a commit that is no text": lambda d: set_commit(d, b"\xff\x00\x80"),
+    "a commit that is null": lambda d: set_commit(d, "null"),
+    "a commit that is a list": lambda d: set_commit(d, "[1]"),
+    "a commit that is text": lambda d: set_commit(d, '"files"'),
+    "a commit whose files are null": lambda d: set_commit(d, '{"schema": 1, "files": null}'),
+    "a commit whose files are text": lambda d: set_commit(d, '{"schema": 1, "files": "name"}'),
+    "a commit nested deeply": lambda d: set_commit(d, "[" * 1_000_000),
+    "a commit with a huge number": lambda d: set_commit(d, '{"schema": ' + "9" * 100_000 + "}"),
+    "a commit that is huge": lambda d: os.truncate(d / "COMMIT.json", format.MAX_JSON_BYTES + 1),
+    "a commit that is a directory": lambda d: ((d / "COMMIT.json").unlink(), (d / "COMMIT.json").mkdir()),
+}
+
+Found = tuple[int, list[str]]
+
+
+def load(directory: str, spec: Spec = SPEC) -> Found:
+    """Restore on this rank; return the step and what was rejected."""
+    loaded = load_and_restore(assemble_spec(spec, directory).checkpoints)
+    return loaded.step, loaded.rejected
+
+
+def load_on(world_size: int, directory: Path, spec: Spec = SPEC) -> list[Found]:
+    if world_size == 1:
+        return [load(str(directory), spec)]
+    found: list[Found] = run_ranks(world_size, load, str(directory), spec)
+    return found
+
+
+@pytest.mark.parametrize("way", WAYS_TO_BREAK)
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_a_broken_checkpoint_is_set_aside_by_all_ranks_for_the_one_before(
+    world_size: int, way: str, checkpoints: Path
+) -> None:
+    WAYS_TO_BREAK[way](checkpoints / "step-00000020")
+    ranks = load_on(world_size, checkpoints.parent)
+    step, rejected = ranks[0]
+    assert step == 10
+    assert [text[:15] for text in rejected] == ["step-00000020: "]
+    assert all(rank == ranks[0] for rank in ranks)
+    assert not (checkpoints / "step-00000020").exists()
+    assert [name[:14] for name in names_in(checkpoints / "quarantine")] == ["step-00000020-"]
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_good_checkpoints_are_all_accepted_and_the_newest_is_taken(world_size: int, checkpoints: Path) -> None:
+    assert load_on(world_size, checkpoints.parent) == [(20, [])] * world_size
+
+
+def test_a_commit_larger_than_any_is_not_even_read(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(format, "MAX_JSON_BYTES", 10_000)
+    commit = checkpoints / "step-00000020" / "COMMIT.json"
+    set_commit(commit.parent, commit.read_bytes() + b" " * 10_000)  # still good JSON
+    step, rejected = load(str(checkpoints.parent))
+    assert step == 10
+    assert "COMMIT.json is larger than 10,000 bytes" in rejected[0]
+
+
+def test_the_reason_says_what_is_wrong_with_which_file(checkpoints: Path) -> None:
+    size = (checkpoints / "step-00000020" / MODEL).stat().st_size
+    os.truncate(checkpoints / "step-00000020" / MODEL, size - 1)
+    flip_a_bit(checkpoints / "step-00000010" / "trainer.json")
+    with pytest.raises(CheckpointError) as caught:
+        load(str(checkpoints.parent))
+    assert f"step-00000020: {MODEL} has {size - 1:,} bytes, wanted {size:,}" in str(caught.value)
+    assert "step-00000010: trainer.json is not what was written: its SHA-256 differs" in str(caught.value)
+
+
+def load_and_catch(directory: str) -> tuple[int, str]:
+    with pytest.raises(CheckpointError) as caught:
+        load(directory)
+    return caught.value.exit_code, str(caught.value)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_run_whose_checkpoints_are_all_broken_ends_with_exit_code_4_on_every_rank(
+    world_size: int, checkpoints: Path
+) -> None:
+    for step in (10, 20):
+        flip_a_bit(checkpoints / f"step-{step:08d}" / MODEL)
+    ranks = run_ranks(world_size, load_and_catch, str(checkpoints.parent))
+    assert len(set(ranks)) == 1
+    code, message = ranks[0]
+    assert code == 4
+    assert message.startswith("CheckpointError: none of the 2 checkpoints")
+    assert {name[:13] for name in names_in(checkpoints / "quarantine")} == {"step-00000010", "step-00000020"}
+
+
+def test_a_run_whose_checkpoints_are_all_in_quarantine_does_not_start_afresh_over_its_ledger(
+    checkpoints: Path,
+) -> None:
+    for step in (10, 20):
+        flip_a_bit(checkpoints / f"step-{step:08d}" / MODEL)
+    for _ in range(2):  # whoever restarts runs that failed must not get another answer the second time
+        with pytest.raises(CheckpointError, match="start afresh under another run.name"):
+            assemble_spec(SPEC, str(checkpoints.parent)).checkpoints.load()
+
+
+def load_nothing(directory: str) -> bool:
+    return assemble_spec(SPEC, directory).checkpoints.load() is None
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_without_any_checkpoint_the_run_starts_afresh(world_size: int, tmp_path: Path) -> None:
+    assert run_ranks(world_size, load_nothing, str(tmp_path)) == [True] * world_size
+    (tmp_path / "checkpoints" / "step-7").mkdir()  # not the name of a checkpoint
+    assert run_ranks(world_size, load_nothing, str(tmp_path)) == [True] * world_size
+
+
+def test_a_save_that_was_not_renamed_is_never_restored_however_whole_it_is(checkpoints: Path) -> None:
+    for leftover in (".tmp-step-00000030-0123abcd", ".trash-step-00000030"):
+        shutil.copytree(checkpoints / "step-00000020", checkpoints / leftover)
+    assert load(str(checkpoints.parent)) == (20, [])
+    assert names_in(checkpoints) == {"step-00000010", "step-00000020", "LATEST"}
+
+
+def test_a_pointer_that_was_not_renamed_is_cleared_away(checkpoints: Path) -> None:
+    (checkpoints / ".LATEST.tmp-4711").write_text("{")
+    load(str(checkpoints.parent))
+    assert names_in(checkpoints) == {"step-00000010", "step-00000020", "LATEST"}
+
+
+def test_after_a_fallback_no_pointer_names_what_is_gone(checkpoints: Path) -> None:
+    shutil.copy(checkpoints / "LATEST", checkpoints / "BEST")
+    flip_a_bit(checkpoints / "step-00000020" / MODEL)
+    load(str(checkpoints.parent))
+    for name in {"LATEST", "BEST"} & names_in(checkpoints):
+        assert (checkpoints / pointer(checkpoints, name)["directory"]).is_dir(), name
+
+
+def test_a_random_state_that_the_commit_does_not_list_is_not_restored(checkpoints: Path) -> None:
+    (checkpoints / "step-00000020" / "rng-00001.safetensors").write_bytes(b"not a safetensors file")
+    assert load_on(2, checkpoints.parent) == [(20, [])] * 2
+
+
+# ---------------------------------------------------------------- another model
+
+
+def load_another(directory: str, spec: Spec) -> tuple[str, bool]:
+    run = assemble_spec(spec, directory)
+    before = bits(dict(run.strategy.state()))
+    with pytest.raises(CheckpointError) as caught:
+        load_and_restore(run.checkpoints)
+    return str(caught.value), bits(dict(run.strategy.state())) == before
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_another_models_checkpoint_is_refused_with_the_tensors_that_differ(world_size: int, saved: Path) -> None:
+    for message, is_unchanged in run_ranks(world_size, load_another, str(saved), DropoutSpec(width=9)):
+        # All but the last bias, (1,), and BatchNorm's count, (), have the width in their shape: 2 + 4 + 1.
+        assert "was made by another model; 7 tensors differ" in message
+        assert "0.weight: saved [8, 10], wanted [9, 10]" in message
+        assert is_unchanged
+
+
+def test_a_tensor_that_only_one_side_has_is_named(saved: Path) -> None:
+    class Deeper(DropoutSpec):
+        def model(self) -> nn.Module:
+            return super().model().append(nn.Linear(1, 1, bias=False))
+
+    message, is_unchanged = load_another(str(saved), Deeper())
+    assert "1 tensors differ" in message
+    assert "4.weight: saved none, wanted [1, 1]" in message
+    assert is_unchanged
+
+
+# ---------------------------------------------------------------- failing disks
+
+
+class Disk:
+    """Stands in for the calls that make a save durable; the one numbered `at` raises `error` instead."""
+
+    CALLS = ("fsync", "rename", "replace")
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int, error: BaseException) -> None:
+        self.calls, self._at, self._error = 0, at, error
+        for name in self.CALLS:
+            monkeypatch.setattr(os, name, self._counted(getattr(os, name)))
+
+    def _counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            if self.calls == self._at:
+                raise self._error
+            return call(*args, **kwargs)
+
+        return counted
+
+
+class PowerCut(BaseException):
+    """Nothing after this runs, and nobody cleans up."""
+
+
+def outcomes(checkpoints: Path, error: BaseException) -> Iterator[tuple[int, BaseException | None]]:
+    """Save step 30 with the 1st, 2nd, ... call to the disk failing, each time anew, until none is left to fail."""
+    strategy = one_rank_strategy()
+    for at in range(1, 100):
+        directory = checkpoints.with_name(f"copy-{at}")
+        shutil.copytree(checkpoints, directory)
+        store, caught = CheckpointStore(directory, strategy, keep_last=2), None
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            disk = Disk(monkeypatch, at, error)
+            try:
+                store.save(30, {"step": 30}, is_best=True)
+            except BaseException as raised:
+                caught = raised
+        if disk.calls < at:
+            assert caught is None
+            return
+        yield at, caught
+
+
+def one_rank_strategy() -> Strategy:
+    ranks = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
+    return build_strategy(SPEC.config, SPEC.model(), ranks)
+
+
+def test_whenever_the_disk_fails_the_save_is_a_storage_error_and_older_checkpoints_stay(checkpoints: Path) -> None:
+    count = 0
+    for at, caught in outcomes(checkpoints, OSError(errno.ENOSPC, "No space left on device")):
+        directory = checkpoints.with_name(f"copy-{at}")
+        assert isinstance(caught, StorageError), f"call {at} to the disk: {caught!r}"
+        assert "No space left on device" in str(caught)
+        found = names_in(directory)
+        assert {name for name in found if name.startswith(".tmp-")} == set()
+        assert {"step-00000020", "LATEST"} <= found
+        assert "step-00000010" in found or "step-00000030" in found
+        count += 1
+    # 5 files, their directory, the rename and its directory; 3 for each of 2 pointers; the rename of step 10.
+    assert count == 5 + 3 + 2 * 3 + 1
+
+
+def test_a_disk_that_fails_at_a_pointer_leaves_no_half_of_it(checkpoints: Path) -> None:
+    for at, _ in outcomes(checkpoints, OSError(errno.ENOSPC, "No space left on device")):
+        hidden = {name for name in names_in(checkpoints.with_name(f"copy-{at}")) if "tmp" in name}
+        assert hidden == set(), f"call {at} to the disk"
+
+
+def test_wherever_the_power_is_cut_the_next_start_finds_the_old_or_the_new_one_whole(checkpoints: Path) -> None:
+    steps = []
+    for at, caught in outcomes(checkpoints, PowerCut()):
+        assert isinstance(caught, PowerCut)
+        store = CheckpointStore(checkpoints.with_name(f"copy-{at}"), one_rank_strategy(), keep_last=2)
+        loaded = load_and_restore(store)
+        assert loaded.rejected == []
+        steps.append(loaded.step)
+        assert {name for name in names_in(store.directory) if name.startswith((".tmp-", ".trash-"))} == set()
+    # The rename is the 7th call; it is what publishes.
+    assert steps == [20] * 7 + [30] * (len(steps) - 7)
+
+
+def save_on_a_full_disk(directory: str, full_on: int, bytes_left: int) -> str:
+    """Save with no room for files larger than `bytes_left` on one rank, as the kernel has it."""
+    run = assemble_spec(SPEC, directory)
+    if run.strategy.rank == full_on:
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, hard))
+    with pytest.raises(StorageError) as caught:
+        save(run, 30)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("full_on", [0, 1])
+def test_a_disk_that_is_full_for_one_rank_is_a_storage_error_on_all(full_on: int, checkpoints: Path) -> None:
+    before = names_in(checkpoints)
+    messages = run_ranks(2, save_on_a_full_disk, str(checkpoints.parent), full_on, 500)
+    assert len(set(messages)) == 1
+    assert messages[0].startswith("StorageError: cannot write")
+    assert f"File too large. Mend that, then start the same command again (on rank {full_on} of 2" in messages[0]
+    assert names_in(checkpoints) == before
+    assert load_on(2, checkpoints.parent) == [(20, [])] * 2

@@ -1,0 +1,169 @@
+"""Validation scores: those of a plain pass over the whole split, at any number of ranks, also ranks without rows."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from harness.data.batches import Columns
+from harness.data.sources import DataSplits
+from harness.loop import evaluate, train_step
+from harness.strategy.build import DTYPES
+from tests.distributed.ranks import run_ranks
+from tests.distributed.scenarios import Spec, assemble_spec
+
+WORLDS = (1, 2, 4, 8)
+NUM_UPDATES = 3
+
+
+@dataclass(frozen=True)
+class ScoreSpec(Spec):
+    """A network with BatchNorm, and validation rows of its own."""
+
+    rows: int = 64  # 16 a batch: at least two for every one of 8 ranks, as BatchNorm wants
+    validation_rows: int = 37  # no multiple of anything
+
+    def model(self) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Linear(10, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 5 if self.is_classification else 2)
+        )
+
+    def splits(self) -> DataSplits:
+        generator = torch.Generator().manual_seed(1)
+        train, validation = (
+            Columns(torch.randn(rows, 10, generator=generator), self._targets(rows, generator))
+            for rows in (self.rows, self.validation_rows)
+        )
+        return DataSplits(train, validation, (10,), 5 if self.is_classification else 2)
+
+    def _targets(self, rows: int, generator: torch.Generator) -> Tensor:
+        if self.is_classification:
+            return torch.randint(5, (rows,), generator=generator)
+        return torch.randn(rows, 2, generator=generator)
+
+
+CLASSES, NUMBERS = ScoreSpec(network="norm_mlp"), ScoreSpec()
+
+
+@dataclass
+class Evaluated:
+    """What one rank saw of an evaluation."""
+
+    scores: dict[str, float]
+    before: dict[str, Tensor]
+    """This rank's whole state."""
+    after: dict[str, Tensor]
+    is_training: set[bool]
+    """Of every module afterwards."""
+    warnings: list[str]
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def train_then_evaluate(spec: ScoreSpec) -> Evaluated:
+    run = assemble_spec(spec)
+    for position in range(NUM_UPDATES):  # BatchNorm's statistics move apart: each rank has rows of its own
+        train_step(run, position, run.strategy.tensor(0.01, dtype=torch.float64))
+    before = state_of(run.strategy.module)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        scores = evaluate(run)
+    modes = {module.training for module in run.strategy.model.modules()}
+    return Evaluated(scores, before, state_of(run.strategy.module), modes, [str(w.message) for w in caught])
+
+
+@cache
+def evaluated(spec: ScoreSpec, world_size: int) -> list[Evaluated]:
+    found: list[Evaluated] = run_ranks(world_size, train_then_evaluate, spec)
+    return found
+
+
+def plain_scores(spec: ScoreSpec, state: dict[str, Tensor]) -> dict[str, float]:
+    """The definitions, on the whole split at once, of a network with this state."""
+    dtype = DTYPES[spec.precision]
+    model = spec.model().to(dtype)
+    model.load_state_dict(state)
+    columns = spec.splits().validation
+    with torch.no_grad():
+        outputs = model.eval()(columns.inputs.to(dtype))
+    if spec.is_classification:
+        is_right = outputs.argmax(dim=1) == columns.targets
+        loss = F.cross_entropy(outputs, columns.targets)
+        return {"val/loss": loss.item(), "val/accuracy": is_right.double().mean().item()}
+    targets = columns.targets.to(dtype)
+    mse, mae = F.mse_loss(outputs, targets).item(), F.l1_loss(outputs, targets).item()
+    return {"val/loss": mse, "val/mse": mse, "val/mae": mae}
+
+
+@pytest.mark.parametrize("spec", [CLASSES, NUMBERS], ids=["classification", "regression"])
+@pytest.mark.parametrize("world_size", WORLDS)
+def test_scores_are_those_of_a_plain_pass_over_the_whole_split(world_size: int, spec: ScoreSpec) -> None:
+    ranks = evaluated(spec, world_size)
+    wanted = plain_scores(spec, ranks[0].before)
+    assert ranks[0].scores == pytest.approx(wanted, rel=1e-6)
+    assert ranks[0].scores.keys() == wanted.keys()
+
+
+@pytest.mark.parametrize("network", ["norm_mlp", "mlp"])
+@pytest.mark.parametrize("validation_rows", [1, 3, 16])
+def test_ranks_without_validation_rows_change_nothing(validation_rows: int, network: str) -> None:
+    spec = ScoreSpec(network=network, validation_rows=validation_rows)
+    ranks = evaluated(spec, 8)
+    assert ranks[0].scores == pytest.approx(plain_scores(spec, ranks[0].before), rel=1e-6)
+
+
+def test_in_double_precision_nothing_but_rounding_is_left() -> None:
+    spec = ScoreSpec(precision="fp64")
+    ranks = evaluated(spec, 4)
+    assert ranks[0].scores == pytest.approx(plain_scores(spec, ranks[0].before), rel=1e-14)
+
+
+EVERY_EVALUATION = pytest.mark.parametrize(
+    ("spec", "world_size"),
+    [
+        *[(spec, world_size) for spec in (CLASSES, NUMBERS) for world_size in WORLDS],
+        (ScoreSpec(network="norm_mlp", validation_rows=3), 8),
+        (ScoreSpec(validation_rows=3), 8),
+    ],
+)
+
+
+@EVERY_EVALUATION
+def test_every_rank_has_the_same_scores_to_the_bit(spec: ScoreSpec, world_size: int) -> None:
+    ranks = evaluated(spec, world_size)
+    assert all(rank.scores == ranks[0].scores for rank in ranks)
+
+
+@EVERY_EVALUATION
+def test_no_warning_escapes(spec: ScoreSpec, world_size: int) -> None:
+    assert [text for rank in evaluated(spec, world_size) for text in rank.warnings] == []
+
+
+@EVERY_EVALUATION
+def test_the_model_goes_on_in_training_mode(spec: ScoreSpec, world_size: int) -> None:
+    assert [rank.is_training for rank in evaluated(spec, world_size)] == [{True}] * world_size
+
+
+@EVERY_EVALUATION
+def test_evaluation_leaves_the_parameters_and_rank_zeros_statistics_untouched(spec: ScoreSpec, world_size: int) -> None:
+    ranks = evaluated(spec, world_size)
+    parameters = [name for name, _ in spec.model().named_parameters()]
+    assert all(torch.equal(rank.before[name], rank.after[name]) for rank in ranks for name in parameters)
+    assert all(torch.equal(tensor, ranks[0].after[name]) for name, tensor in ranks[0].before.items())
+
+
+@pytest.mark.parametrize("world_size", WORLDS[1:])
+def test_every_rank_evaluates_with_the_batch_norm_statistics_of_rank_zero(world_size: int) -> None:
+    ranks = evaluated(CLASSES, world_size)
+    for statistic in ("1.running_mean", "1.running_var"):
+        assert not torch.equal(ranks[1].before[statistic], ranks[0].before[statistic]), "they are to differ before"
+        assert all(torch.equal(rank.after[statistic], ranks[0].before[statistic]) for rank in ranks)
