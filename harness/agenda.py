@@ -33,9 +33,11 @@ class Agenda:
             self.config.checkpoint.every_steps,
             self.config.run.max_steps,
         )
+        epochs = (self.config.evaluation.every_epochs, self.config.run.max_epochs)
+        by_position = [count * self.updates_per_epoch for count in epochs if count is not None]
         return min(
             self.updates_until_vote,
-            self.updates_per_epoch - state.position % self.updates_per_epoch,
+            *(interval - state.position % interval for interval in by_position),
             *(interval - state.step % interval for interval in intervals if interval is not None),
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -11,8 +11,7 @@ if TYPE_CHECKING:
 StopReason = Literal["budget", "early_stopping", "interrupted"]
 
 
-@dataclass(frozen=True)
-class GradNorm:
+class GradNorm(NamedTuple):
     """The gradient of one update, measured after the reduction over ranks and before clipping; all on the device."""
 
     total: Tensor
@@ -25,8 +24,7 @@ class GradNorm:
     """() 1.0 if the update was applied, 0.0 if the norm was not finite and nothing was changed."""
 
 
-@dataclass(frozen=True)
-class UpdateReport:
+class UpdateReport(NamedTuple):
     """What one update knows of itself, on the device: reading it is left to the interval."""
 
     loss: Tensor

@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.run import get_args_parser
 
-from harness.agent import failure_sentence, shell_code
+from harness import agent
 from harness.errors import ConfigError
 from launch import cli
 from launch.plan import (
@@ -171,8 +173,6 @@ def test_the_command_line_of_torchrun() -> None:
 
 
 def test_torchrun_reads_the_command_line_as_it_was_meant() -> None:
-    from torch.distributed.run import get_args_parser
-
     overrides = ("a=--nnodes", "b.c=-3", "d=--start -m", "e=")
     plan = _plan("harness.train", "x.yaml", *overrides, ranks=2, machine=Machine(num_gpus=0, num_cores=2))
     options = get_args_parser().parse_args(torchrun_command(plan)[3:])
@@ -209,10 +209,36 @@ def test_only_what_another_start_can_mend_is_started_again() -> None:
     assert {0, 2, 3, 4, 5, 6, 8, 75} == FINAL_CODES
 
 
-def test_a_rank_that_could_not_explain_itself_is_explained() -> None:
-    assert failure_sentence(3, -9, pid=12) == "rank 3 (process 12) was killed by SIGKILL"
-    assert "exit code 1" in failure_sentence(3, 1, pid=12)
-    assert (shell_code(-9), shell_code(3), shell_code(0)) == (137, 3, 0)
+@pytest.mark.parametrize(
+    ("codes", "code", "sentence"),
+    [
+        ({0: 7, 1: -9}, 137, "rank 1 (process 101) was killed by SIGKILL\n"),  # rank 0 only missed its peer
+        ({0: 1, 1: 7}, 1, "rank 0 (process 100) ended with exit code 1"),
+        ({0: 3, 1: 3}, 3, ""),  # rank 0 has said why
+    ],
+)
+def test_the_agent_ends_with_the_code_of_the_cause_and_explains_what_no_rank_could(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    codes: dict[int, int],
+    code: int,
+    sentence: str,
+) -> None:
+    failures = {
+        rank: ProcessFailure(local_rank=rank, pid=100 + rank, exitcode=exit_code, error_file="none")
+        for rank, exit_code in codes.items()
+    }
+    for failure in failures.values():
+        failure.timestamp = 1
+
+    def fail(_: list[str]) -> None:
+        raise ChildFailedError("harness.train", failures)
+
+    monkeypatch.setattr("torch.distributed.run.main", fail)
+    assert agent.main([]) == code
+    err = capsys.readouterr().err
+    assert err.startswith(sentence)
+    assert err.count("\n") == bool(sentence)
 
 
 # ---------------------------------------------------------------- the command
@@ -362,7 +388,8 @@ def on_term(number, frame):
     note("SIGTERM")
     if mode == "stubborn":
         return
-    write_exit(75)
+    if mode == "run":
+        write_exit(75)
     rank.terminate()
     sys.exit(143)
 
@@ -459,6 +486,16 @@ def test_a_signal_asks_the_ranks_to_save_and_the_exit_code_says_they_did(
     assert not any(map(_is_alive, pids))
 
 
+def test_a_run_that_was_stopped_before_it_could_save_does_not_claim_it_and_is_not_started_again(
+    launch: Callable[..., Launch],
+) -> None:
+    one = launch("unsaved", max_restarts=2)
+    one.pids()
+    one.process.send_signal(signal.SIGUSR1)
+    assert one.end()[0] == 128 + signal.SIGUSR1
+    assert one.log() == ["SIGTERM"]
+
+
 def test_a_signal_is_passed_on_once_and_a_second_ctrl_c_kills_at_once(launch: Callable[..., Launch]) -> None:
     one = launch("stubborn")
     pids = one.pids()
@@ -478,8 +515,7 @@ def test_a_signal_is_passed_on_once_and_a_second_ctrl_c_kills_at_once(launch: Ca
 
 def test_ctrl_c_in_the_terminal_does_not_reach_the_agent_by_itself(launch: Callable[..., Launch]) -> None:
     one = launch("run")
-    agent, rank = one.pids()
-    sessions = {os.getsid(pid) for pid in (one.process.pid, agent, rank)}
+    sessions = {os.getsid(pid) for pid in (one.process.pid, *one.pids())}
     assert len(sessions) == 3
 
 

@@ -14,6 +14,7 @@ from harness.errors import DataError
 
 RESIDENT_BYTES = 2**30  # columns up to this size live on the GPU; larger ones are copied there batch by batch
 LOOK_AHEAD_ROWS = 65_536  # an id of the permutation costs 60 ns in blocks of this size, 5 us in blocks of 64
+LOOK_AHEAD_MICRO_BATCHES = 4_096  # each is a tensor of its ids, so that many small ones do not stall an update
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,11 @@ class TrainingBatches:
         """Compute the ids of many positions at once; the last of an epoch, if it is smaller, is looked at alone."""
         plan = self._plan
         largest_share = -(-plan.global_batch // plan.world_size)
-        in_epoch = position % plan.steps_per_epoch
-        num_full = plan.num_rows // plan.global_batch - in_epoch
-        num_positions = max(1, min(-(-LOOK_AHEAD_ROWS // largest_share), num_full))
-        ids = torch.from_numpy(plan.sample_ids(position, self._rank, num_positions=num_positions))
         sizes = [stop - start for start, stop in plan.micro_batches(position, self._rank)]
+        num_full = plan.num_rows // plan.global_batch - position % plan.steps_per_epoch
+        limits = (-(-LOOK_AHEAD_ROWS // largest_share), LOOK_AHEAD_MICRO_BATCHES // len(sizes), num_full)
+        num_positions = max(1, min(limits))
+        ids = torch.from_numpy(plan.sample_ids(position, self._rank, num_positions=num_positions))
         self._ahead = range(position, position + num_positions)
         self._micro_batches = len(sizes)
         self._ids = torch.split(ids.to(self._rows.inputs.device), sizes * num_positions)

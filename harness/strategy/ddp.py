@@ -58,7 +58,6 @@ class DdpStrategy(Strategy):
     def _gradients(self) -> list[Tensor]:
         return [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters]
 
-    @torch.no_grad()
     def update(self, learning_rate: Tensor) -> GradNorm:
         gradients = self._gradients()
         per_parameter = torch.stack(torch._foreach_norm(gradients))  # (P,)

@@ -10,7 +10,7 @@ import random
 import resource
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -376,8 +376,17 @@ def load_on(world_size: int, directory: Path, spec: Spec = SPEC) -> list[Found]:
     return found
 
 
-@pytest.mark.parametrize("way", WAYS_TO_BREAK)
-@pytest.mark.parametrize("world_size", [1, 3])
+def on(world_size: int, ways: Iterable[str]) -> list[Any]:
+    return [pytest.param(world_size, way, id=f"{world_size}: {way}") for way in ways]
+
+
+# Each of three ranks verifies files that the others do not.
+@pytest.mark.parametrize(
+    ("world_size", "way"),
+    on(1, WAYS_TO_BREAK)
+    + on(3, [f"a flipped bit in {name}" for name in FILES])
+    + on(3, [f"no {MODEL}", "no COMMIT.json", "a name with ..", "an infinite size"]),
+)
 def test_a_broken_checkpoint_is_set_aside_by_all_ranks_for_the_one_before(
     world_size: int, way: str, checkpoints: Path
 ) -> None:
@@ -441,7 +450,7 @@ def test_a_run_whose_checkpoints_are_all_in_quarantine_does_not_start_afresh_ove
     for step in (10, 20):
         flip_a_bit(checkpoints / f"step-{step:08d}" / MODEL)
     for _ in range(2):  # whoever restarts runs that failed must not get another answer the second time
-        with pytest.raises(CheckpointError, match="start afresh under another run.name"):
+        with pytest.raises(CheckpointError, match=r"start afresh under another run\.name"):
             assemble_spec(SPEC, str(checkpoints.parent)).checkpoints.load()
 
 

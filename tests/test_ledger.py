@@ -1,0 +1,201 @@
+"""The ledger: floats come back to the bit, every line is strict JSON, and a resumed run goes on where it was saved."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.errors import StorageError
+from harness.observers.ledger import Ledger, encode, read_lines
+from harness.stopping import Patience
+from tests.test_order import unhurried
+
+BEST = Patience("val/loss", "min", 0.0)
+finite = st.floats(allow_nan=False, allow_infinity=False)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+Open = Callable[..., Ledger]
+
+
+@pytest.fixture
+def open_ledger(tmp_path: Path) -> Iterator[Open]:
+    """Opens the ledger of `tmp_path` as often as wanted; its files are closed in the end."""
+    opened: list[Ledger] = []
+
+    def open_one(*, keep_bytes: int = 0) -> Ledger:
+        opened.append(Ledger(tmp_path, keep_bytes=keep_bytes))
+        return opened[-1]
+
+    yield open_one
+    for file in [value for ledger in opened for value in vars(ledger).values() if hasattr(value, "close")]:
+        file.close()
+
+
+def bits(value: float) -> bytes:
+    return struct.pack("<d", value)
+
+
+def read_strictly(line: bytes) -> Any:
+    """Read JSON as the standard has it: without Python's NaN and Infinity."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(line, parse_constant=refuse)
+
+
+def without_nonfinite(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case list():
+            return [without_nonfinite(item) for item in value]
+        case dict():
+            return {key: without_nonfinite(item) for key, item in value.items()}
+    return value
+
+
+# ---------------------------------------------------------------- lines
+
+
+@unhurried
+@given(finite)
+def test_a_float_reads_back_to_the_same_bits(value: float) -> None:
+    line = read_strictly(encode({"loss": value, "metrics": {"val/loss": value}}))
+    assert bits(line["loss"]) == bits(line["metrics"]["val/loss"]) == bits(value)
+
+
+@unhurried
+@given(st.dictionaries(st.text(), values))
+def test_every_line_is_one_line_of_strict_json_in_which_what_is_not_finite_is_null(line: dict[str, Any]) -> None:
+    text = encode(line)
+    assert text.endswith(b"\n")
+    assert text.count(b"\n") == 1
+    assert read_strictly(text) == without_nonfinite(line)
+
+
+def test_lines_read_back_in_the_order_they_were_told(open_ledger: Open, tmp_path: Path) -> None:
+    ledger = open_ledger()
+    update = {"event": "update", "step": 1, "loss": 0.1 + 0.2, "grad_norm": math.inf}
+    evaluation = {"event": "evaluation", "step": 1, "metrics": {"val/loss": math.nan}}
+    ledger.on_update(update)
+    ledger.on_evaluation(evaluation, BEST)
+    assert read_lines(tmp_path / "ledger.jsonl") == [without_nonfinite(update), without_nonfinite(evaluation)]
+
+
+def test_an_event_has_the_time_in_utc_and_is_written_at_once(open_ledger: Open, tmp_path: Path) -> None:
+    open_ledger().on_event({"event": "saved", "step": 3})
+    (line,) = read_lines(tmp_path / "events.jsonl")
+    offset = datetime.fromisoformat(line.pop("time")).utcoffset()
+    assert offset is not None
+    assert offset.total_seconds() == 0
+    assert line == {"event": "saved", "step": 3}
+
+
+def test_an_intervals_updates_are_in_the_file_when_it_is_settled(open_ledger: Open, tmp_path: Path) -> None:
+    ledger = open_ledger()
+    for step in (1, 2, 3):
+        ledger.on_update({"step": step})
+    ledger.on_settled()
+    assert read_lines(tmp_path / "ledger.jsonl") == [{"step": 1}, {"step": 2}, {"step": 3}]
+
+
+# ---------------------------------------------------------------- picked up again
+
+
+def write_seven(ledger: Ledger) -> tuple[int, int]:
+    """Write seven lines; return the sealed length after three and after all of them."""
+    lengths = {}
+    for step in range(1, 8):
+        ledger.on_update({"step": step})
+        lengths[step] = ledger.seal()
+    return lengths[3], lengths[7]
+
+
+def test_what_was_written_after_the_checkpoint_is_cut_off_and_written_anew(open_ledger: Open, tmp_path: Path) -> None:
+    sealed, _ = write_seven(open_ledger())
+    again = open_ledger(keep_bytes=sealed)
+    assert [line["step"] for line in read_lines(tmp_path / "ledger.jsonl")] == [1, 2, 3]
+    again.on_update({"step": 4, "segment": 2})
+    assert again.seal() == (tmp_path / "ledger.jsonl").stat().st_size
+    assert read_lines(tmp_path / "ledger.jsonl")[3:] == [{"step": 4, "segment": 2}]
+
+
+def test_a_ledger_that_was_cut_back_seals_at_its_new_length(open_ledger: Open) -> None:
+    sealed, whole = write_seven(open_ledger())
+    assert sealed < whole
+    assert open_ledger(keep_bytes=sealed).seal() == sealed
+
+
+def test_events_are_never_cut(open_ledger: Open, tmp_path: Path) -> None:
+    for segment in (1, 2):
+        open_ledger().on_event({"event": "started", "segment": segment})
+    assert [line["segment"] for line in read_lines(tmp_path / "events.jsonl")] == [1, 2]
+
+
+def test_a_ledger_shorter_than_the_checkpoint_says_is_refused_and_left_alone(open_ledger: Open, tmp_path: Path) -> None:
+    _, whole = write_seven(open_ledger())
+    content = (tmp_path / "ledger.jsonl").read_bytes()
+    with pytest.raises(StorageError, match=f"has {whole:,} bytes, the checkpoint was made when it had {whole + 1:,}"):
+        open_ledger(keep_bytes=whole + 1)
+    assert (tmp_path / "ledger.jsonl").read_bytes() == content
+
+
+def test_a_ledger_that_is_gone_is_refused(open_ledger: Open, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="has 0 bytes"):
+        open_ledger(keep_bytes=1)
+    assert not (tmp_path / "ledger.jsonl").exists()
+
+
+# ---------------------------------------------------------------- a disk that does not take it
+
+
+@contextmanager
+def room_for(num_bytes: int) -> Iterator[None]:
+    """Have the kernel refuse to make any file longer than this."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    "tell",
+    [
+        lambda ledger: ledger.on_settled(),
+        lambda ledger: ledger.on_evaluation({"step": 1}, BEST),
+        lambda ledger: ledger.seal(),
+        lambda ledger: ledger.on_event({"event": "saved", "text": "x" * 200}),
+        lambda ledger: [ledger.on_update({"loss": 0.1}) for _ in range(10_000)],
+    ],
+    ids=["settled", "evaluation", "seal", "event", "many updates"],
+)
+def test_a_full_disk_is_a_storage_error(tell: Callable[[Ledger], Any], open_ledger: Open) -> None:
+    ledger = open_ledger()
+    ledger.on_update({"loss": 0.1, "text": "x" * 200})
+    with room_for(100), pytest.raises(StorageError, match="File too large"):
+        tell(ledger)
+
+
+def test_a_ledger_that_cannot_be_opened_is_a_storage_error(open_ledger: Open, tmp_path: Path) -> None:
+    (tmp_path / "ledger.jsonl").mkdir()
+    with pytest.raises(StorageError, match=r"ledger\.jsonl"):
+        open_ledger()

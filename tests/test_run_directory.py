@@ -1,0 +1,249 @@
+"""The directory of a run: one process at a time, one run for ever, and a word on how it ended."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.config import RunConfig
+from harness.config_io import dump_config, load_config
+from harness.errors import ConfigError, NonFiniteError, RunInUseError, StorageError
+from harness.run_directory import RunDirectory
+
+
+def a_config(root: Path, **sections: dict[str, Any]) -> RunConfig:
+    values: dict[str, dict[str, Any]] = {
+        "run": {"name": "r", "output_root": str(root), "max_epochs": 1},
+        "model": {"kind": "mlp", "hidden": [4]},
+        "data": {"source": "mnist_5k", "global_batch": 64},
+        "task": {"kind": "classification", "num_classes": 10},
+        "optim": {"kind": "sgd", "peak_lr": 0.1},
+    }
+    for name, section in sections.items():
+        values[name] = {**values.get(name, {}), **section}
+    return RunConfig.model_validate(values)
+
+
+def described(config: RunConfig) -> list[str]:
+    """Start the run of a config once; return its notices."""
+    with RunDirectory(config) as directory:
+        return directory.describe()
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_bytes())
+
+
+def content_of(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.name != "lock"}
+
+
+# ---------------------------------------------------------------- the lock
+
+
+@contextmanager
+def another_holder(config: RunConfig, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process, which holds the lock until it is killed."""
+    path = folder / "holder.yaml"
+    path.write_text(dump_config(config))
+    program = (
+        "import sys\n"
+        "from harness.config_io import load_config\n"
+        "from harness.run_directory import RunDirectory\n"
+        "with RunDirectory(load_config(sys.argv[1]).config):\n"
+        "    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", program, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        yield holder
+        holder.kill()
+
+
+def test_a_directory_that_another_process_trains_in_is_refused_with_its_host_and_pid(tmp_path: Path) -> None:
+    config = a_config(tmp_path)
+    with another_holder(config, tmp_path) as holder, pytest.raises(RunInUseError) as caught:
+        described(config)
+    assert caught.value.exit_code == 8
+    assert json.dumps({"host": socket.gethostname(), "pid": holder.pid}) in str(caught.value)
+
+
+def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path: Path) -> None:
+    config = a_config(tmp_path)
+    with another_holder(config, tmp_path) as holder:
+        holder.kill()
+        holder.wait()
+        with RunDirectory(config):
+            assert read(tmp_path / "r" / "lock")["pid"] == os.getpid()
+
+
+def test_the_lock_is_free_again_when_the_run_is_over(tmp_path: Path) -> None:
+    for _ in range(2):
+        described(a_config(tmp_path))
+
+
+def test_another_run_of_the_same_root_is_not_in_the_way(tmp_path: Path) -> None:
+    with RunDirectory(a_config(tmp_path)):
+        described(a_config(tmp_path, run={"name": "s"}))
+
+
+@pytest.mark.slow  # a whole process imports torch
+def test_a_second_training_of_a_run_ends_with_exit_code_8_and_touches_nothing(tmp_path: Path) -> None:
+    config = a_config(tmp_path)
+    (tmp_path / "r.yaml").write_text(dump_config(config))
+    with RunDirectory(config) as directory:
+        directory.describe()
+        before = content_of(directory.path)
+        command = [sys.executable, "-m", "harness.train", str(tmp_path / "r.yaml")]
+        second = subprocess.run(command, check=False, capture_output=True, text=True)
+        assert second.returncode == 8, second.stderr
+        assert second.stderr.startswith("RunInUseError: ")
+        assert content_of(directory.path) == before
+
+
+# ---------------------------------------------------------------- directories that cannot be written
+
+
+@pytest.mark.parametrize("blocked", ["runs", "runs/r"])
+def test_a_file_in_the_place_of_a_directory_is_a_storage_error(blocked: str, tmp_path: Path) -> None:
+    (tmp_path / blocked).parent.mkdir(exist_ok=True)
+    (tmp_path / blocked).write_text("in the way")
+    with pytest.raises(StorageError, match=r"cannot write to .*set run\.output_root") as caught:
+        described(a_config(tmp_path / "runs"))
+    assert caught.value.exit_code == 5
+    assert (tmp_path / blocked).read_text() == "in the way"
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_disk_that_is_full_when_the_run_is_described_is_a_storage_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="No space left on device"):
+        described(a_config(tmp_path))
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_disk_that_is_full_when_the_exit_is_written_is_a_storage_error(tmp_path: Path) -> None:
+    with RunDirectory(a_config(tmp_path)) as directory, pytest.raises(StorageError, match="No space left on device"):
+        directory.write_exit(code=0, reason="budget", step=1)
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_an_exit_that_cannot_be_written_does_not_hide_why_the_run_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from harness.stopping import StopSignals
+    from harness.strategy.base import Ranks
+    from harness.train import Session
+
+    def fit(self: Session) -> None:
+        raise NonFiniteError("loss is nan")
+
+    monkeypatch.setattr(Session, "_fit", fit)
+    config, ranks = a_config(tmp_path), Ranks(rank=0, world_size=1, device=torch.device("cpu"))
+    with RunDirectory(config) as directory, pytest.raises(NonFiniteError, match="loss is nan"):
+        Session(config, ranks, directory, StopSignals()).run_to_the_end()
+
+
+# ---------------------------------------------------------------- what a run is
+
+
+def test_the_identity_of_a_run_is_written_once_and_kept(tmp_path: Path) -> None:
+    described(a_config(tmp_path))
+    first = (tmp_path / "r" / "run.json").read_bytes()
+    described(a_config(tmp_path, optim={"peak_lr": 0.2}))
+    assert (tmp_path / "r" / "run.json").read_bytes() == first
+    identity = json.loads(first)
+    assert identity.keys() == {"id", "created", "schema"}
+    assert datetime.fromisoformat(identity["created"]).tzinfo is not None
+
+
+def test_two_runs_have_two_identities(tmp_path: Path) -> None:
+    for name in ("r", "s"):
+        described(a_config(tmp_path, run={"name": name}))
+    assert read(tmp_path / "r" / "run.json")["id"] != read(tmp_path / "s" / "run.json")["id"]
+
+
+def test_the_resolved_configuration_lies_there_and_loads_as_the_same(tmp_path: Path) -> None:
+    for config in (a_config(tmp_path), a_config(tmp_path, optim={"peak_lr": 1 / 3})):
+        described(config)
+        assert load_config(tmp_path / "r" / "config.yaml").config == config
+
+
+@pytest.mark.parametrize(
+    ("changed", "difference"),
+    [
+        ({"model": {"hidden": [8]}}, "model.hidden: stored [4], given [8]"),
+        ({"run": {"seed": 1}}, "run.seed: stored 42, given 1"),
+        ({"data": {"global_batch": 32}}, "data.global_batch: stored 64, given 32"),
+        ({"optim": {"kind": "adam"}}, 'optim.kind: stored "sgd", given "adam"'),
+    ],
+)
+def test_the_directory_of_another_run_is_refused_with_the_difference_and_left_alone(
+    changed: dict[str, Any], difference: str, tmp_path: Path
+) -> None:
+    with RunDirectory(a_config(tmp_path)) as directory:
+        directory.describe()
+        directory.write_exit(code=0, reason="budget", step=1)
+    before = content_of(tmp_path / "r")
+    with pytest.raises(ConfigError) as caught:
+        described(a_config(tmp_path, **changed))
+    assert caught.value.exit_code == 2
+    assert f"{tmp_path / 'r'} holds another run" in str(caught.value)
+    assert difference in str(caught.value)
+    assert content_of(tmp_path / "r") == before
+
+
+def test_a_changed_rate_is_noticed_once(tmp_path: Path) -> None:
+    assert described(a_config(tmp_path)) == []
+    faster = a_config(tmp_path, optim={"peak_lr": 0.2})
+    assert described(faster) == ["changed since the run was last started: optim.peak_lr: stored 0.1, given 0.2"]
+    assert described(faster) == []
+
+
+def test_a_changed_budget_or_interval_is_not_worth_a_word(tmp_path: Path) -> None:
+    described(a_config(tmp_path))
+    assert described(a_config(tmp_path, run={"max_epochs": 9}, tracking={"log_every_steps": 3})) == []
+
+
+# ---------------------------------------------------------------- how it ended
+
+
+def test_how_the_run_ended_is_written_down_and_forgotten_when_it_starts_again(tmp_path: Path) -> None:
+    with RunDirectory(a_config(tmp_path)) as directory:
+        directory.describe()
+        directory.write_exit(code=75, reason="interrupted", step=17)
+        assert read(tmp_path / "r" / "exit.json") == {"code": 75, "reason": "interrupted", "step": 17}
+        directory.write_exit(code=0, reason="budget", step=20)
+        assert read(tmp_path / "r" / "exit.json") == {"code": 0, "reason": "budget", "step": 20}
+    described(a_config(tmp_path))
+    assert not (tmp_path / "r" / "exit.json").exists()
+
+
+def test_no_temporary_file_stays(tmp_path: Path) -> None:
+    with RunDirectory(a_config(tmp_path)) as directory:
+        directory.describe()
+        directory.write_exit(code=0, reason="budget", step=1)
+        found = {path.name for path in directory.path.iterdir()}
+    assert found == {"lock", "run.json", "config.yaml", "exit.json"}
