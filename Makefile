@@ -32,8 +32,8 @@ check: $(READY) ## Lint, format and types
 	@$(BIN)/python -m ruff format --check --quiet .
 	@$(BIN)/python -m mypy --no-error-summary
 
-bench: $(READY) ## Measure against plain PyTorch
-	@$(BIN)/python -m pytest -q tests/benchmarks $(ARGS)
+bench: $(READY) ## Measure an update beside a hand-written loop: make bench [ARGS="--rounds 21"]
+	@$(BIN)/python -m tests.benchmarks.step_cost $(ARGS)
 
 clean: ## Remove caches and build outputs; runs/ and .venv stay
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -117,6 +117,8 @@ def _run_once(
         _kill_leftovers(strangers, grace_seconds=0 if is_killed else GRACE_SECONDS)
     if is_killed:
         agent.wait()
+        if sys.stderr.isatty():
+            print("\x1b[?25h", end="", file=sys.stderr)  # the cursor, hidden by a progress bar that could not end
         return EXIT_KILLED, True
     if agent.returncode < 0 and stop_signal is None:
         name = signal.Signals(-agent.returncode).name

@@ -126,8 +126,9 @@ def test_every_multiple_of_every_interval_is_an_intervals_end(plan: Plan) -> Non
     trace = drive(plan)
     for interval in (plan.log_every, plan.evaluate_every_steps, plan.save_every, plan.max_steps):
         assert set(newly_reached(trace.places, interval)) <= set(trace.ends)
-    epochs = {place for place in trace.places if place[0] % plan.updates_per_epoch == 0}
-    assert epochs <= set(trace.ends)
+    for epochs in (plan.evaluate_every_epochs, plan.max_epochs):
+        interval = epochs * plan.updates_per_epoch if epochs else len(trace.places) + 1
+        assert {place for place in trace.places if place[0] % interval == 0} <= set(trace.ends)
 
 
 @unhurried
