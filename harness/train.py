@@ -63,7 +63,9 @@ def train(loaded: LoadedConfig, place: Placement) -> int:
 
     from harness.strategy.build import join_ranks, leave_ranks
 
-    ranks = join_ranks(place, timeout_seconds=loaded.config.strategy.collective_timeout_seconds)
+    strategy = loaded.config.strategy
+    timeout_seconds, is_zero = strategy.collective_timeout_seconds, strategy.kind != "ddp"
+    ranks = join_ranks(place, timeout_seconds=timeout_seconds, alone_in_group=is_zero)
     with ExitStack() as stack:
         stack.callback(leave_ranks)
         directory = RunDirectory(loaded.config)

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from harness.errors import HarnessError, PeerError
 from harness.state import GradNorm
 
+# torch.nn.utils.clip_grad_norm_ and DeepSpeed both add this to the norm they divide by.
+CLIP_EPSILON = 1e-6
+
 
 class Ranks:
     """How the processes of a run agree. With one rank there is no process group, and everything here is free."""

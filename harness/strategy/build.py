@@ -11,19 +11,21 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.config import RunConfig
-from harness.errors import ConfigError
 from harness.optim import build_optimizer
 from harness.strategy.base import Ranks, Strategy, peers_answer
+from harness.strategy.checks import check
 from harness.strategy.ddp import DdpStrategy
 from harness.strategy.env import Placement
 
-DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
+DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
+"""The type of weights and rows under each precision; bf16 is autocast."""
 
 
-def join_ranks(place: Placement, *, timeout_seconds: float) -> Ranks:
+def join_ranks(place: Placement, *, timeout_seconds: float, alone_in_group: bool = False) -> Ranks:
     """Bind this rank to its device and start the process group: gloo, with NCCL beside it on GPUs. Collective.
 
-    With one rank there is no process group.
+    Args:
+        alone_in_group: a single rank has a process group as well, since DeepSpeed wants one.
     """
     on_gpu = torch.cuda.is_available()
     device = torch.device("cpu")
@@ -33,10 +35,11 @@ def join_ranks(place: Placement, *, timeout_seconds: float) -> Ranks:
         os.environ["LOCAL_RANK"] = str(index)  # Accelerate binds the device by this
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
-    if place.world_size > 1:
+    if place.world_size > 1 or alone_in_group:
         with peers_answer():
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+                store=dist.HashStore() if place.world_size == 1 else None,  # type: ignore[attr-defined]
                 rank=place.rank,
                 world_size=place.world_size,
                 timeout=timedelta(seconds=timeout_seconds),
@@ -51,8 +54,13 @@ def build_strategy(config: RunConfig, module: nn.Module, ranks: Ranks) -> Strate
         ConfigError: what came out is not what was asked for.
     """
     module = module.to(device=ranks.device, dtype=DTYPES[config.strategy.precision])
+    optimizer = build_optimizer(module, config.optim)
+    if config.strategy.kind != "ddp":
+        from harness.strategy.build_zero import build_zero  # DeepSpeed takes seconds to import, and may not be there
+
+        return build_zero(config, module, optimizer, ranks)
     model = _wrap(module, ranks) if ranks.world_size > 1 else module
-    return DdpStrategy(module, model, build_optimizer(module, config.optim), ranks=ranks, clip=config.clip)
+    return DdpStrategy(module, model, optimizer, ranks=ranks, clip=config.clip)
 
 
 def _wrap(module: nn.Module, ranks: Ranks) -> nn.Module:
@@ -63,19 +71,11 @@ def _wrap(module: nn.Module, ranks: Ranks) -> nn.Module:
     )
     model: nn.Module = accelerator.prepare_model(module)
     wanted = (ranks.rank, ranks.world_size)
-    _check("the rank and world size of Accelerate", (accelerator.process_index, accelerator.num_processes), wanted)
-    _check("the rank and world size of torch.distributed", (dist.get_rank(), dist.get_world_size()), wanted)
-    _check("the device", accelerator.device.type, ranks.device.type)
-    _check("the engine", type(model), DistributedDataParallel)
+    check("the rank and world size of Accelerate", (accelerator.process_index, accelerator.num_processes), wanted)
+    check("the rank and world size of torch.distributed", (dist.get_rank(), dist.get_world_size()), wanted)
+    check("the device", accelerator.device.type, ranks.device.type)
+    check("the engine", type(model), DistributedDataParallel)
     return model
-
-
-def _check(what: str, found: object, wanted: object) -> None:
-    if found != wanted:
-        raise ConfigError(
-            f"strategy.kind: {what} of what was built is {found}, wanted {wanted}. Training would not be what the "
-            "config says; check the launcher's environment, and the versions against constraints.txt"
-        )
 
 
 def leave_ranks() -> None:

@@ -10,10 +10,7 @@ from torch.optim import Optimizer
 
 from harness.config import Clip, NormClip, ValueClip
 from harness.state import GradNorm
-from harness.strategy.base import Ranks, Strategy, model_tensors
-
-# torch.nn.utils.clip_grad_norm_ and DeepSpeed both add this to the norm they divide by.
-CLIP_EPSILON = 1e-6
+from harness.strategy.base import CLIP_EPSILON, Ranks, Strategy, model_tensors
 
 
 class DdpStrategy(Strategy):

@@ -147,9 +147,9 @@ def plain_pytorch(spec: Spec) -> Trace:
     return trace
 
 
-def join() -> Ranks:
+def join(strategy: str = "ddp") -> Ranks:
     """Join the process group of `run_ranks`."""
-    return join_ranks(placement(), timeout_seconds=50)
+    return join_ranks(placement(), timeout_seconds=50, alone_in_group=strategy != "ddp")
 
 
 def assemble_spec(spec: Spec, directory: str = "/nowhere") -> Run:
@@ -208,7 +208,9 @@ def fit_spec(spec: Spec, directory: str, log_every_steps: int = 10) -> dict[str,
     from harness.state import TrainState
 
     config = spec.config.model_copy(update={"tracking": Tracking(log_every_steps=log_every_steps)})
-    run = assemble(config, join(), spec.splits(), spec.model(), directory=Path(directory), signals=StopSignals())
+    run = assemble(
+        config, join(spec.strategy), spec.splits(), spec.model(), directory=Path(directory), signals=StopSignals()
+    )
     if run.strategy.rank == 0:
         run.observers = Observers([Ledger(Path(directory), keep_bytes=0)])
     state, error, reason = TrainState(), None, None

@@ -1,0 +1,91 @@
+"""Builds a DeepSpeed engine through Accelerate, and checks that it is the one that was asked for."""
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.optim import Optimizer
+
+from harness.config import NormClip, RunConfig
+from harness.errors import ConfigError
+from harness.strategy.base import Ranks, Strategy
+from harness.strategy.checks import check
+from harness.strategy.deepspeed_config import STAGES, deepspeed_config
+
+
+def build_zero(config: RunConfig, module: nn.Module, optimizer: Optimizer, ranks: Ranks) -> Strategy:
+    """Return the strategy of `zero1`, `zero2` or `zero3`. Collective.
+
+    Raises:
+        ConfigError: deepspeed is not installed, or what came out is not what was asked for.
+    """
+    _prepare_environment(ranks)
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise ConfigError(
+            f"strategy.kind: {config.strategy.kind} needs DeepSpeed, which cannot be imported ({error}); "
+            "pip install 'harness[zero]', or use strategy.kind=ddp"
+        ) from error
+    from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+
+    from harness.strategy.zero import ZeroStrategy
+
+    _quieten()
+    on_cpu = ranks.device.type == "cpu"
+    if on_cpu:
+        # gloo does not need this op, whose build takes minutes and leaves a lock that hangs every later start.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    wanted = deepspeed_config(config, world_size=ranks.world_size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        accelerator = Accelerator(
+            deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=wanted, zero3_init_flag=False),
+            # Without a backend, on a machine with no GPU, Accelerate tells every rank that it is alone.
+            kwargs_handlers=[InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl")],
+        )
+        engine, _ = accelerator.prepare(module, optimizer)
+    stage = STAGES[config.strategy.kind]
+    _check_engine(engine, accelerator, config, ranks, stage=stage)
+    return ZeroStrategy(engine, stage=stage, ranks=ranks, clip=config.clip)
+
+
+def _prepare_environment(ranks: Ranks) -> None:
+    """Say to Accelerate and DeepSpeed, which ask the environment, what they must know before they are imported."""
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    os.environ.setdefault("LOCAL_RANK", "0")
+    if ranks.device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    else:
+        # Two environments that share the folder of compiled ops build over each other.
+        os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+
+
+def _quieten() -> None:
+    """Leave of DeepSpeed's chatter the warnings that a user can act on."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    for name in ("all_gather_into_tensor", "reduce_scatter_tensor"):
+        message = rf"`torch.distributed.{name}` is deprecated"
+        warnings.filterwarnings("ignore", message=message, category=FutureWarning)
+
+
+def _check_engine(engine: Any, accelerator: Accelerator, config: RunConfig, ranks: Ranks, *, stage: int) -> None:
+    import deepspeed
+
+    place = (ranks.rank, ranks.world_size)
+    check("the engine", type(engine), deepspeed.DeepSpeedEngine)
+    check("the ZeRO stage", engine.zero_optimization_stage(), stage)
+    check("the rank and world size of Accelerate", (accelerator.process_index, accelerator.num_processes), place)
+    check("the rank and world size of DeepSpeed", (engine.global_rank, engine.dp_world_size), place)
+    check("the device", torch.device(engine.device).type, ranks.device.type)
+    max_norm = config.clip.max_norm if isinstance(config.clip, NormClip) else 0.0
+    check("the clipping norm", engine.gradient_clipping(), max_norm)
+    check("the clipping norm of the optimizer", engine.optimizer.clip_grad, max_norm)
+    check("autocast", engine.torch_autocast_enabled(), config.strategy.precision == "bf16")
+    check("the type of the weights", next(engine.module.parameters()).dtype, torch.float32)

@@ -1,0 +1,119 @@
+"""From a RunConfig to DeepSpeed's dictionary; every number in it is derived from one that the user gave once."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from harness.config import NormClip, RunConfig, Zero3Strategy, ZeroSection, ZeroStrategy
+from harness.errors import ConfigError
+
+STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
+
+# What the run itself decides, with the key of ours that does.
+DECIDED_BY = {
+    "train_batch_size": "data.global_batch",
+    "train_micro_batch_size_per_gpu": "strategy.micro_batch",
+    "gradient_accumulation_steps": "data.global_batch and strategy.micro_batch",
+    "gradient_clipping": "clip",
+    "torch_autocast": "strategy.precision",
+    "bf16": "strategy.precision",
+    "fp16": "strategy.precision",
+    "amp": "strategy.precision",
+    "data_types": "strategy.precision",
+    "optimizer": "optim",
+    "scheduler": "schedule",
+    "zero_allow_untested_optimizer": "optim",
+    "zero_force_ds_cpu_optimizer": "optim",
+    "zero_optimization.stage": "strategy.kind",
+}
+
+
+def deepspeed_config(config: RunConfig, *, world_size: int) -> dict[str, Any]:
+    """Return the dictionary that makes DeepSpeed do what `config` says on `world_size` ranks.
+
+    Raises:
+        ConfigError: `strategy.deepspeed_overrides` cannot be read, or contradicts the run.
+    """
+    strategy = config.strategy
+    assert isinstance(strategy, ZeroSection), f"{strategy.kind} is not a ZeRO strategy"
+    share = config.data.global_batch // world_size
+    micro_batch = strategy.micro_batch or share
+    derived: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": share // micro_batch,
+        "gradient_clipping": config.clip.max_norm if isinstance(config.clip, NormClip) else 0.0,
+        # The optimizers are torch's own; that ZeRO does not change what they do is shown by the reference tests.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": _zero(strategy),
+        "torch_autocast": {"enabled": strategy.precision == "bf16", "dtype": "bfloat16"},
+        "steps_per_print": 2**31,
+    }
+    if strategy.communication_dtype:
+        derived["communication_data_type"] = strategy.communication_dtype
+    if strategy.deepspeed_overrides:
+        path = Path(strategy.deepspeed_overrides)
+        return _merge(derived, _read(path), path=path)
+    return derived
+
+
+def _zero(strategy: ZeroSection) -> dict[str, Any]:
+    zero: dict[str, Any] = {
+        "reduce_bucket_size": strategy.reduce_bucket_elements,
+        "overlap_comm": strategy.overlap_communication,
+        "contiguous_gradients": True,
+    }
+    if strategy.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    if isinstance(strategy, ZeroStrategy):
+        zero["stage"] = STAGES[strategy.kind]
+        zero["allgather_bucket_size"] = strategy.allgather_bucket_elements
+        zero["use_multi_rank_bucket_allreduce"] = strategy.multi_rank_buckets
+    if isinstance(strategy, Zero3Strategy):
+        zero["stage"] = STAGES[strategy.kind]
+        zero["stage3_prefetch_bucket_size"] = strategy.prefetch_bucket_elements
+        zero["stage3_param_persistence_threshold"] = strategy.persistence_threshold_elements
+        if strategy.offload_parameters:
+            zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    return zero
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"strategy.deepspeed_overrides: cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"strategy.deepspeed_overrides: {path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"strategy.deepspeed_overrides: {path} holds a {type(value).__name__}, wanted an object")
+    return value
+
+
+def _merge(derived: dict[str, Any], given: dict[str, Any], *, path: Path) -> dict[str, Any]:
+    """Return `derived` with what `given` adds; every contradiction is listed."""
+    problems = []
+    flat = {**given, **{f"zero_optimization.{key}": value for key, value in _section(given, path=path).items()}}
+    for key, owner in DECIDED_BY.items():
+        if key not in flat or flat[key] == "auto":
+            continue
+        name = key.rpartition(".")[2]
+        decided = derived["zero_optimization"] if "." in key else derived
+        if name not in decided or decided[name] != flat[key]:
+            wanted = f"is {decided[name]!r} in this run" if name in decided else "is not DeepSpeed's to decide"
+            problems.append(f"  {key}: {flat[key]!r} contradicts {owner}, which decides it; it {wanted}")
+    if problems:
+        raise ConfigError(
+            f"strategy.deepspeed_overrides: {path} contradicts the run; take these out, or change our key:\n"
+            + "\n".join(problems)
+        )
+    added = {key: value for key, value in given.items() if key not in DECIDED_BY and key != "zero_optimization"}
+    section = {key: value for key, value in _section(given, path=path).items() if key != "stage"}
+    return {**derived, **added, "zero_optimization": {**derived["zero_optimization"], **section}}
+
+
+def _section(given: dict[str, Any], *, path: Path) -> dict[str, Any]:
+    section = given.get("zero_optimization", {})
+    if not isinstance(section, dict):
+        raise ConfigError(f"strategy.deepspeed_overrides: zero_optimization in {path} is not an object")
+    return section

@@ -1,0 +1,152 @@
+"""ZeRO-1, 2 and 3: DeepSpeed partitions optimizer, gradients and weights over ranks; the arithmetic is that of DDP."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.utils import safe_get_full_grad
+from torch import Tensor
+
+from harness.config import Clip, NormClip, ValueClip
+from harness.state import GradNorm
+from harness.strategy.base import CLIP_EPSILON, Ranks, Strategy, model_tensors
+from harness.strategy.zero_fragments import fragment_of, local_gradient, partitions, relink_moments
+
+
+class ZeroStrategy(Strategy):
+    """A DeepSpeed engine behind the seam.
+
+    Args:
+        engine: what `deepspeed.initialize` returned, built by Accelerate.
+        stage: 1, 2 or 3.
+    """
+
+    def __init__(self, engine: Any, *, stage: int, ranks: Ranks, clip: Clip) -> None:
+        super().__init__(rank=ranks.rank, world_size=ranks.world_size, device=ranks.device)
+        self.model = engine
+        self.module = engine.module
+        self.optimizer: torch.optim.Optimizer = engine.optimizer.optimizer
+        self._engine, self._stage, self._clip = engine, stage, clip
+        named = [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
+        self.parameter_names = [name for name, _ in named]
+        self._parameters = [parameter for _, parameter in named]
+        self._fragments = [fragment_of(p, engine.optimizer, stage=stage) for p in self._parameters]
+        # DeepSpeed averages over ranks; a loss that is world_size times as large makes that the sum.
+        self._scale = float(self.world_size)
+
+    def accumulate(self, *, is_last: bool) -> AbstractContextManager[object]:
+        self._engine.set_gradient_accumulation_boundary(is_last)
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        # 0 * loss is 0 for a finite loss and NaN for any other.
+        self._engine.backward(loss * (self._scale + 0 * loss.detach()), scale_wrt_gas=False)
+
+    def gradients(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in zip(self.parameter_names, self._parameters, strict=True):
+            yield name, safe_get_full_grad(parameter)
+
+    def update(self, learning_rate: Tensor) -> GradNorm:
+        """Clip, step and zero. Reads the norm to the host, as DeepSpeed itself does."""
+        pieces = self._local_gradients()
+        per_parameter = self._norms(pieces)  # (P,)
+        norm = torch.linalg.vector_norm(per_parameter)
+        coefficient = torch.ones_like(norm)
+        match self._clip:
+            case NormClip(max_norm=max_norm):  # the engine does the same with its own norm
+                coefficient = torch.clamp(max_norm / (norm + CLIP_EPSILON), max=1.0)
+            case ValueClip(max_value=max_value):
+                for piece in pieces:
+                    if piece is not None:
+                        piece.clamp_(-max_value, max_value)
+                coefficient = torch.linalg.vector_norm(self._norms(pieces)) / norm
+        rate = float(learning_rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self._engine.step()
+        applied = not self._engine.optimizer.overflow
+        assert applied == bool(norm.isfinite()), f"the norm is {norm.item()}, but DeepSpeed applied: {applied}"
+        return GradNorm(norm, per_parameter, coefficient, applied=self.tensor(float(applied)))
+
+    def _local_gradients(self) -> list[Tensor | None]:
+        pairs = zip(self._parameters, self._fragments, strict=True)
+        return [
+            None if fragment is None else local_gradient(parameter, fragment, stage=self._stage)
+            for parameter, fragment in pairs
+        ]
+
+    def _norms(self, pieces: list[Tensor | None]) -> Tensor:
+        """Return the (P,) 2-norms of whole gradients from this rank's pieces of them. Collective."""
+        zero = torch.zeros((), device=self.device)
+        squares = torch.stack([zero if piece is None else piece.float().norm() for piece in pieces]).square()
+        if self.world_size > 1:
+            dist.all_reduce(squares)
+        return squares.sqrt()
+
+    # -------------------------------------------------------- state by parameter name
+
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in model_tensors(self.module):
+            with self._whole(tensor):
+                whole = tensor.detach().clone()
+            yield f"model/{name}", whole
+        flats = partitions(self._engine.optimizer, stage=self._stage)
+        moments = self.optimizer.state.get(flats[0], {})
+        for name, parameter, fragment in zip(self.parameter_names, self._parameters, self._fragments, strict=True):
+            shape = self._shape(parameter)
+            owners = self.gather_objects((fragment.start, fragment.numel) if fragment else None)
+            for moment, value in moments.items():
+                if value is None:
+                    continue
+                if value.dim() == 0:
+                    yield f"optim/{name}/{moment}", value
+                    continue
+                whole = torch.empty(shape.numel(), dtype=value.dtype, device=self.device)
+                if fragment:
+                    own = fragment.piece_of(self.optimizer.state[fragment.flat][moment])
+                    whole.narrow(0, fragment.start, fragment.numel).copy_(own)
+                for owner, place in enumerate(owners):
+                    if place:
+                        dist.broadcast(whole.narrow(0, *place), src=owner)
+                yield f"optim/{name}/{moment}", whole.view(shape)
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        for name, tensor in model_tensors(self.module):
+            with self._whole(tensor, is_written=True):
+                tensor.copy_(state[f"model/{name}"])
+        self._engine.optimizer.refresh_fp32_params()
+        keys = list(state)
+        for flat in partitions(self._engine.optimizer, stage=self._stage):
+            self.optimizer.state[flat] = {}
+        for name, fragment in zip(self.parameter_names, self._fragments, strict=True):
+            prefix = f"optim/{name}/"
+            for key in keys:
+                if fragment is None or not key.startswith(prefix):
+                    continue
+                value, moments = state[key].to(self.device), self.optimizer.state[fragment.flat]
+                moment = key.removeprefix(prefix)
+                if value.dim() == 0:
+                    moments[moment] = value.clone()
+                    continue
+                flat = moments.setdefault(moment, torch.zeros_like(fragment.flat))
+                fragment.piece_of(flat).copy_(value.reshape(-1).narrow(0, fragment.start, fragment.numel))
+        relink_moments(self._engine.optimizer, stage=self._stage)
+
+    def model_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(self._shape(tensor)) for name, tensor in model_tensors(self.module)}
+
+    def _shape(self, tensor: Tensor) -> torch.Size:
+        return torch.Size(getattr(tensor, "ds_shape", tensor.shape))
+
+    def _whole(self, tensor: Tensor, *, is_written: bool = False) -> AbstractContextManager[object]:
+        """Have a partitioned weight whole on every rank inside, and partition it again at the end. Collective."""
+        if not hasattr(tensor, "ds_tensor"):
+            return nullcontext()
+        gathered: AbstractContextManager[object] = deepspeed.zero.GatheredParameters(
+            [tensor], modifier_rank=0 if is_written else None
+        )
+        return gathered
