@@ -66,7 +66,7 @@ def plans(draw: st.DrawFn) -> Plan:
         evaluate_every_steps=draw(interval) if by_steps else None,
         evaluate_every_epochs=None if by_steps else draw(st.none() | st.integers(1, 4)),
         save_every=draw(interval),
-        skipped=draw(st.frozensets(st.integers(0, 80))),
+        skipped=frozenset(place for place, is_skipped in enumerate(draw(st.lists(st.booleans()))) if is_skipped),
         paces=draw(st.lists(st.integers(1, 30), min_size=1, max_size=5)),
     )
 
@@ -168,7 +168,18 @@ def test_each_due_evaluation_is_made_exactly_once_and_one_more_at_the_end_of_the
 def test_a_save_is_due_at_every_multiple_of_its_interval(plan: Plan) -> None:
     trace = drive(plan)
     assert set(newly_reached(trace.places, plan.save_every)) <= set(trace.save_was_due)
-    assert all(plan.save_every and step % plan.save_every == 0 for _, step in trace.save_was_due)
+    assert all(plan.save_every and step > 0 and step % plan.save_every == 0 for _, step in trace.save_was_due)
+
+
+def test_weights_that_were_not_changed_since_are_not_evaluated_again() -> None:
+    # Evaluated after the first update; the next two are skipped, and each is the end of an epoch.
+    plan = Plan(updates_per_epoch=1, max_epochs=4, evaluate_every_epochs=1, skipped=frozenset({1, 2}))
+    assert drive(plan).evaluated == [(1, 1), (4, 2)]
+
+
+def test_nothing_is_saved_before_the_first_applied_update() -> None:
+    plan = Plan(updates_per_epoch=3, max_epochs=1, save_every=1, skipped=frozenset({0, 1}))
+    assert drive(plan).save_was_due == [(3, 1)]
 
 
 def test_the_best_evaluation_so_far_is_saved_whatever_its_step() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
 import struct
 from collections.abc import Callable, Iterator
@@ -114,6 +115,17 @@ def test_an_intervals_updates_are_in_the_file_when_it_is_settled(open_ledger: Op
         ledger.on_update({"step": step})
     ledger.on_settled()
     assert read_lines(tmp_path / "ledger.jsonl") == [{"step": 1}, {"step": 2}, {"step": 3}]
+
+
+def test_a_seal_waits_until_the_disk_has_what_was_told(
+    open_ledger: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_disk = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: on_disk.append(os.fstat(descriptor).st_size))
+    ledger = open_ledger()
+    ledger.on_update({"step": 1})
+    assert on_disk == []
+    assert [ledger.seal()] == on_disk
 
 
 # ---------------------------------------------------------------- picked up again

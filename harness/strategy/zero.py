@@ -102,7 +102,7 @@ class ZeroStrategy(Strategy):
                 if value is None:
                     continue
                 if value.dim() == 0:
-                    yield f"optim/{name}/{moment}", value
+                    yield f"optim/{name}/{moment}", value.clone()  # one for all parameters of a partition
                     continue
                 whole = torch.empty(shape.numel(), dtype=value.dtype, device=self.device)
                 if fragment:

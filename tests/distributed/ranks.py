@@ -28,6 +28,7 @@ PRELOAD = (
     "harness.data.sources",
     "harness.models.registry",
     "harness.strategy.ddp",
+    "tests.distributed.warm_deepspeed",
     "tests.distributed.scenarios",
 )
 

@@ -59,7 +59,7 @@ class Spec:
     @property
     def is_classification(self) -> bool:
         """Whether the network ends in logits of 5 classes."""
-        return self.network in ("cnn", "norm_mlp")
+        return self.network in ("cnn", "norm_mlp", "transformer")
 
     def model(self) -> nn.Module:
         """The network with its first weights."""
@@ -78,6 +78,12 @@ class Spec:
                     nn.Flatten(),
                     nn.Linear(8 * 2 * 2, 5),
                 )
+            case "norm_mlp":
+                return nn.Sequential(nn.Linear(10, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 5))
+            case "transformer":
+                return TinyTransformer()
+            case "odd":
+                return OddOneOut()
         raise ValueError(self.network)
 
     def columns(self) -> Columns:
@@ -95,6 +101,42 @@ class Spec:
         return DataSplits(columns, columns, tuple(columns.inputs.shape[1:]), 5 if self.is_classification else 1)
 
 
+class TinyTransformer(nn.Module):
+    """Two encoder layers over ten numbers read as ten tokens: (B, 10) -> (B, 5)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(1, 16)
+        self.place = nn.Parameter(0.02 * torch.randn(10, 16))
+        layer = nn.TransformerEncoderLayer(16, 2, dim_feedforward=32, dropout=0.0, batch_first=True, norm_first=True)
+        self.blocks = nn.TransformerEncoder(layer, num_layers=2, enable_nested_tensor=False)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.blocks(self.embed(x.unsqueeze(-1)) + self.place)  # (B, 10, 16)
+        logits: Tensor = self.head(h.mean(dim=1))
+        return logits
+
+
+class OddOneOut(nn.Module):
+    """Tied weights, a frozen layer, a buffer, a single-element bias: (B, 10) -> (B, 1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(10, 10)
+        self.tied = nn.Linear(10, 10, bias=False)
+        self.tied.weight = self.first.weight
+        self.frozen = nn.Linear(10, 7).requires_grad_(False)
+        self.norm = nn.LayerNorm(7)
+        self.last = nn.Linear(7, 1)
+        self.register_buffer("calls", torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.frozen(torch.tanh(self.tied(torch.tanh(self.first(x))))))
+        outputs: Tensor = self.last(self.norm(h))
+        return outputs
+
+
 @dataclass
 class Trace:
     """What a run did: everything that must agree between any two ways of running it."""
@@ -106,14 +148,19 @@ class Trace:
     parameters: dict[str, Tensor]
 
 
-def plain_pytorch(spec: Spec) -> Trace:
-    """Train on the whole global batch in one process, with nothing of the harness but its order of rows."""
+def plain_pytorch(spec: Spec, num_slices: int = 1) -> Trace:
+    """Train on the whole global batch in one process, with nothing of the harness but its order of rows.
+
+    Args:
+        num_slices: forward passes that the batch is cut into; only BatchNorm can tell the difference.
+    """
     dtype = DTYPES[spec.precision]
     model, columns, config = spec.model().to(dtype), spec.columns(), spec.config
     inputs = columns.inputs.to(dtype)
     targets = columns.targets if spec.is_classification else columns.targets.to(dtype)
-    decayed = [p for p in model.parameters() if p.dim() >= 2]
-    others = [p for p in model.parameters() if p.dim() < 2]
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decayed = [p for _, p in named if p.dim() >= 2]
+    others = [p for _, p in named if p.dim() < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimizer: torch.optim.Optimizer
     match spec.optimizer:
@@ -133,17 +180,17 @@ def plain_pytorch(spec: Spec) -> Trace:
     trace = Trace([], [], [], [], {})
     for position in range(spec.updates):
         ids = torch.from_numpy(plan.sample_ids(position, 0))
-        loss = loss_of(model(inputs[ids]), targets[ids])
+        loss = sum(loss_of(model(inputs[part]), targets[part]) * len(part) / len(ids) for part in ids.chunk(num_slices))
         optimizer.zero_grad()
         loss.backward()
-        trace.gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+        trace.gradients.append({name: p.grad.clone() for name, p in named})
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), spec.max_norm or float("inf"))
         optimizer.step()
         schedule.step()
         trace.losses.append(loss.item())
         trace.norms.append(norm.item())
         trace.coefficients.append(min(1.0, (spec.max_norm or float("inf")) / (norm.item() + 1e-6)))
-    trace.parameters = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trace.parameters = {name: p.detach().clone() for name, p in named}
     return trace
 
 
@@ -218,7 +265,8 @@ def fit_spec(spec: Spec, directory: str, log_every_steps: int = 10) -> dict[str,
         reason = fit(run, state).reason
     except HarnessError as raised:
         error = f"{raised.exit_code} {raised}"
-    parameters = {name: p.detach().clone() for name, p in run.strategy.module.named_parameters()}
+    weights = dict(run.strategy.state())
+    parameters = {name: weights[f"model/{name}"].detach().clone() for name in run.strategy.parameter_names}
     run.observers.seal()
     return {"reason": reason, "step": state.step, "position": state.position, "error": error, "parameters": parameters}
 
@@ -347,3 +395,29 @@ def cost_of_updates(run: Run) -> dict[str, Any]:
         result["settle"] = dict(counts)
         result["length"] = len(interval.positions)
     return result
+
+
+def save_after(spec: Spec, directory: str, updates: int) -> dict[str, Tensor]:
+    """Train a few updates, save, and return the state that was saved."""
+    run = assemble_spec(spec, directory)
+    for position in range(updates):
+        train_step(run, position, run.strategy.tensor(run.learning_rate(position + 1), dtype=torch.float64))
+    run.checkpoints.save(updates, {"step": updates}, is_best=False)
+    return {key: tensor.detach().cpu().clone() for key, tensor in run.strategy.state()}
+
+
+def load_and_train(
+    spec: Spec, directory: str, updates: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor], list[float]]:
+    """Load the newest checkpoint and train on to `updates`; return the state as loaded, at the end, and the losses."""
+    run = assemble_spec(spec, directory)
+    loaded = run.checkpoints.load()
+    assert loaded is not None
+    run.checkpoints.restore(loaded)
+    first = {key: tensor.detach().cpu().clone() for key, tensor in run.strategy.state()}
+    losses = []
+    for position in range(loaded.step, updates):
+        rate = run.strategy.tensor(run.learning_rate(position + 1), dtype=torch.float64)
+        report = train_step(run, position, rate)
+        losses.append(run.strategy.sum(report.loss.double().reshape(1)).item())
+    return first, {key: tensor.detach().cpu().clone() for key, tensor in run.strategy.state()}, losses

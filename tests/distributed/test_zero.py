@@ -1,0 +1,97 @@
+"""ZeRO-1, 2 and 3 against plain PyTorch, against DDP, and across one another's checkpoints."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed.ranks import run_ranks
+from tests.distributed.scenarios import (
+    PoisonedSpec,
+    Spec,
+    fit_spec,
+    harness_trace,
+    load_and_train,
+    plain_pytorch,
+    save_after,
+)
+from tests.distributed.test_reference import assert_ranks_agree, assert_same
+
+STAGES = ("zero1", "zero2", "zero3")
+STRATEGIES = ("ddp", *STAGES)
+# A bias before BatchNorm and the bias of attention's keys have no gradient but rounding, which Adam would scale up.
+OPTIMIZER = {"mlp": "adamw", "cnn": "adamw", "odd": "adamw", "transformer": "sgd"}
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("network", ["mlp", "cnn", "transformer", "odd"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_an_update_is_that_of_plain_pytorch_under_every_strategy(
+    strategy: str, network: str, accumulation: int
+) -> None:
+    optimizer = OPTIMIZER[network]
+    micro_batch = 12 // accumulation
+    spec = Spec(strategy=strategy, network=network, optimizer=optimizer, global_batch=24, micro_batch=micro_batch)
+    traces = run_ranks(2, harness_trace, spec)
+    assert_ranks_agree(traces)
+    assert_same(traces[0], plain_pytorch(spec), gradient=1e-6, norm=1e-6, parameter=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [1, 4, 8])
+@pytest.mark.parametrize("network", ["mlp", "transformer"])
+@pytest.mark.parametrize("strategy", STAGES)
+def test_an_update_is_that_of_plain_pytorch_at_every_world_size(strategy: str, network: str, world_size: int) -> None:
+    spec = Spec(
+        strategy=strategy, network=network, optimizer=OPTIMIZER[network], global_batch=24
+    )  # the last batch of an epoch has 19 rows
+    traces = run_ranks(world_size, harness_trace, spec, deadline_seconds=180)
+    assert_ranks_agree(traces)
+    assert_same(traces[0], plain_pytorch(spec), gradient=1e-6, norm=1e-6, parameter=1e-5)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_batch_norm_sees_each_ranks_rows(strategy: str) -> None:
+    spec = Spec(strategy=strategy, network="norm_mlp", optimizer="sgd", rows=80)
+    traces = run_ranks(2, harness_trace, spec)
+    assert_same(traces[0], plain_pytorch(spec, num_slices=2), gradient=1e-6, norm=1e-6, parameter=1e-5)
+
+
+@pytest.mark.parametrize("strategy", STAGES)
+def test_an_update_with_a_nan_on_one_rank_is_skipped_as_under_ddp(tmp_path: Path, strategy: str) -> None:
+    ends = []
+    for kind in ("ddp", strategy):
+        (tmp_path / kind).mkdir()
+        spec = PoisonedSpec(poisoned_rows=(5,), updates=8, strategy=kind)
+        ends.append(run_ranks(2, fit_spec, spec, str(tmp_path / kind))[0])
+    ddp, zero = ends
+    assert (zero["reason"], zero["step"], zero["position"]) == (ddp["reason"], ddp["step"], ddp["position"])
+    assert zero["position"] > zero["step"] == 8
+    for name, parameter in ddp["parameters"].items():
+        torch.testing.assert_close(zero["parameters"][name], parameter, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("network", ["mlp", "odd"])
+@pytest.mark.parametrize("loads", STRATEGIES)
+@pytest.mark.parametrize("saves", STRATEGIES)
+def test_a_checkpoint_of_any_strategy_loads_in_any_other_bit_for_bit(
+    tmp_path: Path, saves: str, loads: str, network: str
+) -> None:
+    saved = run_ranks(2, save_after, Spec(strategy=saves, network=network), str(tmp_path), 3)[0]
+    assert {key.rpartition("/")[2] for key in saved if key.startswith("optim/")} == {"exp_avg", "exp_avg_sq", "step"}
+    loaded, _, losses = run_ranks(2, load_and_train, Spec(strategy=loads, network=network), str(tmp_path), 6)[0]
+    assert loaded.keys() == saved.keys()
+    for key, tensor in saved.items():
+        assert torch.equal(loaded[key], tensor), key
+    assert losses == pytest.approx(plain_pytorch(Spec(network=network)).losses[3:6], rel=1e-5)
+
+
+@pytest.mark.parametrize("strategy", STAGES)
+def test_resuming_under_the_same_stage_and_world_size_is_bitwise(tmp_path: Path, strategy: str) -> None:
+    spec = Spec(strategy=strategy, network="transformer")
+    run_ranks(2, save_after, spec, str(tmp_path / "cut"), 3)
+    wanted = run_ranks(2, save_after, spec, str(tmp_path / "whole"), 8)[0]
+    _, found, _ = run_ranks(2, load_and_train, spec, str(tmp_path / "cut"), 8)[0]
+    assert found.keys() == wanted.keys()
+    for key, tensor in wanted.items():
+        assert torch.equal(found[key], tensor), key
