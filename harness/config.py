@@ -77,6 +77,8 @@ class MlpModel(Section):
     hidden: tuple[PositiveInt, ...]
     activation: Literal["relu", "gelu", "tanh", "sigmoid"] = "relu"
     norm: Literal["none", "batch"] = "none"
+    sync_batch_norm: bool = False
+    """BatchNorm takes its statistics over all ranks; on GPUs only."""
     dropout: Probability = 0.0
 
 
@@ -87,6 +89,8 @@ class CnnModel(Section):
     channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
     hidden: tuple[PositiveInt, ...] = (128,)
     norm: Literal["none", "batch"] = "none"
+    sync_batch_norm: bool = False
+    """BatchNorm takes its statistics over all ranks; on GPUs only."""
     dropout: Probability = 0.0
 
 
@@ -321,6 +325,8 @@ class StrategySection(Section):
 
     micro_batch: PositiveInt | None = None
     """Rows of one forward and backward on one rank; null is a rank's whole share of the global batch."""
+    activation_checkpointing: bool = False
+    """Compute the activations of each block again in the backward pass instead of keeping them."""
     collective_timeout_seconds: PositiveFloat = 1800.0
     """A rank that waits longer than this for the others ends the run with exit 7."""
 

@@ -52,11 +52,11 @@ def train_step(run: Run, position: int, learning_rate: Tensor) -> UpdateReport:
 
 def loss_sum(run: Run, batch: Batch) -> Tensor:
     """Return the () sum of the loss over the targets of a batch; 0 where this rank only keeps the others company."""
-    model = run.strategy.model
     if not batch.is_padding:
-        return run.task.loss_sum(model(batch.inputs), batch.targets)
+        return run.task.loss_sum(run.strategy.forward(batch.inputs), batch.targets)
+    model = run.strategy.model
     model.eval()  # so that a row that does not count leaves no trace in BatchNorm
-    loss = 0.0 * run.task.loss_sum(model(batch.inputs), batch.targets)
+    loss = 0.0 * run.task.loss_sum(run.strategy.forward(batch.inputs), batch.targets)
     model.train()
     return loss
 
@@ -69,7 +69,7 @@ def evaluate(run: Run) -> dict[str, float]:
     strategy.model.eval()
     scores = Scores(run.task, device=strategy.device)
     for batch in run.validation:
-        outputs = strategy.module(batch.inputs)
+        outputs = strategy.predict(batch.inputs)
         if not batch.is_padding:
             scores.update(outputs, batch.targets)
     strategy.model.train()

@@ -157,7 +157,7 @@ class Session:
     def _tell_start(self, run: Run, state: TrainState, *, rejected: list[str]) -> None:
         config, plan = self.config, run.plan
         num_parameters = sum(parameter.numel() for parameter in run.strategy.module.parameters())
-        for text in self.notices:
+        for text in (*self.notices, *run.strategy.notices):
             run.observers.happened("notice", text=text)
         for text in rejected:
             run.observers.happened("notice", text=f"checkpoint not used, now in quarantine/: {text}")

@@ -20,7 +20,7 @@ def ranks_with_nonfinite_gradient(strategy: Strategy, task: TaskLoss, micro_batc
     for batch in micro_batches:
         if batch.is_padding:
             continue
-        loss = task.loss_sum(strategy.module(batch.inputs), batch.targets)
+        loss = task.loss_sum(strategy.predict(batch.inputs), batch.targets)
         # autograd.grad goes round the hooks that would reduce over ranks.
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         is_finite &= all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)

@@ -81,10 +81,30 @@ class Strategy(Ranks, ABC):
     """What training calls; its backward reduces gradients over ranks."""
     module: nn.Module
     """The bare network, for evaluation and for names."""
+    notices: tuple[str, ...] = ()
+    """What of the configuration has no effect here, for the user to read."""
+    autocast_dtype: torch.dtype | None = None
+    """The type that matrix products are computed in, where it is not that of the weights."""
     parameter_names: list[str]
     """Trainable parameters, in the order of every list of gradients or norms."""
 
     # -------------------------------------------------------- one update
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the network's outputs for training, at least fp32. Collective under ZeRO-3."""
+        return self._call(self.model, inputs)
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        """Return the network's outputs for evaluation. Collective under ZeRO-3."""
+        return self._call(self.module, inputs)
+
+    def _call(self, network: nn.Module, inputs: Tensor) -> Tensor:
+        if self.autocast_dtype is None:
+            outputs: Tensor = network(inputs)
+            return outputs
+        with torch.autocast(self.device.type, dtype=self.autocast_dtype):
+            outputs = network(inputs)
+        return outputs.float()
 
     @abstractmethod
     def accumulate(self, *, is_last: bool) -> AbstractContextManager[object]:

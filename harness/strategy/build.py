@@ -11,7 +11,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.config import RunConfig
+from harness.errors import ConfigError
 from harness.optim import build_optimizer
+from harness.strategy.activation_checkpointing import recompute_blocks
 from harness.strategy.base import Ranks, Strategy, peers_answer
 from harness.strategy.checks import check
 from harness.strategy.ddp import DdpStrategy
@@ -19,6 +21,7 @@ from harness.strategy.env import Placement
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 """The type of weights and rows under each precision; bf16 is autocast."""
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp64": None}
 
 
 def join_ranks(place: Placement, *, timeout_seconds: float, alone_in_group: bool = False) -> Ranks:
@@ -54,13 +57,29 @@ def build_strategy(config: RunConfig, module: nn.Module, ranks: Ranks) -> Strate
         ConfigError: what came out is not what was asked for.
     """
     module = module.to(device=ranks.device, dtype=DTYPES[config.strategy.precision])
+    module = _with_options(module, config, ranks)
     optimizer = build_optimizer(module, config.optim)
     if config.strategy.kind != "ddp":
         from harness.strategy.build_zero import build_zero  # DeepSpeed takes seconds to import, and may not be there
 
         return build_zero(config, module, optimizer, ranks)
     model = _wrap(module, ranks) if ranks.world_size > 1 else module
-    return DdpStrategy(module, model, optimizer, ranks=ranks, clip=config.clip)
+    strategy = DdpStrategy(module, model, optimizer, ranks=ranks, clip=config.clip)
+    strategy.autocast_dtype = AUTOCAST[config.strategy.precision]
+    return strategy
+
+
+def _with_options(module: nn.Module, config: RunConfig, ranks: Ranks) -> nn.Module:
+    precision, on_cpu = config.strategy.precision, ranks.device.type == "cpu"
+    if precision == "bf16" and not on_cpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ConfigError(f"strategy.precision: {torch.cuda.get_device_name()} has no bf16; use fp32")
+    if config.model.sync_batch_norm:
+        if on_cpu:
+            raise ConfigError("model.sync_batch_norm: torch has it on GPUs only; take it out on CPU ranks")
+        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+    if config.strategy.activation_checkpointing:
+        recompute_blocks(module)
+    return module
 
 
 def _wrap(module: nn.Module, ranks: Ranks) -> nn.Module:

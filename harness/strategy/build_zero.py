@@ -42,6 +42,7 @@ def build_zero(config: RunConfig, module: nn.Module, optimizer: Optimizer, ranks
     if on_cpu:
         # gloo does not need this op, whose build takes minutes and leaves a lock that hangs every later start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    config, notices = _without_effectless(config, ranks)
     wanted = deepspeed_config(config, world_size=ranks.world_size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -53,7 +54,10 @@ def build_zero(config: RunConfig, module: nn.Module, optimizer: Optimizer, ranks
         engine, _ = accelerator.prepare(module, optimizer)
     stage = STAGES[config.strategy.kind]
     _check_engine(engine, accelerator, config, ranks, stage=stage)
-    return ZeroStrategy(engine, stage=stage, ranks=ranks, clip=config.clip)
+    strategy = ZeroStrategy(engine, stage=stage, ranks=ranks, clip=config.clip)
+    strategy.notices = notices
+    strategy.autocast_dtype = torch.bfloat16 if config.strategy.precision == "bf16" else None
+    return strategy
 
 
 def _prepare_environment(ranks: Ranks) -> None:
@@ -65,6 +69,20 @@ def _prepare_environment(ranks: Ranks) -> None:
     else:
         # Two environments that share the folder of compiled ops build over each other.
         os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+
+
+def _without_effectless(config: RunConfig, ranks: Ranks) -> tuple[RunConfig, tuple[str, ...]]:
+    """Return the config without options that can do nothing here, and a sentence about each."""
+    strategy, notices = config.strategy, []
+    if ranks.world_size == 1:
+        notices.append(f"strategy.kind: {strategy.kind} on one rank partitions nothing; ddp does the same with less")
+    if ranks.device.type == "cpu":
+        names = [name for name in ("offload_optimizer", "offload_parameters") if getattr(strategy, name, False)]
+        notices += [
+            f"strategy.{name}: has no effect without a GPU; everything is in the host's memory" for name in names
+        ]
+        strategy = strategy.model_copy(update=dict.fromkeys(names, False))
+    return config.model_copy(update={"strategy": strategy}), tuple(notices)
 
 
 def _quieten() -> None:
@@ -89,3 +107,21 @@ def _check_engine(engine: Any, accelerator: Accelerator, config: RunConfig, rank
     check("the clipping norm of the optimizer", engine.optimizer.clip_grad, max_norm)
     check("autocast", engine.torch_autocast_enabled(), config.strategy.precision == "bf16")
     check("the type of the weights", next(engine.module.parameters()).dtype, torch.float32)
+    _check_partitions(engine, ranks, stage=stage)
+
+
+def _check_partitions(engine: Any, ranks: Ranks, *, stage: int) -> None:
+    """Refuse an engine whose ranks hold more than their share of what the stage partitions.
+
+    Optimizer state is laid out like the fp32 partitions; a partition is padded to a few elements a rank.
+    """
+    from harness.strategy.zero_fragments import partitions
+
+    trainable = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
+    total = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in trainable)
+    share = total / ranks.world_size + len(trainable) + 4 * ranks.world_size
+    held = sum(flat.numel() for flat in partitions(engine.optimizer, stage=stage))
+    check(f"a share of at most {share:,.0f} elements of the optimizer, not {held:,},", held <= share, True)
+    if stage == 3:
+        held = sum(parameter.ds_tensor.numel() for parameter in trainable)
+        check(f"a share of at most {share:,.0f} elements of the weights, not {held:,},", held <= share, True)

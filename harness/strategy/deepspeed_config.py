@@ -46,7 +46,12 @@ def deepspeed_config(config: RunConfig, *, world_size: int) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": _zero(strategy),
-        "torch_autocast": {"enabled": strategy.precision == "bf16", "dtype": "bfloat16"},
+        # No "safe" modules: their gradients would be reduced in bf16, where DDP reduces in fp32.
+        "torch_autocast": {
+            "enabled": strategy.precision == "bf16",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
         "steps_per_print": 2**31,
     }
     if strategy.communication_dtype:

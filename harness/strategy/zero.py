@@ -37,6 +37,10 @@ class ZeroStrategy(Strategy):
         # DeepSpeed averages over ranks; a loss that is world_size times as large makes that the sum.
         self._scale = float(self.world_size)
 
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.model(inputs)  # the engine does its own autocast
+        return outputs.float()
+
     def accumulate(self, *, is_last: bool) -> AbstractContextManager[object]:
         self._engine.set_gradient_accumulation_boundary(is_last)
         return nullcontext()

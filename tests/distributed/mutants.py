@@ -1,13 +1,13 @@
-"""Training steps that are wrong in the ways that are easiest to get wrong; the reference must tell each from the right.
+"""Training steps that are wrong in the ways that are easiest to get wrong; the reference must catch each.
 
-Each takes a run, may change its parts, and returns the step to train with.
+Each takes a run, may change its parts, and returns the step to train with. All work under every strategy, for one
+update from the first weights.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from harness.loop import loss_sum, train_step
@@ -17,17 +17,34 @@ from harness.state import GradNorm, UpdateReport
 Step = Callable[[Run, int, Tensor], UpdateReport]
 
 
-def clip_before_the_reduction(run: Run) -> Step:
-    """Every rank clips its own gradient to the largest norm, and the clipped ones are added up."""
-    return _with_local_gradients(run, clip_first=True)
+def clip_before_the_reduction(run: Run, model: torch.nn.Module) -> Step:
+    """Every rank clips its own gradient, and the clipped ones are added up."""
+    strategy: Any = run.strategy
+    coefficient, backward = _local_coefficient(run, model), strategy.backward
+    strategy.backward = lambda loss: backward(loss * coefficient)  # a gradient is linear in its loss
+    _never_clip(strategy)
+    return train_step
 
 
-def norm_of_the_local_gradient(run: Run) -> Step:
-    """The gradient is reduced, but scaled by what this rank's own norm asks for."""
-    return _with_local_gradients(run, clip_first=False)
+def norm_of_the_local_gradient(run: Run, model: torch.nn.Module) -> Step:
+    """The gradient is reduced, but every rank scales what it updates by what its own norm asks for."""
+    strategy: Any = run.strategy
+    coefficient, update = _local_coefficient(run, model), strategy.update
+    _never_clip(strategy)
+
+    def clip_and_update(learning_rate: Tensor) -> GradNorm:
+        pieces = strategy._local_gradients() if hasattr(strategy, "_local_gradients") else strategy._gradients()
+        for piece in pieces:
+            if piece is not None:
+                piece.mul_(coefficient)
+        found: GradNorm = update(learning_rate)
+        return found
+
+    strategy.update = clip_and_update
+    return train_step
 
 
-def loss_averaged_per_rank(run: Run) -> Step:
+def loss_averaged_per_rank(run: Run, model: torch.nn.Module) -> Step:
     """Every rank divides by its own number of targets, and the ranks' gradients are averaged."""
 
     def step(run: Run, position: int, learning_rate: Tensor) -> UpdateReport:
@@ -45,34 +62,22 @@ def loss_averaged_per_rank(run: Run) -> Step:
     return step
 
 
-def _with_local_gradients(run: Run, *, clip_first: bool) -> Step:
-    strategy: Any = run.strategy
-    accumulate, update = strategy.accumulate, strategy.update
-    max_norm = run.config.clip.max_norm  # type: ignore[union-attr]
-
-    def never_reduce(*, is_last: bool) -> Any:
-        return accumulate(is_last=False)
-
-    def clip_and_reduce(learning_rate: Tensor) -> GradNorm:
-        gradients = [gradient for _, gradient in strategy.gradients()]
-        norm = torch.linalg.vector_norm(torch.stack([gradient.norm() for gradient in gradients]))
-        coefficient = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
-        for gradient in gradients:
-            if clip_first:
-                gradient.mul_(coefficient)
-            dist.all_reduce(gradient)
-            gradient.div_(strategy.world_size)
-            if not clip_first:
-                gradient.mul_(coefficient)
-        strategy._clip = type("NoClip", (), {})()
-        found: GradNorm = update(learning_rate)
-        return GradNorm(norm, found.per_parameter, coefficient, found.applied)
-
-    strategy.accumulate, strategy.update = never_reduce, clip_and_reduce
-    return train_step
+def _local_coefficient(run: Run, model: torch.nn.Module) -> float:
+    """What clipping to the largest norm would do to this rank's own gradient of the first update."""
+    scale = run.plan.rows_at(0) * run.task.targets_per_row / run.strategy.world_size
+    loss = sum(run.task.loss_sum(model(batch.inputs), batch.targets) for batch in run.batches.at(0)) / scale
+    gradients = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
+    norm = torch.nn.utils.get_total_norm(gradients).item()
+    return min(1.0, run.config.clip.max_norm / (norm + 1e-6))  # type: ignore[union-attr]
 
 
-MUTANTS: dict[str, Callable[[Run], Step]] = {
+def _never_clip(strategy: Any) -> None:
+    strategy._clip = None
+    if hasattr(strategy, "_engine"):
+        strategy._engine.optimizer.clip_grad = 0.0
+
+
+MUTANTS: dict[str, Callable[[Run, torch.nn.Module], Step]] = {
     "clip_before_the_reduction": clip_before_the_reduction,
     "norm_of_the_local_gradient": norm_of_the_local_gradient,
     "loss_averaged_per_rank": loss_averaged_per_rank,

@@ -4,6 +4,7 @@ import contextlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,19 @@ class Spec:
     precision: str = "fp32"
     optimizer: str = "adamw"
     max_norm: float | None = 0.05  # small enough to clip most updates
+    max_value: float | None = None
     strategy: str = "ddp"
+    activation_checkpointing: bool = False
     mutant: str | None = None
 
     @property
     def config(self) -> RunConfig:
         """The harness's view of this run."""
-        clip = {"kind": "none"} if self.max_norm is None else {"kind": "norm", "max_norm": self.max_norm}
+        clip: dict[str, Any] = {"kind": "none"}
+        if self.max_norm is not None:
+            clip = {"kind": "norm", "max_norm": self.max_norm}
+        elif self.max_value is not None:
+            clip = {"kind": "value", "max_value": self.max_value}
         weight_decay = {} if self.optimizer == "adam" else {"weight_decay": 0.1}
         momentum = {"momentum": 0.9} if self.optimizer == "sgd" else {}
         values: dict[str, Any] = {
@@ -50,9 +57,14 @@ class Spec:
             "data": {"source": "mnist_5k", "global_batch": self.global_batch},
             "task": {"kind": "classification", "num_classes": 5} if self.is_classification else {"kind": "regression"},
             "optim": {"kind": self.optimizer, "peak_lr": 1e-3, **weight_decay, **momentum},
-            "schedule": {"kind": "cosine", "warmup_steps": 4},
+            "schedule": {"kind": "cosine", "warmup_steps": 4} if self.updates > 4 else {"kind": "constant"},
             "clip": clip,
-            "strategy": {"kind": self.strategy, "micro_batch": self.micro_batch, "precision": self.precision},
+            "strategy": {
+                "kind": self.strategy,
+                "micro_batch": self.micro_batch,
+                "precision": self.precision,
+                "activation_checkpointing": self.activation_checkpointing,
+            },
         }
         return RunConfig.model_validate(values)
 
@@ -170,9 +182,11 @@ def plain_pytorch(spec: Spec, num_slices: int = 1) -> Trace:
             optimizer = torch.optim.SGD(groups, lr=1e-3, momentum=0.9, fused=True)
         case _:
             raise ValueError(spec.optimizer)
-    warm = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / 4, total_iters=3)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=spec.updates - 4)
-    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warm, decay], milestones=[4])
+    schedule: torch.optim.lr_scheduler.LRScheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    if spec.updates > 4:
+        warm = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / 4, total_iters=3)
+        decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=spec.updates - 4)
+        schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warm, decay], milestones=[4])
     loss_of: Callable[..., Tensor] = nn.functional.cross_entropy if spec.is_classification else nn.functional.mse_loss
     plan = BatchPlan(
         num_rows=spec.rows, global_batch=spec.global_batch, world_size=1, micro_batch=None, seed=config.run.seed
@@ -180,16 +194,25 @@ def plain_pytorch(spec: Spec, num_slices: int = 1) -> Trace:
     trace = Trace([], [], [], [], {})
     for position in range(spec.updates):
         ids = torch.from_numpy(plan.sample_ids(position, 0))
-        loss = sum(loss_of(model(inputs[part]), targets[part]) * len(part) / len(ids) for part in ids.chunk(num_slices))
+        outputs = []
+        cuts = [index * len(ids) // num_slices for index in range(num_slices + 1)]
+        for part in (ids[start:stop] for start, stop in pairwise(cuts)):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=spec.precision == "bf16"):
+                outputs.append(model(inputs[part]).to(dtype))
+        loss = loss_of(torch.cat(outputs), targets[ids])
         optimizer.zero_grad()
         loss.backward()
         trace.gradients.append({name: p.grad.clone() for name, p in named})
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), spec.max_norm or float("inf"))
+        coefficient = min(1.0, (spec.max_norm or float("inf")) / (norm.item() + 1e-6))
+        if spec.max_value is not None:
+            torch.nn.utils.clip_grad_value_(model.parameters(), spec.max_value)
+            coefficient = (torch.nn.utils.get_total_norm([p.grad for _, p in named]) / norm).item()
         optimizer.step()
         schedule.step()
         trace.losses.append(loss.item())
         trace.norms.append(norm.item())
-        trace.coefficients.append(min(1.0, (spec.max_norm or float("inf")) / (norm.item() + 1e-6)))
+        trace.coefficients.append(coefficient)
     trace.parameters = {name: p.detach().clone() for name, p in named}
     return trace
 
@@ -211,7 +234,7 @@ def harness_trace(spec: Spec, updates: int | None = None) -> Trace:
     run = assemble_spec(spec)
     step = train_step
     if spec.mutant:
-        step = MUTANTS[spec.mutant](run)
+        step = MUTANTS[spec.mutant](run, spec.model())
     strategy = run.strategy
     trace = Trace([], [], [], [], {})
     update = strategy.update

@@ -65,16 +65,6 @@ def test_one_rank_gives_the_bits_of_the_hand_written_loop() -> None:
     assert largest_difference(found.parameters, wanted.parameters) == 0.0
 
 
-@pytest.mark.parametrize(
-    "mutant", ["clip_before_the_reduction", "norm_of_the_local_gradient", "loss_averaged_per_rank"]
-)
-def test_the_reference_catches_the_mutant(mutant: str) -> None:
-    spec = Spec(mutant=mutant, updates=5)  # the last batch of the epoch has 3 rows for 2 ranks
-    found, wanted = run_ranks(2, harness_trace, spec)[0], plain_pytorch(spec)
-    with pytest.raises(AssertionError):
-        assert_same(found, wanted, gradient=1e-4, norm=1e-4, parameter=1e-5)
-
-
 def test_without_clipping_the_norm_is_still_that_of_the_whole_gradient() -> None:
     spec = Spec(max_norm=None, updates=5)
     found, wanted = run_ranks(4, harness_trace, spec)[0], plain_pytorch(spec)

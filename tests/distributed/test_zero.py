@@ -1,5 +1,6 @@
 """ZeRO-1, 2 and 3 against plain PyTorch, against DDP, and across one another's checkpoints."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,46 @@ def test_resuming_under_the_same_stage_and_world_size_is_bitwise(tmp_path: Path,
     assert found.keys() == wanted.keys()
     for key, tensor in wanted.items():
         assert torch.equal(found[key], tensor), key
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_bf16_is_autocast_with_fp32_weights_and_fp32_reduction_under_every_strategy(strategy: str) -> None:
+    spec = Spec(strategy=strategy, network="cnn", optimizer="sgd", precision="bf16")
+    trace = run_ranks(2, harness_trace, spec)[0]
+    wanted = plain_pytorch(spec, num_slices=2)  # rounded to bf16 row by row, as the ranks do
+    assert_same(trace, wanted, gradient=1e-6, norm=1e-5, parameter=1e-5)
+    fp32 = plain_pytorch(Spec(network="cnn", optimizer="sgd"))
+    assert trace.losses != pytest.approx(fp32.losses, rel=1e-5)
+    assert trace.losses == pytest.approx(fp32.losses, rel=2e-2)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_recomputing_activations_changes_no_number(strategy: str) -> None:
+    spec = Spec(strategy=strategy, network="transformer", optimizer="sgd", updates=8)
+    kept, recomputed = (
+        run_ranks(2, harness_trace, replace(spec, activation_checkpointing=again))[0] for again in (False, True)
+    )
+    assert recomputed.losses == kept.losses
+    assert recomputed.norms == kept.norms
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_clipping_by_value_limits_every_element_of_the_reduced_gradient(strategy: str) -> None:
+    spec = Spec(strategy=strategy, network="odd", max_norm=None, max_value=0.01)
+    trace, wanted = run_ranks(2, harness_trace, spec)[0], plain_pytorch(spec)
+    assert_same(trace, wanted, gradient=1e-6, norm=1e-6, parameter=1e-5)
+    assert all(coefficient < 1 for coefficient in trace.coefficients)
+
+
+@pytest.mark.parametrize(
+    "mutant", ["clip_before_the_reduction", "norm_of_the_local_gradient", "loss_averaged_per_rank"]
+)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_reference_catches_the_mutant_under_every_strategy(strategy: str, mutant: str) -> None:
+    # 11 rows for 2 ranks: one has 5, the other 6.
+    spec = Spec(strategy=strategy, rows=11, updates=1, optimizer="sgd")
+    wanted = plain_pytorch(spec)
+    tolerance = {"gradient": 1e-6, "norm": 1e-6, "parameter": 1e-7}
+    assert_same(run_ranks(2, harness_trace, spec)[0], wanted, **tolerance)
+    with pytest.raises(AssertionError):
+        assert_same(run_ranks(2, harness_trace, replace(spec, mutant=mutant))[0], wanted, **tolerance)
