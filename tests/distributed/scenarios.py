@@ -288,8 +288,9 @@ def fit_spec(spec: Spec, directory: str, log_every_steps: int = 10) -> dict[str,
         reason = fit(run, state).reason
     except HarnessError as raised:
         error = f"{raised.exit_code} {raised}"
-    weights = dict(run.strategy.state())
-    parameters = {name: weights[f"model/{name}"].detach().clone() for name in run.strategy.parameter_names}
+    # Looking for the rank with the NaN leaves ZeRO-3's weights gathered: such a run can only end.
+    weights = dict(run.strategy.state()) if error is None or spec.strategy == "ddp" else {}
+    parameters = {name: weights[f"model/{name}"].detach().clone() for name in run.strategy.parameter_names if weights}
     run.observers.seal()
     return {"reason": reason, "step": state.step, "position": state.position, "error": error, "parameters": parameters}
 

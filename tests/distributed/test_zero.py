@@ -16,6 +16,7 @@ from tests.distributed.scenarios import (
     plain_pytorch,
     save_after,
 )
+from tests.distributed.test_loop import plan_of
 from tests.distributed.test_reference import assert_ranks_agree, assert_same
 
 STAGES = ("zero1", "zero2", "zero3")
@@ -139,3 +140,17 @@ def test_the_reference_catches_the_mutant_under_every_strategy(strategy: str, mu
     assert_same(run_ranks(2, harness_trace, spec)[0], wanted, **tolerance)
     with pytest.raises(AssertionError):
         assert_same(run_ranks(2, harness_trace, replace(spec, mutant=mutant))[0], wanted, **tolerance)
+
+
+@pytest.mark.parametrize("loss_too", [True, False])
+@pytest.mark.parametrize("strategy", STAGES)
+def test_a_run_gives_up_and_names_rank_and_parameter(tmp_path: Path, strategy: str, loss_too: bool) -> None:
+    plan = plan_of(Spec(), world_size=2)
+    on_rank_one = tuple(int(plan.sample_ids(position, 1)[0]) for position in (1, 2, 3, 4))
+    spec = PoisonedSpec(strategy=strategy, loss_too=loss_too, updates=30, poisoned_rows=on_rank_one)
+    results = run_ranks(2, fit_spec, spec, str(tmp_path))
+    assert {result["step"] for result in results} == {1}
+    (error,) = {result["error"] for result in results}
+    assert error.startswith("6 NonFiniteError: ")
+    assert "on rank 1 of 2" in error
+    assert "first.weight" in error
