@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from harness.config import RunConfig
 from harness.state import StopReason, TrainState
 
+SECONDS_BETWEEN_VOTES = 1.0
+
 
 @dataclass
 class Agenda:
@@ -17,6 +19,8 @@ class Agenda:
     updates_per_epoch: int
     updates_until_vote: int = 1
     """How long an interval may be at most; rank zero names it at each interval's end, aiming at a second."""
+    seconds_per_update: float | None = None
+    """What an update took on this rank in the last interval."""
 
     @property
     def total_updates(self) -> int:
@@ -24,6 +28,12 @@ class Agenda:
         run = self.config.run
         by_epochs = run.max_epochs * self.updates_per_epoch if run.max_epochs else None
         return min(count for count in (by_epochs, run.max_steps) if count is not None)
+
+    def updates_in_a_second(self) -> int:
+        """Return how many updates make the time between two votes, by the pace of the last interval; at least 1."""
+        if self.seconds_per_update is None:
+            return 1
+        return max(1, round(SECONDS_BETWEEN_VOTES / self.seconds_per_update))
 
     def updates_in_interval(self, state: TrainState) -> int:
         """Return how many updates come before reports are next reduced, read and written, and the ranks vote."""

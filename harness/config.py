@@ -7,7 +7,7 @@ and nowhere else; what follows from other numbers (accumulation, steps an epoch)
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -138,6 +138,7 @@ Data = Annotated[Mnist5kData | TableData | ImageFolderData, Field(discriminator=
 class ClassificationTask(Section):
     """One integer label a row; cross-entropy."""
 
+    metrics: ClassVar = ("val/loss", "val/accuracy")
     kind: Literal["classification"]
     num_classes: Annotated[Int, Field(ge=2)]
 
@@ -145,6 +146,7 @@ class ClassificationTask(Section):
 class RegressionTask(Section):
     """One or more numbers a row; squared error."""
 
+    metrics: ClassVar = ("val/loss", "val/mse", "val/mae")
     kind: Literal["regression"]
 
 
@@ -422,6 +424,38 @@ class RunConfig(Section):
     def run_directory(self) -> Path:
         """Where everything of this run lies."""
         return Path(self.run.output_root) / self.run.name
+
+
+def contradictions(config: RunConfig) -> list[str]:
+    """Return what no two sections can want at once, one `path: problem` a line."""
+    problems = []
+    metrics = {"early_stopping.metric": config.early_stopping.metric} if config.early_stopping else {}
+    if isinstance(config.schedule, PlateauSchedule):
+        metrics["schedule.metric"] = config.schedule.metric
+    for path, metric in metrics.items():
+        if metric not in config.task.metrics:
+            problems.append(f"{path}: {config.task.kind} has no {metric!r}; it has {', '.join(config.task.metrics)}")
+    if isinstance(config.model, CnnModel) and isinstance(config.data, TableData):
+        problems.append(f"model.kind: cnn wants images, data.source is {config.data.source}; use model.kind=mlp")
+    if isinstance(config.task, RegressionTask) and not isinstance(config.data, TableData):
+        problems.append(f"task.kind: {config.data.source} has labels; use task.kind=classification")
+    if config.run.max_steps is not None:
+        problems += phase_problems(config.schedule, total_updates=config.run.max_steps)
+    return problems
+
+
+def phase_problems(schedule: Schedule, *, total_updates: int) -> list[str]:
+    """Return what is wrong with a schedule whose phases are longer than the run; at most one line."""
+    phases = {"warmup_steps": schedule.warmup_steps}
+    if isinstance(schedule, WsdSchedule):
+        phases["decay_steps"] = schedule.decay_steps
+    if sum(phases.values()) <= total_updates:
+        return []
+    found = " + ".join(f"{name} {count:,}" for name, count in phases.items())
+    return [
+        f"schedule: {found} is more than the {total_updates:,} updates of the run; shorten it, or raise run.max_epochs "
+        "or run.max_steps"
+    ]
 
 
 def batch_problems(config: RunConfig, *, world_size: int) -> list[str]:

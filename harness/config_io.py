@@ -11,14 +11,14 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from harness.config import RunConfig, batch_problems
+from harness.config import RunConfig, batch_problems, contradictions
 from harness.config_problems import dotted, nearest_name, problem_sentence, resolved, section_schema, shown
 from harness.errors import ConfigError
 from harness.yaml_reader import FLOAT, plain_data
 
 __all__ = ["LoadedConfig", "dump_config", "load_config", "shown"]
 
-_MAX_BYTES = 2**16
+_MAX_BYTES = 2**18
 _TAGS = ("kind", "source")
 
 
@@ -36,7 +36,7 @@ def load_config(
     """Return the configuration of a YAML file after `key=value` overrides such as `optim.peak_lr=3e-4`.
 
     Args:
-        path: a UTF-8 file of at most 64 KiB that holds one mapping.
+        path: a UTF-8 file of at most 256 KiB that holds one mapping.
         overrides: a dotted key, `=` and a YAML value each; no two may set the same key. One that changes the `kind`
             or `source` of a section drops the file's keys that only the old one has; a notice names them.
         world_size: number of ranks; when given, the global batch must divide over them.
@@ -54,6 +54,7 @@ def load_config(
     except ValidationError as error:
         problems += [problem_sentence(details) for details in error.errors(include_url=False)]
         raise _gathered(path, problems) from None
+    problems += contradictions(config)
     if world_size is not None:
         problems += batch_problems(config, world_size=world_size)
     if problems:

@@ -2,8 +2,12 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from harness.errors import StorageError
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -17,8 +21,12 @@ def write_durably(path: Path, content: bytes) -> None:
 def replace_durably(path: Path, content: bytes) -> None:
     """Put `content` in the place of whatever `path` held, in one step."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    write_durably(temporary, content)
-    os.replace(temporary, path)
+    try:
+        write_durably(temporary, content)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     sync_directory(path.parent)
 
 
@@ -34,3 +42,18 @@ def sync_directory(path: Path) -> None:
 def json_bytes(value: Any) -> bytes:
     """Encode for a file that people read as well; floats read back to the same bits."""
     return (json.dumps(value, indent=1) + "\n").encode()
+
+
+@contextmanager
+def storage_errors(doing: str, path: Path) -> Iterator[None]:
+    """Turn what the operating system says of `path` into the run's exit code 5.
+
+    Args:
+        doing: a verb, such as "write".
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"cannot {doing} {path}: {error.strerror or error}. Mend that, then start the same command again"
+        ) from error

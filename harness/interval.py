@@ -17,8 +17,6 @@ from harness.run import Run
 from harness.state import TrainState, UpdateReport
 from harness.stopping import StopSignals
 
-SECONDS_BETWEEN_VOTES = 1.0
-
 
 class Interval:
     """The next few updates of a run, and what they reported."""
@@ -58,6 +56,7 @@ class Interval:
             state.stop_signal = StopSignals.NUMBERS[stop_vote - 1].name
         run.agenda.updates_until_vote = int(rows[0][1])
         seconds = (time.perf_counter() - self._started) / len(self._reports)
+        run.agenda.seconds_per_update = seconds
         rates = iter(self._rates)
         rate = next(rates)
         for index, report in enumerate(self._reports):
@@ -71,8 +70,7 @@ class Interval:
         """Return (stop vote, next interval, losses...) of every rank, and the norm and coefficient of every update."""
         strategy, signals = self._run.strategy, self._run.signals
         vote = 1 + StopSignals.NUMBERS.index(signals.received) if signals.received else 0
-        pace = (time.perf_counter() - self._started) / len(self._reports)
-        ballot = strategy.tensor([vote, max(1, round(SECONDS_BETWEEN_VOTES / pace))], dtype=torch.float64)
+        ballot = strategy.tensor([vote, self._run.agenda.updates_in_a_second()], dtype=torch.float64)
         losses = torch.stack([report.loss for report in self._reports])
         mine = torch.cat([ballot, losses])  # (2 + updates,) in float64, which holds every float32
         gradients = [(report.gradient.total, report.gradient.coefficient) for report in self._reports]
@@ -119,20 +117,25 @@ class Interval:
     def _note_nonfinite(self, report: UpdateReport, parts: list[float], *, step: int, position: int) -> None:
         run, limit = self._run, self._run.config.run.max_nonfinite_updates
         norms = report.gradient.per_parameter
-        parameter = run.strategy.parameter_names[int(norms.isfinite().to(torch.uint8).argmin())]
+        overflowed = bool(norms.isfinite().all())  # every parameter's norm is finite, that of all together is not
+        worst = norms.argmax() if overflowed else norms.isfinite().to(torch.uint8).argmin()
+        parameter = run.strategy.parameter_names[int(worst)]
         ranks = [rank for rank, loss in enumerate(parts) if not math.isfinite(loss)]
         run.observers.happened("nonfinite", step=step, position=position, ranks=ranks, parameter=parameter)
         if self._state.nonfinite_in_a_row < limit:
             return
         what = f"loss is {math.fsum(parts)}"
+        culprit = f"the norm of the gradient overflowed, largest in {parameter}"
+        if not overflowed:
+            culprit = f"first non-finite gradient in {parameter}"
         if not ranks:
             what = "every rank's loss is finite, the gradient is not"
             ranks = ranks_with_nonfinite_gradient(run.strategy, run.task, run.batches.at(position))
         where = f"on rank {', '.join(map(str, ranks))} of {run.strategy.world_size}" if ranks else "on no single rank"
         clip = run.config.clip.kind
         raise NonFiniteError(
-            f"{what} {where} at update {step:,} (attempt {position + 1:,}), the last of {limit} in a row; first "
-            f"non-finite gradient in {parameter}. None of the {limit} was applied. Lower optim.peak_lr "
+            f"{what} {where} at update {step:,} (attempt {position + 1:,}), the last of {limit} in a row; "
+            f"{culprit}. None of the {limit} was applied. Lower optim.peak_lr "
             f"(now {run.config.optim.peak_lr:g}), lengthen schedule.warmup_steps (now "
             f"{run.config.schedule.warmup_steps}), or clip (clip.kind is {clip}); or look at the rows of that update"
         )

@@ -2,6 +2,7 @@
 
 from harness import __version__
 from harness.checkpoint.store import Loaded
+from harness.errors import DataError
 from harness.run import Run
 from harness.state import TrainState
 
@@ -20,6 +21,7 @@ def save(run: Run, state: TrainState) -> None:
         "metrics": state.metrics,
         "judge": run.judge.state_dict(),
         "ledger_bytes": run.observers.seal(),
+        "data_digest": run.data_digest,
         "world_size": run.strategy.world_size,
         "strategy": run.config.strategy.kind,
     }
@@ -29,9 +31,20 @@ def save(run: Run, state: TrainState) -> None:
 
 
 def resume(run: Run, loaded: Loaded) -> TrainState:
-    """Return the run's state as it was when `loaded` was saved. Collective."""
-    run.checkpoints.restore(loaded)
+    """Return the run's state as it was when `loaded` was saved. Collective.
+
+    Raises:
+        DataError: the rows are not those that the run was trained on.
+    """
     trainer = loaded.trainer
+    with run.strategy.together("comparing the data"):
+        if trainer["data_digest"] != run.data_digest:
+            raise DataError(
+                f"the data are not those that {loaded.directory} was trained on (digest {trainer['data_digest']}, now "
+                f"{run.data_digest}), so what is left of the epoch and of the validation split would be other rows. "
+                "Put the old files back, or train on the new ones under another run.name"
+            )
+    run.checkpoints.restore(loaded)
     run.judge.load_state_dict(trainer["judge"])
     return TrainState(
         position=trainer["position"],

@@ -29,6 +29,8 @@ class Run:
     judge: Judge
     signals: StopSignals
     checkpoints: CheckpointStore
+    data_digest: str
+    """Changes with the rows that are trained on or validated with."""
     observers: Observers
 
     def learning_rate(self, update: int) -> float:

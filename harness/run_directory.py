@@ -1,4 +1,4 @@
-"""The directory of a run: made, locked and described by rank zero. DESIGN of its files is in CONTRIBUTING.md."""
+"""The directory of a run: made, locked and described by rank zero."""
 
 import fcntl
 import json
@@ -12,7 +12,7 @@ from harness.config import RunConfig
 from harness.config_changes import compare
 from harness.config_io import dump_config, load_config
 from harness.errors import ConfigError, RunInUseError, StorageError
-from harness.files import json_bytes, replace_durably
+from harness.files import json_bytes, replace_durably, storage_errors
 
 SCHEMA = 1
 
@@ -48,9 +48,10 @@ class RunDirectory:
             raise RunInUseError(
                 f"{self.path} is in use by {holder}. Wait for it, stop it, or give this run another run.name"
             ) from error
-        self._lock.truncate(0)
-        self._lock.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
-        self._lock.flush()
+        with storage_errors("write", self.path / "lock"):
+            self._lock.truncate(0)
+            self._lock.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+            self._lock.flush()
         return self
 
     def __exit__(
@@ -66,19 +67,24 @@ class RunDirectory:
         """
         stored = self.path / "config.yaml"
         notices: list[str] = []
-        if stored.exists():
+        # Before anything was saved there is no run to continue: a first start may be mended in any way.
+        if stored.exists() and any(self.path.glob("checkpoints/step-*")):
             changes = compare(load_config(stored).config, self._config)
             if changes.refused:
                 raise ConfigError(f"{self.path} holds another run: {changes.refusal_message()}")
             notices = [f"changed since the run was last started: {change}" for change in changes.noticed]
         identity = self.path / "run.json"
-        if not identity.exists():
-            created = datetime.now(UTC).isoformat(timespec="seconds")
-            replace_durably(identity, json_bytes({"id": uuid.uuid4().hex[:8], "created": created, "schema": SCHEMA}))
-        replace_durably(stored, dump_config(self._config).encode())
-        (self.path / "exit.json").unlink(missing_ok=True)
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        with storage_errors("write in", self.path):
+            if not identity.exists():
+                replace_durably(
+                    identity, json_bytes({"id": uuid.uuid4().hex[:8], "created": created, "schema": SCHEMA})
+                )
+            replace_durably(stored, dump_config(self._config).encode())
+            (self.path / "exit.json").unlink(missing_ok=True)
         return notices
 
     def write_exit(self, *, code: int, reason: str, step: int) -> None:
         """Write how the run ended, since torchrun itself exits with 1 for everything."""
-        replace_durably(self.path / "exit.json", json_bytes({"code": code, "reason": reason, "step": step}))
+        with storage_errors("write", self.path / "exit.json"):
+            replace_durably(self.path / "exit.json", json_bytes({"code": code, "reason": reason, "step": step}))

@@ -16,6 +16,7 @@ from harness.config import (
     Schedule,
     StepSchedule,
     WsdSchedule,
+    phase_problems,
 )
 from harness.errors import ConfigError
 
@@ -56,12 +57,6 @@ def check_fits(schedule: Schedule, *, total_updates: int) -> None:
     Raises:
         ConfigError: warm-up (and decay) take more updates than the run has.
     """
-    phases = {"warmup_steps": schedule.warmup_steps}
-    if isinstance(schedule, WsdSchedule):
-        phases["decay_steps"] = schedule.decay_steps
-    if sum(phases.values()) > total_updates:
-        found = " + ".join(f"schedule.{name} {count:,}" for name, count in phases.items())
-        raise ConfigError(
-            f"{found} is more than the {total_updates:,} updates of the run; "
-            "shorten it, or raise run.max_epochs or run.max_steps"
-        )
+    problems = phase_problems(schedule, total_updates=total_updates)
+    if problems:
+        raise ConfigError(problems[0])

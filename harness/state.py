@@ -19,7 +19,7 @@ class GradNorm(NamedTuple):
     per_parameter: Tensor
     """(P,) 2-norms, in the order of `Strategy.parameter_names`."""
     coefficient: Tensor
-    """() what clipping multiplied the norm by, in (0, 1]."""
+    """() the norm after clipping, divided by `total`; in (0, 1] if the update was applied."""
     applied: Tensor
     """() 1.0 if the update was applied, 0.0 if the norm was not finite and nothing was changed."""
 

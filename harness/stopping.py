@@ -8,7 +8,6 @@ from types import FrameType
 from typing import Any
 
 from harness.config import EarlyStopping, Mode, PlateauSchedule, RunConfig
-from harness.errors import ConfigError
 
 
 @dataclass
@@ -51,19 +50,6 @@ class Judge:
         if self._plateau:
             plateau = self._plateau
             self._rate = Patience(plateau.metric, plateau.mode, plateau.min_delta)
-
-    def check_metrics(self, known: list[str]) -> None:
-        """Refuse metrics that the task does not have.
-
-        Raises:
-            ConfigError: names the key and the metrics there are.
-        """
-        keys = {"early_stopping.metric": self.score.metric}
-        if self._plateau:
-            keys["schedule.metric"] = self._plateau.metric
-        for key, metric in keys.items():
-            if metric not in known:
-                raise ConfigError(f"{key}: this task has no {metric!r}; it has {', '.join(known)}")
 
     def observe(self, metrics: Mapping[str, float], *, step: int) -> bool:
         """Count one evaluation at `step`; return whether it is the best so far."""

@@ -1,6 +1,6 @@
 """Trains one run: `python -m harness.train CONFIG [key=value ...]`, alone or under torchrun.
 
-The only place that constructs. torch is imported after the config was found good, so that a typo answers at once.
+torch is imported after the config was found good, so that a typo answers at once.
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 import platform
 import socket
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config_io import LoadedConfig, load_config
-from harness.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError, HarnessError, PeerError
+from harness.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError, HarnessError, PeerError, StorageError
 from harness.process import die_with_parent
 from harness.run_directory import RunDirectory
 from harness.state import FitResult, TrainState
@@ -24,16 +24,14 @@ from harness.stopping import StopSignals
 from harness.strategy.env import Placement, placement
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from harness.config import RunConfig
-    from harness.data.order import BatchPlan
-    from harness.data.sources import DataSplits
     from harness.observers.base import Observers
     from harness.run import Run
     from harness.strategy.base import Ranks
 
 USAGE = "usage: python -m harness.train CONFIG [key=value ...]"
+SECONDS_FOR_RANK_ZERO = 1.0
+"""How long other ranks leave rank zero to say what is wrong; torchrun ends all ranks when the first one does."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,10 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError(USAGE)
         path, *overrides = arguments
         return train(load_config(path, overrides, world_size=place.world_size), place)
+    except PeerError as error:
+        print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
     except HarnessError as error:
-        # What all ranks know, rank zero says; whoever lost the others says so itself.
-        if rank == 0 or isinstance(error, PeerError):
+        if rank == 0:  # what all ranks know, rank zero says
             print(error, file=sys.stderr, flush=True)
+        else:
+            time.sleep(SECONDS_FOR_RANK_ZERO)
         return error.exit_code
 
 
@@ -61,19 +63,20 @@ def train(loaded: LoadedConfig, place: Placement) -> int:
     if place.under_torchrun:
         die_with_parent()
 
+    from harness.strategy.base import peers_answer
     from harness.strategy.build import join_ranks, leave_ranks
 
     strategy = loaded.config.strategy
     timeout_seconds, is_zero = strategy.collective_timeout_seconds, strategy.kind != "ddp"
-    ranks = join_ranks(place, timeout_seconds=timeout_seconds, alone_in_group=is_zero)
     with ExitStack() as stack:
+        stack.enter_context(peers_answer())
+        ranks = join_ranks(place, timeout_seconds=timeout_seconds, alone_in_group=is_zero)
         stack.callback(leave_ranks)
-        directory = RunDirectory(loaded.config)
-        session = Session(loaded.config, ranks, directory, signals)
+        session = Session(loaded.config, ranks, RunDirectory(loaded.config), signals)
         with ranks.together("opening the run directory"):
             if ranks.rank == 0:
-                stack.enter_context(directory)
-                session.notices = [*loaded.notices, *directory.describe()]
+                stack.enter_context(session.directory)
+                session.notices = [*loaded.notices, *session.directory.describe()]
         return session.run_to_the_end()
 
 
@@ -86,7 +89,7 @@ class Session:
     directory: RunDirectory
     signals: StopSignals
     notices: Sequence[str] = ()
-    step: int = 0
+    state: TrainState = field(default_factory=TrainState)
 
     def run_to_the_end(self) -> int:
         """Build, train, and write exit.json whatever happens. Collective."""
@@ -96,33 +99,37 @@ class Session:
             with peers_answer():
                 result = self._fit()
         except Exception as error:
-            if isinstance(error, HarnessError):
-                self._write_exit(error.exit_code, str(error))
-            else:
-                self._write_exit(1, f"{type(error).__name__}: {error}")
+            code = error.exit_code if isinstance(error, HarnessError) else 1
+            try:
+                self._write_exit(code, str(error) if isinstance(error, HarnessError) else repr(error))
+            except StorageError as second:  # the first error is the one that counts
+                print(second, file=sys.stderr, flush=True)
             raise
         code = EXIT_INTERRUPTED if result.reason == "interrupted" else EXIT_DONE
-        self._write_exit(code, result.reason, step=result.step)
+        self._write_exit(code, result.reason)
         return code
 
-    def _write_exit(self, code: int, reason: str, *, step: int | None = None) -> None:
+    def _write_exit(self, code: int, reason: str) -> None:
         if self.ranks.rank == 0:
-            self.directory.write_exit(code=code, reason=reason, step=self.step if step is None else step)
+            self.directory.write_exit(code=code, reason=reason, step=self.state.step)
 
     def _fit(self) -> FitResult:
         from harness.loop import fit
 
-        run, state = self._build()
-        self.step = state.step
-        result = fit(run, state)
-        run.observers.happened("ended", reason=result.reason, step=result.step, signal=state.stop_signal)
-        run.observers.ended(result)
+        run = self._build()
+        try:
+            result = fit(run, self.state)
+            run.observers.happened("ended", reason=result.reason, step=result.step, signal=self.state.stop_signal)
+            run.observers.ended(result)
+        finally:
+            run.observers.close()
         return result
 
-    def _build(self) -> tuple[Run, TrainState]:
+    def _build(self) -> Run:
         """Construct everything, and pick the run up where its newest checkpoint left it. Collective."""
         import torch
 
+        from harness.assemble import assemble
         from harness.checkpoint import rng
         from harness.data.order import permutation_key
         from harness.data.sources import load
@@ -137,13 +144,14 @@ class Session:
             model = build_model(config.model, input_shape=splits.input_shape, num_outputs=splits.num_outputs)
         run = assemble(config, ranks, splits, model, directory=self.directory.path, signals=self.signals)
         saved = run.checkpoints.load()
-        run.observers = self._observers(run.agenda.total_updates, trainer=saved.trainer if saved else {})
         rng.seed_everything(permutation_key(config.run.seed, ranks.rank, "rank"))
-        state = resume(run, saved) if saved else TrainState()
-        self._tell_start(run, state, rejected=saved.rejected if saved else [])
-        return run, state
+        if saved:
+            self.state = resume(run, saved)
+        run.observers = self._observers(run, trainer=saved.trainer if saved else {})
+        self._tell_start(run, rejected=saved.rejected if saved else [])
+        return run
 
-    def _observers(self, total_updates: int, *, trainer: Mapping[str, Any]) -> Observers:
+    def _observers(self, run: Run, *, trainer: Mapping[str, Any]) -> Observers:
         from harness.observers.base import Observers
         from harness.observers.console import Console
         from harness.observers.ledger import Ledger
@@ -152,10 +160,16 @@ class Session:
             if self.ranks.rank != 0:
                 return Observers()
             ledger = Ledger(self.directory.path, keep_bytes=trainer.get("ledger_bytes", 0))
-        return Observers([ledger, Console(total_updates=total_updates, start_step=trainer.get("step", 0))])
+        console = Console(
+            self.directory.path,
+            total_updates=run.agenda.total_updates,
+            step=trainer.get("step", 0),
+            samples_seen=trainer.get("samples_seen", 0),
+        )
+        return Observers([ledger, console])
 
-    def _tell_start(self, run: Run, state: TrainState, *, rejected: list[str]) -> None:
-        config, plan = self.config, run.plan
+    def _tell_start(self, run: Run, *, rejected: list[str]) -> None:
+        config, plan, step = self.config, run.plan, self.state.step
         num_parameters = sum(parameter.numel() for parameter in run.strategy.module.parameters())
         for text in (*self.notices, *run.strategy.notices):
             run.observers.happened("notice", text=text)
@@ -163,7 +177,7 @@ class Session:
             run.observers.happened("notice", text=f"checkpoint not used, now in quarantine/: {text}")
         run.observers.happened(
             "started",
-            step=state.step,
+            step=step,
             world_size=self.ranks.world_size,
             strategy=config.strategy.kind,
             device=str(self.ranks.device),
@@ -172,95 +186,14 @@ class Session:
             python=platform.python_version(),
             versions={name: version(name) for name in ("harness", "torch", "accelerate", "datasets")},
         )
-        where = f"resuming after update {state.step:,}" if state.step else "starting"
         run.observers.happened(
             "notice",
-            text=f"{where}: {config.run.name}, {config.model.kind} with {num_parameters:,} parameters, "
-            f"{config.strategy.kind} on {self.ranks.world_size} ranks ({self.ranks.device.type}); "
-            f"{plan.num_rows:,} training rows, {plan.steps_per_epoch:,} updates an epoch, "
-            f"{run.agenda.total_updates:,} in all; run directory {self.directory.path}",
+            text=f"{f'resuming after update {step:,}' if step else 'starting'}: {config.run.name}, {config.model.kind} "
+            f"with {num_parameters:,} parameters, {config.strategy.kind} on {self.ranks.world_size} "
+            f"rank{'s' if self.ranks.world_size > 1 else ''} ({self.ranks.device.type}); {plan.num_rows:,} training "
+            f"rows, {plan.steps_per_epoch:,} updates an epoch, {run.agenda.total_updates:,} in all; run directory "
+            f"{self.directory.path}",
         )
-
-
-def assemble(
-    config: RunConfig, ranks: Ranks, splits: DataSplits, model: nn.Module, *, directory: Path, signals: StopSignals
-) -> Run:
-    """Put a run together, with no observers yet. Collective.
-
-    Raises:
-        ConfigError: the parts do not fit together.
-    """
-    import torch
-
-    from harness.agenda import Agenda
-    from harness.checkpoint.store import CheckpointStore
-    from harness.data.batches import TrainingBatches, ValidationBatches
-    from harness.data.order import BatchPlan
-    from harness.observers.base import Observers
-    from harness.run import Run
-    from harness.schedule import check_fits
-    from harness.stopping import Judge
-    from harness.strategy.build import DTYPES, build_strategy
-    from harness.tasks import Scores, build_task
-
-    plan = BatchPlan(
-        num_rows=len(splits.train),
-        global_batch=config.data.global_batch,
-        world_size=ranks.world_size,
-        micro_batch=config.strategy.micro_batch,
-        seed=config.run.seed,
-    )
-    task = build_task(config.task, num_outputs=splits.num_outputs)
-    agenda, judge = Agenda(config, plan.steps_per_epoch), Judge(config)
-    with ranks.together("putting the run together"):
-        judge.check_metrics(Scores(task, device=torch.device("cpu")).names)
-        check_fits(config.schedule, total_updates=agenda.total_updates)
-        check_batch_norm(model, plan)
-    strategy = build_strategy(config, model, ranks)
-    device, dtype = ranks.device, DTYPES[config.strategy.precision]
-    return Run(
-        config=config,
-        strategy=strategy,
-        task=task,
-        plan=plan,
-        batches=TrainingBatches(splits.train, plan, rank=ranks.rank, device=device, dtype=dtype),
-        validation=ValidationBatches(
-            splits.validation,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            batch_rows=config.strategy.micro_batch or config.data.global_batch // ranks.world_size,
-            device=device,
-            dtype=dtype,
-        ),
-        agenda=agenda,
-        judge=judge,
-        signals=signals,
-        checkpoints=CheckpointStore(directory / "checkpoints", strategy, keep_last=config.checkpoint.keep_last),
-        observers=Observers(),
-    )
-
-
-def check_batch_norm(model: nn.Module, plan: BatchPlan) -> None:
-    """Refuse a batch arithmetic that would give BatchNorm a single row to take the variance of.
-
-    Raises:
-        ConfigError: names the layer and the batch that is too small.
-    """
-    from harness.tasks import batch_norms
-
-    layers = batch_norms(model)
-    if not layers:
-        return
-    for position in {0, plan.steps_per_epoch - 1}:
-        for rank in range(plan.world_size):
-            sizes = [stop - start for start, stop in plan.micro_batches(position, rank)]
-            if 1 in sizes:
-                raise ConfigError(
-                    f"data.global_batch: batch {position + 1:,} of an epoch has {plan.rows_at(position)} rows, which "
-                    f"leaves rank {rank} of {plan.world_size} a micro-batch of one row, and BatchNorm (layer "
-                    f"{layers[0]}) wants two or more; with {plan.num_rows:,} training rows use another "
-                    "data.global_batch, strategy.micro_batch or number of ranks, or model.norm=none"
-                )
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def read(path: Path) -> Any:
 
 
 def content_of(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir() if path.name != "lock"}
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.name != "lock" and path.is_file()}
 
 
 # ---------------------------------------------------------------- the lock
@@ -206,6 +206,7 @@ def test_the_directory_of_another_run_is_refused_with_the_difference_and_left_al
     with RunDirectory(a_config(tmp_path)) as directory:
         directory.describe()
         directory.write_exit(code=0, reason="budget", step=1)
+    (tmp_path / "r/checkpoints/step-00000001").mkdir(parents=True)
     before = content_of(tmp_path / "r")
     with pytest.raises(ConfigError) as caught:
         described(a_config(tmp_path, **changed))
@@ -215,8 +216,15 @@ def test_the_directory_of_another_run_is_refused_with_the_difference_and_left_al
     assert content_of(tmp_path / "r") == before
 
 
+def test_a_first_start_that_saved_nothing_may_be_mended_in_any_way(tmp_path: Path) -> None:
+    described(a_config(tmp_path))
+    assert described(a_config(tmp_path, model={"kind": "mlp", "hidden": [8]})) == []
+    assert "[8]" in (tmp_path / "r/config.yaml").read_text()
+
+
 def test_a_changed_rate_is_noticed_once(tmp_path: Path) -> None:
     assert described(a_config(tmp_path)) == []
+    (tmp_path / "r/checkpoints/step-00000001").mkdir(parents=True)
     faster = a_config(tmp_path, optim={"peak_lr": 0.2})
     assert described(faster) == ["changed since the run was last started: optim.peak_lr: stored 0.1, given 0.2"]
     assert described(faster) == []

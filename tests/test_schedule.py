@@ -237,10 +237,10 @@ def test_a_schedule_whose_phases_fill_the_run_or_less_is_accepted(drawn: tuple[S
 @pytest.mark.parametrize(
     ("schedule", "found"),
     [
-        (a_schedule("cosine", warmup_steps=1001), "schedule.warmup_steps 1,001 is more than the 1,000 updates"),
+        (a_schedule("cosine", warmup_steps=1001), "schedule: warmup_steps 1,001 is more than the 1,000 updates"),
         (
             a_schedule("wsd", warmup_steps=600, decay_steps=401),
-            "schedule.warmup_steps 600 + schedule.decay_steps 401 is more than the 1,000 updates",
+            "schedule: warmup_steps 600 + decay_steps 401 is more than the 1,000 updates",
         ),
     ],
     ids=["warm-up", "warm-up and decay"],

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from harness.config import RunConfig
-from harness.errors import ConfigError
 from harness.stopping import Judge, Patience, StopSignals
 from tests.test_order import unhurried
 
@@ -229,21 +228,6 @@ def test_a_plateau_that_is_new_on_resume_starts_afresh_and_keeps_the_best_score(
 
 
 # ---------------------------------------------------------------- metrics
-
-
-@pytest.mark.parametrize(
-    ("stopping", "plateau", "key"),
-    [({"metric": "val/f1"}, None, "early_stopping.metric"), (None, {"metric": "val/f1"}, "schedule.metric")],
-)
-def test_a_metric_that_the_task_lacks_is_refused_with_those_it_has(
-    stopping: dict[str, Any] | None, plateau: dict[str, Any] | None, key: str
-) -> None:
-    with pytest.raises(ConfigError, match=f"{key}: this task has no 'val/f1'; it has val/loss, val/mse"):
-        a_judge(stopping, plateau).check_metrics(["val/loss", "val/mse"])
-
-
-def test_metrics_that_the_task_has_are_accepted() -> None:
-    a_judge({"metric": "val/mse"}, {"metric": "val/loss"}).check_metrics(["val/loss", "val/mse"])
 
 
 # ---------------------------------------------------------------- signals

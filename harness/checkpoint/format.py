@@ -10,6 +10,7 @@ step-00000040/
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from harness.files import json_bytes, write_durably
 SCHEMA = 1
 COMMIT, TRAINER, MODEL, OPTIM = "COMMIT.json", "trainer.json", "model.safetensors", "optim.safetensors"
 MAX_JSON_BYTES = 64 * 2**20
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def rng_file(rank: int) -> str:
@@ -70,12 +72,19 @@ def read_commit(directory: Path) -> list[FileEntry]:
         raise ValueError(f"{COMMIT} is larger than {MAX_JSON_BYTES:,} bytes")
     try:
         commit = json.loads(path.read_bytes())
-        files = [FileEntry(str(f["name"]), int(f["size"]), str(f["sha256"])) for f in commit["files"]]
-        schema = commit["schema"]
+        files = [FileEntry(entry["name"], entry["size"], entry["sha256"]) for entry in commit["files"]]
+        schema, step = commit["schema"], commit["step"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{COMMIT} cannot be read: {error!r}") from error
     if schema != SCHEMA:
         raise ValueError(f"{COMMIT} has schema {schema!r}, this harness reads {SCHEMA}")
+    if not isinstance(step, int) or directory.name != f"step-{step:08d}":
+        raise ValueError(f"{COMMIT} is that of step {step!r}")
+    for entry in files:
+        if not (isinstance(entry.name, str) and isinstance(entry.size, int) and isinstance(entry.sha256, str)):
+            raise ValueError(f"{COMMIT} has an entry that is no name, size and digest: {entry}")
+        if not _PLAIN_NAME.fullmatch(entry.name):
+            raise ValueError(f"{COMMIT} names {entry.name[:60]!r}, which is not a plain file name")
     if not {TRAINER, MODEL, OPTIM, rng_file(0)} <= {entry.name for entry in files}:
         raise ValueError(f"{COMMIT} does not list all files of a checkpoint")
     return files
@@ -84,8 +93,6 @@ def read_commit(directory: Path) -> list[FileEntry]:
 def file_problem(directory: Path, entry: FileEntry) -> str | None:
     """Return what is wrong with one file, or None; reads all of it."""
     path = directory / entry.name
-    if Path(entry.name).name != entry.name or entry.name in ("", ".", ".."):
-        return f"{entry.name!r} is not a plain file name"
     if path.is_symlink() or not path.is_file():
         return f"{entry.name} is missing"
     if path.stat().st_size != entry.size:

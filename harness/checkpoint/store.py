@@ -7,8 +7,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from harness.checkpoint import format, rng
 from harness.errors import CheckpointError, StorageError
-from harness.files import json_bytes, replace_durably, sync_directory
+from harness.files import json_bytes, replace_durably, storage_errors, sync_directory
 from harness.strategy.base import Strategy
 
 _STEP = re.compile(r"step-(\d{8,})")
@@ -31,6 +30,8 @@ class Loaded:
     directory: Path
     step: int
     trainer: Mapping[str, Any]
+    files: frozenset[str]
+    """The names that its COMMIT.json lists; nothing else in the directory is read."""
     rejected: list[str]
     """Newer checkpoints that could not be used, each with the reason."""
 
@@ -46,7 +47,7 @@ class CheckpointStore:
     # -------------------------------------------------------- save
 
     def save(self, step: int, trainer: Mapping[str, Any], *, is_best: bool) -> Path:
-        """Write the whole state of the run as `step-N`. Collective.
+        """Write the whole state of the run as `step-N`, unless it is there; then it may become the best. Collective.
 
         Raises:
             StorageError: on every rank; nothing half-written stays, older checkpoints are untouched.
@@ -54,17 +55,22 @@ class CheckpointStore:
         strategy = self._strategy
         strategy.share_buffers()
         final = self.directory / f"step-{step:08d}"
+        if strategy.broadcast(final.exists()):
+            with strategy.together("saving"), storage_errors("point to", final):
+                if strategy.rank == 0:
+                    self._point(final, step=step, is_best=is_best)
+            return final
         temporary = self.directory / f".tmp-{final.name}-{strategy.broadcast(uuid.uuid4().hex[:8])}"
-        with strategy.together("saving"), _storage_errors("create", temporary):
+        with strategy.together("saving"), storage_errors("create", temporary):
             if strategy.rank == 0:
                 temporary.mkdir(parents=True)
         # Collective: every rank takes part in gathering what only rank zero writes.
         state = {key: tensor.detach().cpu() for key, tensor in strategy.state() if strategy.rank == 0}
         try:
-            with strategy.together("saving"), _storage_errors("write", temporary):
+            with strategy.together("saving"), storage_errors("write", temporary):
                 written = self._write(temporary, state, trainer)
             files = [entry for entries in strategy.gather_objects(written) for entry in entries]
-            with strategy.together("saving"), _storage_errors("publish", final):
+            with strategy.together("saving"), storage_errors("publish", final):
                 if strategy.rank == 0:
                     self._publish(temporary, final, files, step=step, is_best=is_best)
         except StorageError:
@@ -92,10 +98,12 @@ class CheckpointStore:
         sync_directory(temporary)
         os.rename(temporary, final)
         sync_directory(self.directory)
-        pointer = json_bytes({"directory": final.name, "step": step})
-        for name in ("LATEST", "BEST") if is_best else ("LATEST",):
-            replace_durably(self.directory / name, pointer)
+        self._point(final, step=step, is_best=is_best)
         self._retire()
+
+    def _point(self, final: Path, *, step: int, is_best: bool) -> None:
+        for name in ("LATEST", "BEST") if is_best else ("LATEST",):
+            replace_durably(self.directory / name, json_bytes({"directory": final.name, "step": step}))
 
     def _retire(self) -> None:
         """Delete all but the newest and the best, each by renaming it first."""
@@ -118,26 +126,33 @@ class CheckpointStore:
             CheckpointError: there are checkpoints, none can be used.
         """
         strategy = self._strategy
-        with strategy.together("looking for checkpoints"), _storage_errors("clean", self.directory):
+        with strategy.together("looking for checkpoints"), storage_errors("clean", self.directory):
             if strategy.rank == 0:
                 self._sweep()
         names = strategy.broadcast([path.name for path in self._steps()])
+        in_quarantine = strategy.broadcast(len(list(self.directory.glob("quarantine/*"))))
         rejected: list[str] = []
         for name in names:
             directory = self.directory / name
             problems = [p for problems in strategy.gather_objects(self._problems(directory)) for p in problems]
             if not problems:
                 trainer = format.read_json(directory / format.TRAINER)
-                return Loaded(directory, int(trainer["step"]), trainer, rejected)
+                files = frozenset(entry.name for entry in format.read_commit(directory))
+                if rejected:
+                    with strategy.together("looking for checkpoints"), storage_errors("write in", self.directory):
+                        if strategy.rank == 0:
+                            self._mend_pointers(directory, step=int(trainer["step"]))
+                return Loaded(directory, int(trainer["step"]), trainer, files, rejected)
             rejected.append(f"{name}: {problems[0]}")
-            with strategy.together("setting a broken checkpoint aside"), _storage_errors("move", directory):
+            with strategy.together("setting a broken checkpoint aside"), storage_errors("move", directory):
                 if strategy.rank == 0:
                     self._quarantine(directory)
-        if rejected:
-            found = "\n  ".join(rejected)
+        if rejected or in_quarantine:
+            reasons = "".join(f"\n  {reason}" for reason in rejected)
             raise CheckpointError(
-                f"none of the {len(rejected)} checkpoints in {self.directory} can be used; they are in quarantine/ now:"
-                f"\n  {found}\nPut a good copy back as {self.directory}/step-N, or start afresh under another run.name"
+                f"none of the {len(rejected) or in_quarantine} checkpoints in {self.directory} can be used; they are "
+                f"in quarantine/ now{reasons}\nPut a good copy back as {self.directory}/step-N, or start afresh under "
+                "another run.name"
             )
         return None
 
@@ -152,9 +167,9 @@ class CheckpointStore:
             saved = format.SavedState(loaded.directory)
             self._check_shapes(saved, loaded.directory)
             strategy.restore(saved)
-            own = loaded.directory / format.rng_file(strategy.rank)
-            if own.exists():  # ranks that the run did not have before keep their fresh random state
-                rng.restore(safetensors.torch.load_file(own))
+            own = format.rng_file(strategy.rank)
+            if own in loaded.files:  # ranks that the run did not have before keep their fresh random state
+                rng.restore(safetensors.torch.load_file(loaded.directory / own))
 
     def best(self) -> str:
         """Return the directory name of the best checkpoint, or "" if there is none."""
@@ -187,24 +202,22 @@ class CheckpointStore:
         aside.mkdir(exist_ok=True)
         os.rename(directory, aside / f"{directory.name}-{uuid.uuid4().hex[:8]}")
 
+    def _mend_pointers(self, newest: Path, *, step: int) -> None:
+        """Have LATEST name the newest good checkpoint, and BEST nothing that was set aside."""
+        self._point(newest, step=step, is_best=False)
+        if not (self.directory / self.best()).is_dir():
+            (self.directory / "BEST").unlink()
+
     def _sweep(self) -> None:
         """Remove what dead saves left behind."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        for pattern in (".tmp-*", ".trash-*"):
-            for leftover in self.directory.glob(pattern):
+        for leftover in self.directory.glob(".*"):
+            if leftover.is_dir():
                 shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
 
     def _steps(self) -> list[Path]:
         """Return the published checkpoints, newest first."""
         found = [path for path in self.directory.iterdir() if _STEP.fullmatch(path.name) and path.is_dir()]
         return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
-
-
-@contextmanager
-def _storage_errors(doing: str, path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"cannot {doing} {path}: {error.strerror or error}. Mend that, then start the same command again"
-        ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import glob
 import hashlib
 import warnings
@@ -18,9 +19,10 @@ from numpy.typing import NDArray
 
 from harness.config import ClassificationTask, Task
 from harness.data.batches import Columns
-from harness.errors import DataError
+from harness.errors import DataError, StorageError
 
 ROWS = "rows count from 0, without header and blank lines"
+NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT)
 LONG_ROWS = "Length of header or names"  # how pandas' warning begins that it dropped the last fields of rows
 NUMERIC = ("int", "uint", "halffloat", "float", "double", "bool")  # how the names of arrow's number types begin
 
@@ -57,6 +59,11 @@ def load_files(kind: str, path: Path, *, pattern: str = "", **options: Any) -> A
         if "corresponds to no data" in str(error):
             raise DataError(f"{path}: there is not one row in it. Check data.path.") from error
         cause = error.__cause__ or error
+        if isinstance(cause, OSError) and cause.errno in NOT_WRITABLE:
+            raise StorageError(
+                f"{path}: the cache of datasets, {datasets.config.HF_DATASETS_CACHE}, cannot be written "
+                f"({cause.strerror}). Mend that, or set HF_DATASETS_CACHE to a folder you can write"
+            ) from error
         reason = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
         if LONG_ROWS in reason:
             reason = "rows have more fields than the header"

@@ -32,6 +32,9 @@ class Observer:
         """Make what was heard durable; the ledger returns its length in bytes."""
         return 0
 
+    def close(self) -> None:
+        """Let go of files and of the terminal; also called when the run failed."""
+
 
 @dataclass(frozen=True)
 class Observers:
@@ -68,3 +71,8 @@ class Observers:
     def seal(self) -> int:
         """Make everything durable and return the ledger's length in bytes; 0 on ranks without one."""
         return sum(member.seal() for member in self.members)
+
+    def close(self) -> None:
+        """Let go of files and of the terminal."""
+        for member in self.members:
+            member.close()

@@ -1,10 +1,14 @@
-"""What a person sees: one moving line on a terminal, plain lines elsewhere."""
+"""What a person sees: one moving line on a terminal, plain lines elsewhere. It can never end a run."""
 
+import os
+import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn
+from rich.table import Column
 
 from harness.observers.base import Line, Observer
 from harness.state import FitResult
@@ -13,86 +17,117 @@ from harness.stopping import Patience
 SECONDS_BETWEEN_LINES = 5.0
 
 
+class _Terminal(RichConsole):
+    """Falls silent when nobody reads any more (`harness launch ... | head`)."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Console(Observer):
     """Prints to stdout.
 
     Args:
+        directory: of the run.
         total_updates: of the whole run.
-        start_step: applied updates before this segment.
+        step, samples_seen: before this segment.
     """
 
-    def __init__(self, *, total_updates: int, start_step: int, terminal: RichConsole | None = None) -> None:
-        self._out = terminal or RichConsole(highlight=False, soft_wrap=True)
-        self._total, self._start = total_updates, start_step
-        self._first_samples: int | None = None
-        self._began = time.monotonic()
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        total_updates: int,
+        step: int = 0,
+        samples_seen: int = 0,
+        terminal: RichConsole | None = None,
+    ) -> None:
+        self._out = terminal or _Terminal(highlight=False, soft_wrap=True)
+        self._directory, self._total = directory, total_updates
+        self._first_step, self._first_samples = step, samples_seen
+        self._began: float | None = None
         self._printed = -SECONDS_BETWEEN_LINES
         self._line: Line | None = None
         self._best = ""
+        self._saved = ""
         self._progress: Progress | None = None
         if self._out.is_terminal:
-            columns = (
-                TextColumn("update"),
-                MofNCompleteColumn(),
-                BarColumn(bar_width=20),
-                TextColumn("{task.description}"),
-                TimeElapsedColumn(),
-                TextColumn("ETA"),
-                TimeRemainingColumn(),
-            )
-            self._progress = Progress(*columns, console=self._out)
-            self._bar = self._progress.add_task("", total=total_updates, completed=start_step)
+            whole_line = TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+            self._progress = Progress(whole_line, console=self._out)
+            self._task = self._progress.add_task("")
             self._progress.start()
 
     def on_update(self, line: Line) -> None:
-        if self._first_samples is None:
-            self._first_samples, self._began = line["samples_seen"], time.monotonic() - line["seconds"]
+        if self._began is None:
+            self._began = time.monotonic() - line["seconds"]
         self._line = line
 
     def on_settled(self) -> None:
-        if self._line is None:
-            return
         if self._progress:
-            self._progress.update(self._bar, completed=self._line["step"], description=self._figures(self._line))
+            self._progress.update(self._task, description=self._figures())
         elif time.monotonic() - self._printed >= SECONDS_BETWEEN_LINES:
-            self._print_line(self._line)
+            self._print(self._figures())
+            self._printed = time.monotonic()
 
     def on_evaluation(self, line: Line, best: Patience) -> None:
         scores = "  ".join(f"{name} {value:.4f}" for name, value in line["metrics"].items())
         mark = "  best so far" if best.best_step == line["step"] else ""
         self._best = f"best {best.metric} {best.best:.4f} at {best.best_step:,}" if best.best is not None else ""
-        self._out.print(f"evaluation at update {line['step']:,}: {scores}{mark}")
+        self._print(f"evaluation at update {line['step']:,}: {scores}{mark}")
 
     def on_event(self, line: Line) -> None:
         if line["event"] == "nonfinite":
-            ranks = ", ".join(map(str, line["ranks"])) or "unknown"
-            self._out.print(
-                f"update {line['step']:,} was not applied: non-finite gradient, first in {line['parameter']} "
-                f"(rank with a non-finite loss: {ranks})"
+            ranks = ", ".join(map(str, line["ranks"])) or "none"
+            self._print(
+                f"update {line['step']:,} was not applied: the gradient is not finite, first in {line['parameter']} "
+                f"(ranks with a non-finite loss: {ranks})"
             )
+        elif line["event"] == "saved":
+            self._saved = line["directory"]
         elif line["event"] == "notice":
-            self._out.print(line["text"])
+            self._print(line["text"])
 
     def on_end(self, result: FitResult) -> None:
+        self.close()
+        if self._line:
+            self._print(self._figures())
+        where = f"after update {result.step:,} of {self._total:,}"
+        if result.reason == "interrupted":
+            saved = f"saved as {self._directory / 'checkpoints' / self._saved}" if self._saved else "already saved"
+            self._print(f"interrupted {where}, {saved}; the same command goes on from there")
+            return
+        why = {"budget": "the budget is spent", "early_stopping": "no better evaluation within the patience"}
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
+        self._print(f"done {where}, {why[result.reason]}: {scores or 'not evaluated'}; {self._best or 'no best'}")
+        self._print(f"run directory {self._directory}")
+
+    def close(self) -> None:
         if self._progress:
             self._progress.stop()
-        elif self._line:
-            self._print_line(self._line)
+            self._progress = None
 
-    def _print_line(self, line: Line) -> None:
-        rate = (line["step"] - self._start) / max(1e-9, time.monotonic() - self._began)
+    def _print(self, text: str) -> None:
+        try:
+            self._out.print(text, markup=False)
+        except OSError:  # the terminal is gone; the ledger and events.jsonl have everything
+            self._out.quiet = True
+
+    def _figures(self) -> str:
+        """Return one line, what matters most first, since a narrow terminal cuts its end."""
+        line = self._line
+        if line is None or self._began is None:
+            return ""
+        seconds = max(1e-9, time.monotonic() - self._began)
+        rate = (line["step"] - self._first_step) / seconds
         eta = timedelta(seconds=round((self._total - line["step"]) / rate)) if rate > 0 else "unknown"
-        self._out.print(f"update {line['step']:,}/{self._total:,}  {self._figures(line)}  ETA {eta}")
-        self._printed = time.monotonic()
-
-    def _figures(self, line: Line) -> str:
-        samples = line["samples_seen"] - (self._first_samples or 0)
-        throughput = samples / max(1e-9, time.monotonic() - self._began)
         figures = (
+            f"update {line['step']:,}/{self._total:,}",
+            f"ETA {eta}",
             f"loss {line['loss']:.4f}",
-            f"rate {line['learning_rate']:.2e}",
             f"norm {line['grad_norm']:.3f}",
-            f"{throughput:,.0f} samples/s",
+            f"rate {line['learning_rate']:.1e}",
+            f"{(line['samples_seen'] - self._first_samples) / seconds:,.0f} samples/s",
             self._best,
         )
         return "  ".join(figure for figure in figures if figure)

@@ -7,10 +7,12 @@ import json
 import math
 import os
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness.errors import StorageError
+from harness.files import storage_errors
 from harness.observers.base import Line, Observer
 from harness.stopping import Patience
 
@@ -32,28 +34,42 @@ class Ledger(Observer):
                 f"{path} has {found:,} bytes, the checkpoint was made when it had {keep_bytes:,}: somebody cut it. "
                 "Put the whole file back, or start afresh under another run.name"
             )
-        self._ledger = path.open("ab")
-        self._ledger.truncate(keep_bytes)
-        self._events = (directory / "events.jsonl").open("ab")
+        self._writing = partial(storage_errors, "write", path)
+        with self._writing():
+            self._ledger = path.open("ab")
+            self._ledger.truncate(keep_bytes)
+            self._ledger.seek(0, os.SEEK_END)
+            self._events = (directory / "events.jsonl").open("ab")
+        self._lines: list[Line] = []
 
     def on_update(self, line: Line) -> None:
-        self._ledger.write(encode(line))
+        self._lines.append(line)
 
     def on_settled(self) -> None:
-        self._ledger.flush()
+        lines, self._lines = self._lines, []
+        with self._writing():
+            self._ledger.write(b"".join(map(encode, lines)))
+            self._ledger.flush()
 
     def on_evaluation(self, line: Line, best: Patience) -> None:
-        self._ledger.write(encode(line))
-        self._ledger.flush()
+        self._lines.append(line)
+        self.on_settled()
 
     def on_event(self, line: Line) -> None:
-        self._events.write(encode({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **line}))
-        self._events.flush()
+        with self._writing():
+            self._events.write(encode({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **line}))
+            self._events.flush()
 
     def seal(self) -> int:
-        self._ledger.flush()
-        os.fsync(self._ledger.fileno())
-        return self._ledger.tell()
+        self.on_settled()
+        with self._writing():
+            os.fsync(self._ledger.fileno())
+            return self._ledger.tell()
+
+    def close(self) -> None:
+        with self._writing():
+            self._ledger.close()
+            self._events.close()
 
 
 def encode(line: Line) -> bytes:
@@ -70,6 +86,8 @@ def _finite(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
     return value
 
 

@@ -165,6 +165,17 @@ def peers_answer() -> Iterator[None]:
         raise
 
 
+def moments_by_parameter(state: Mapping[str, Tensor]) -> dict[str, dict[str, str]]:
+    """Return {parameter: {moment: key}} of the keys `optim/PARAMETER/MOMENT`, reading no tensor."""
+    found: dict[str, dict[str, str]] = {}
+    for key in state:
+        prefix, _, rest = key.partition("/")
+        name, _, moment = rest.rpartition("/")
+        if prefix == "optim":
+            found.setdefault(name, {})[moment] = key
+    return found
+
+
 def model_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, tensor) of every parameter and saved buffer; what is tied comes once, by its first name."""
     seen: set[int] = set()

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from harness.config import Clip, NormClip, ValueClip
 from harness.state import GradNorm
-from harness.strategy.base import CLIP_EPSILON, Ranks, Strategy, model_tensors
+from harness.strategy.base import CLIP_EPSILON, Ranks, Strategy, model_tensors, moments_by_parameter
 
 
 class DdpStrategy(Strategy):
@@ -39,6 +39,16 @@ class DdpStrategy(Strategy):
         self._found_inf = self.tensor(0.0)
         # The fused optimizers of torch skip the whole update, their step count too, where this is 1.0.
         self.optimizer.found_inf = self._found_inf  # type: ignore[attr-defined]
+        self._start_momentum()
+
+    def _start_momentum(self) -> None:
+        """Give SGD the zeros it would start from.
+
+        torch's fused SGD makes the buffer uninitialised in its first step; if that step is skipped, so it stays.
+        """
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"] if group.get("momentum") else ():
+                self.optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
     def accumulate(self, *, is_last: bool) -> AbstractContextManager[object]:
         if is_last or not isinstance(self.model, DistributedDataParallel):
@@ -79,7 +89,7 @@ class DdpStrategy(Strategy):
                 torch._foreach_clamp_min_(gradients, -max_value)
                 torch._foreach_clamp_max_(gradients, max_value)
                 clipped: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-                return clipped / norm
+                return (clipped / norm).nan_to_num(nan=1.0)  # nothing of nothing is all of it
             case _:
                 return torch.ones_like(norm)
 
@@ -95,7 +105,10 @@ class DdpStrategy(Strategy):
     def restore(self, state: Mapping[str, Tensor]) -> None:
         for name, tensor in model_tensors(self.module):
             tensor.copy_(state[f"model/{name}"])
+        keys = moments_by_parameter(state)
         for name, parameter in zip(self.parameter_names, self._parameters, strict=True):
-            prefix = f"optim/{name}/"
-            moments = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-            self.optimizer.state[parameter] = {moment: value.to(self.device) for moment, value in moments.items()}
+            self.optimizer.state[parameter] = moments = {}
+            for moment, key in keys.get(name, {}).items():
+                value = state[key].to(self.device)
+                moments[moment] = value.to(parameter.dtype) if value.dim() else value  # counts stay what they are
+        self._start_momentum()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from harness.config import Clip, NormClip, ValueClip
 from harness.state import GradNorm
-from harness.strategy.base import CLIP_EPSILON, Ranks, Strategy, model_tensors
+from harness.strategy.base import CLIP_EPSILON, Ranks, Strategy, model_tensors, moments_by_parameter
 from harness.strategy.zero_fragments import fragment_of, local_gradient, partitions, relink_moments
 
 
@@ -66,7 +66,7 @@ class ZeroStrategy(Strategy):
                 for piece in pieces:
                     if piece is not None:
                         piece.clamp_(-max_value, max_value)
-                coefficient = torch.linalg.vector_norm(self._norms(pieces)) / norm
+                coefficient = (torch.linalg.vector_norm(self._norms(pieces)) / norm).nan_to_num(nan=1.0)
         rate = float(learning_rate)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -123,16 +123,14 @@ class ZeroStrategy(Strategy):
             with self._whole(tensor, is_written=True):
                 tensor.copy_(state[f"model/{name}"])
         self._engine.optimizer.refresh_fp32_params()
-        keys = list(state)
+        keys = moments_by_parameter(state)
         for flat in partitions(self._engine.optimizer, stage=self._stage):
             self.optimizer.state[flat] = {}
         for name, fragment in zip(self.parameter_names, self._fragments, strict=True):
-            prefix = f"optim/{name}/"
-            for key in keys:
-                if fragment is None or not key.startswith(prefix):
-                    continue
+            if fragment is None:
+                continue
+            for moment, key in keys.get(name, {}).items():
                 value, moments = state[key].to(self.device), self.optimizer.state[fragment.flat]
-                moment = key.removeprefix(prefix)
                 if value.dim() == 0:
                     moments[moment] = value.clone()
                     continue

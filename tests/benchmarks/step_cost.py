@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from harness.assemble import assemble
 from harness.config import RunConfig
 from harness.data.batches import Columns
 from harness.data.sources import DataSplits
@@ -27,7 +28,6 @@ from harness.observers.base import Observer, Observers
 from harness.observers.ledger import Ledger
 from harness.state import TrainState
 from harness.stopping import StopSignals
-from harness.train import assemble
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import cost_of_updates, join
 
@@ -129,7 +129,7 @@ def measure(name: str, rounds: int, directory: str) -> list[dict[str, tuple[floa
         clock = Clock()
         ledger = [Ledger(Path(directory), keep_bytes=0)] if ranks.rank == 0 else []
         run.observers = Observers([*ledger, clock])
-        run.agenda.updates_until_vote = 10**9
+        run.agenda.updates_until_vote, run.agenda.seconds_per_update = 10**9, 1e-9
         run.checkpoints.save = lambda *_, **__: Path(directory)  # type: ignore[method-assign]
         fit(run, TrainState())
         return clock.stamps

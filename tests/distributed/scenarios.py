@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.assemble import assemble
 from harness.config import RunConfig, Tracking
 from harness.data.batches import Columns
 from harness.data.order import BatchPlan
@@ -21,7 +22,6 @@ from harness.stopping import StopSignals
 from harness.strategy.base import Ranks
 from harness.strategy.build import DTYPES, join_ranks
 from harness.strategy.env import placement
-from harness.train import assemble
 
 
 @dataclass(frozen=True)
@@ -395,7 +395,7 @@ def cost_of_updates(run: Run) -> dict[str, Any]:
                 count(func._schema.name)
             return func(*args, **(kwargs or {}))
 
-    run.agenda.updates_until_vote = 1000
+    run.agenda.updates_until_vote, run.agenda.seconds_per_update = 1000, 1e-6
     state = TrainState()
     for name in ("tolist", "numpy", "cpu", "__array__"):
         original = getattr(torch.Tensor, name)

@@ -1,0 +1,85 @@
+"""Puts a run together from a config, the rows and the network, and refuses parts that do not fit."""
+
+from pathlib import Path
+
+from torch import nn
+
+from harness.agenda import Agenda
+from harness.checkpoint.store import CheckpointStore
+from harness.config import RunConfig
+from harness.data.batches import TrainingBatches, ValidationBatches
+from harness.data.order import BatchPlan
+from harness.data.sources import DataSplits
+from harness.errors import ConfigError
+from harness.observers.base import Observers
+from harness.run import Run
+from harness.schedule import check_fits
+from harness.stopping import Judge, StopSignals
+from harness.strategy.base import Ranks
+from harness.strategy.build import DTYPES, build_strategy
+from harness.tasks import batch_norms, build_task
+
+
+def assemble(
+    config: RunConfig, ranks: Ranks, splits: DataSplits, model: nn.Module, *, directory: Path, signals: StopSignals
+) -> Run:
+    """Return the run on this rank, with no observers yet. Collective.
+
+    Raises:
+        ConfigError: the parts do not fit together.
+    """
+    plan = BatchPlan(
+        num_rows=len(splits.train),
+        global_batch=config.data.global_batch,
+        world_size=ranks.world_size,
+        micro_batch=config.strategy.micro_batch,
+        seed=config.run.seed,
+    )
+    agenda = Agenda(config, plan.steps_per_epoch)
+    with ranks.together("putting the run together"):
+        check_fits(config.schedule, total_updates=agenda.total_updates)
+        check_batch_norm(model, plan)
+    strategy = build_strategy(config, model, ranks)
+    device, dtype = ranks.device, DTYPES[config.strategy.precision]
+    return Run(
+        config=config,
+        strategy=strategy,
+        task=build_task(config.task, num_outputs=splits.num_outputs),
+        plan=plan,
+        batches=TrainingBatches(splits.train, plan, rank=ranks.rank, device=device, dtype=dtype),
+        validation=ValidationBatches(
+            splits.validation,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            batch_rows=config.strategy.micro_batch or config.data.global_batch // ranks.world_size,
+            device=device,
+            dtype=dtype,
+        ),
+        agenda=agenda,
+        judge=Judge(config),
+        signals=signals,
+        checkpoints=CheckpointStore(directory / "checkpoints", strategy, keep_last=config.checkpoint.keep_last),
+        data_digest=f"{splits.train.digest()}-{splits.validation.digest()}",
+        observers=Observers(),
+    )
+
+
+def check_batch_norm(model: nn.Module, plan: BatchPlan) -> None:
+    """Refuse a batch arithmetic that would give BatchNorm a single row to take the variance of.
+
+    Raises:
+        ConfigError: names the layer and the batch that is too small.
+    """
+    layers = batch_norms(model)
+    if not layers:
+        return
+    for position in {0, plan.steps_per_epoch - 1}:
+        for rank in range(plan.world_size):
+            sizes = [stop - start for start, stop in plan.micro_batches(position, rank)]
+            if 1 in sizes:
+                raise ConfigError(
+                    f"data.global_batch: batch {position + 1:,} of an epoch has {plan.rows_at(position)} rows, which "
+                    f"leaves rank {rank} of {plan.world_size} a micro-batch of one row, and BatchNorm (layer "
+                    f"{layers[0]}) wants two or more; with {plan.num_rows:,} training rows use another "
+                    "data.global_batch, strategy.micro_batch or number of ranks, or model.norm=none"
+                )
