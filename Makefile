@@ -5,8 +5,6 @@ GPUS ?=
 
 BIN := .venv/bin
 STAMP := .venv/setup-is-done
-# A .venv without the stamp was made by somebody else and is used as it is.
-READY := $(if $(wildcard $(BIN)/pytest),$(wildcard $(STAMP)),$(STAMP))
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 
 .DEFAULT_GOAL := help
@@ -18,21 +16,21 @@ help: ## Say what there is
 setup: $(STAMP) ## Make .venv, or bring it up to date
 	@echo '.venv is up to date.'
 
-train: $(READY) ## Train the example: make train [GPUS=2] [ARGS="optim.peak_lr=3e-4 run.max_epochs=3"]
+train: $(STAMP) ## Train the example: make train [GPUS=2] [ARGS="optim.peak_lr=3e-4 run.max_epochs=3"]
 	@$(BIN)/python -m launch.cli launch configs/mnist_cnn.yaml $(if $(GPUS),--gpus $(GPUS)) $(ARGS)
 
-test: $(READY) ## Run every test
+test: $(STAMP) ## Run every test
 	@$(BIN)/python -m pytest -q $(ARGS)
 
-test-quick: $(READY) ## Run the tests that take seconds
+test-quick: $(STAMP) ## Run the tests that take seconds
 	@$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
 
-check: $(READY) ## Lint, format and types
+check: $(STAMP) ## Lint, format and types
 	@$(BIN)/python -m ruff check --quiet .
 	@$(BIN)/python -m ruff format --check --quiet .
 	@$(BIN)/python -m mypy --no-error-summary
 
-bench: $(READY) ## Measure an update beside a hand-written loop: make bench [ARGS="--rounds 21"]
+bench: $(STAMP) ## Measure an update beside a hand-written loop: make bench [ARGS="--rounds 21"]
 	@$(BIN)/python -m tests.benchmarks.step_cost $(ARGS)
 
 clean: ## Remove caches and build outputs; runs/ and .venv stay

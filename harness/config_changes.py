@@ -12,7 +12,7 @@ from harness.config import RunConfig
 Verdict = Literal["refused", "noticed", "allowed"]
 
 # The longest prefix of a path decides. Refused: what the stored weights, moments and order of rows were made with.
-# Noticed: what changes the rest of the curve. Allowed: what changes neither.
+# Noticed: what changes the rest of the curve. Allowed: how long the run is, and how it is watched, saved and spread.
 VERDICTS: dict[str, Verdict] = {
     "": "noticed",
     "run.name": "refused",

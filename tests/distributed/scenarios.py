@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.assemble import assemble
-from harness.config import RunConfig, Tracking
+from harness.config import Diagnostics, RunConfig, Tracking
 from harness.data.batches import Columns
 from harness.data.order import BatchPlan
 from harness.data.sources import DataSplits
@@ -269,7 +269,14 @@ def train_main_and_listen(*arguments: str) -> tuple[int, str]:
         return train_main(*arguments), said.getvalue()
 
 
-def fit_spec(spec: Spec, directory: str, log_every_steps: int = 10) -> dict[str, Any]:
+def fit_dirty(spec: Spec, directory: str) -> dict[str, Any]:
+    """Do as `fit_spec` does, with uninitialised memory made to hold NaN."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    return fit_spec(spec, directory)
+
+
+def fit_spec(spec: Spec, directory: str, log_every_steps: int = 10, diagnostics_every_steps: int = 0) -> dict[str, Any]:
     """Fit a spec from the start with a ledger in `directory`; return how it ended, its weights and what was raised."""
     from harness.errors import HarnessError
     from harness.loop import fit
@@ -277,7 +284,12 @@ def fit_spec(spec: Spec, directory: str, log_every_steps: int = 10) -> dict[str,
     from harness.observers.ledger import Ledger
     from harness.state import TrainState
 
-    config = spec.config.model_copy(update={"tracking": Tracking(log_every_steps=log_every_steps)})
+    config = spec.config.model_copy(
+        update={
+            "tracking": Tracking(log_every_steps=log_every_steps),
+            "diagnostics": Diagnostics(every_steps=diagnostics_every_steps),
+        }
+    )
     run = assemble(
         config, join(spec.strategy), spec.splits(), spec.model(), directory=Path(directory), signals=StopSignals()
     )
@@ -300,17 +312,21 @@ class Poisoned(nn.Module):
 
     Args:
         loss_too: the loss is not finite either; otherwise only the gradient is NaN.
+        loss_only: the loss is infinite and the gradient is not.
     """
 
-    def __init__(self, *, loss_too: bool) -> None:
+    def __init__(self, *, loss_too: bool, loss_only: bool) -> None:
         super().__init__()
-        self.loss_too = loss_too
+        self.loss_too, self.loss_only = loss_too, loss_only
         self.first = nn.Linear(10, 4)
         self.second = nn.Linear(4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         good = (x[:, :1] != 7).to(x.dtype)  # (B, 1)
         outputs: Tensor = self.second(self.first(x))
+        if self.loss_only:
+            # The square of 1e20 is infinite in fp32; the gradient of these outputs is 0.
+            return torch.where(good > 0, outputs, 1e20)
         if self.loss_too:
             return outputs / good
         # 0 * sqrt(0 * h) is 0, its gradient 0 * infinity
@@ -324,10 +340,11 @@ class PoisonedSpec(Spec):
     network: str = "poisoned"
     poisoned_rows: tuple[int, ...] = ()
     loss_too: bool = True
+    loss_only: bool = False
 
     def model(self) -> nn.Module:
         torch.manual_seed(0)
-        return Poisoned(loss_too=self.loss_too)
+        return Poisoned(loss_too=self.loss_too, loss_only=self.loss_only)
 
     def columns(self) -> Columns:
         columns = super().columns()
@@ -445,3 +462,18 @@ def load_and_train(
         report = train_step(run, position, rate)
         losses.append(run.strategy.sum(report.loss.double().reshape(1)).item())
     return first, {key: tensor.detach().cpu().clone() for key, tensor in run.strategy.state()}, losses
+
+
+def evaluate_with_a_liar(spec: Spec) -> dict[str, float]:
+    """Evaluate where every rank but zero computes other scores."""
+    from harness import loop
+    from harness.tasks import Scores
+
+    class Liar(Scores):
+        def compute(self, sum_over_ranks: Any) -> dict[str, float]:
+            true = super().compute(sum_over_ranks)
+            return {name: value + run.strategy.rank for name, value in true.items()}
+
+    run = assemble_spec(spec)
+    loop.Scores = Liar  # type: ignore[misc]
+    return loop.evaluate(run)

@@ -424,6 +424,22 @@ def test_the_reason_says_what_is_wrong_with_which_file(checkpoints: Path) -> Non
     assert "step-00000010: trainer.json is not what was written: its SHA-256 differs" in str(caught.value)
 
 
+def test_a_file_that_the_disk_cannot_read_makes_its_checkpoint_a_broken_one(
+    checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file_digest = hashlib.file_digest
+
+    def digest(file: Any, algorithm: str) -> Any:
+        if "step-00000020/model" in file.name:
+            raise OSError(errno.EIO, "Input/output error")
+        return file_digest(file, algorithm)
+
+    monkeypatch.setattr(hashlib, "file_digest", digest)
+    step, rejected = load(str(checkpoints.parent))
+    assert step == 10
+    assert "Input/output error" in rejected[0]
+
+
 def load_and_catch(directory: str) -> tuple[int, str]:
     with pytest.raises(CheckpointError) as caught:
         load(directory)
@@ -476,6 +492,13 @@ def test_a_pointer_that_was_not_renamed_is_cleared_away(checkpoints: Path) -> No
     (checkpoints / ".LATEST.tmp-4711").write_text("{")
     load(str(checkpoints.parent))
     assert names_in(checkpoints) == {"step-00000010", "step-00000020", "LATEST"}
+
+
+def test_hidden_files_of_others_are_left_alone(checkpoints: Path) -> None:
+    (checkpoints / ".gitignore").write_text("*")
+    (checkpoints / ".snapshot").symlink_to(checkpoints / "step-00000010")
+    load(str(checkpoints.parent))
+    assert {".gitignore", ".snapshot"} <= names_in(checkpoints)
 
 
 def test_after_a_fallback_no_pointer_names_what_is_gone(checkpoints: Path) -> None:

@@ -17,9 +17,12 @@ from tests.distributed.scenarios import (
     PoisonedSpec,
     Spec,
     cost_of_spec,
+    evaluate_with_a_liar,
+    fit_dirty,
     fit_spec,
     harness_trace,
     neuron_update,
+    plain_pytorch,
     train_main,
 )
 
@@ -181,6 +184,44 @@ def test_a_run_gives_up_after_three_in_a_row_and_names_rank_and_parameter(tmp_pa
     after_one = run_ranks(4, harness_trace, PoisonedSpec(updates=30), 1)[0].parameters
     for result in results:  # the weights are those after the one good update
         assert all(torch.equal(result["parameters"][name], parameter) for name, parameter in after_one.items())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_first_update_that_is_skipped_leaves_nothing_behind(tmp_path: Path, optimizer: str) -> None:
+    first = tuple(int(row) for row in plan_of(Spec()).sample_ids(0, 0)[:1])
+    spec = PoisonedSpec(poisoned_rows=first, updates=3, optimizer=optimizer)
+    ends = [end["parameters"] for end in run_ranks(2, fit_dirty, spec, str(tmp_path))]
+    for name, parameter in ends[0].items():
+        assert torch.equal(ends[1][name], parameter)
+        assert parameter.abs().max() < 1
+    lines = [line for line in read_lines(tmp_path / "ledger.jsonl") if line["event"] == "update"]
+    assert [line["applied"] for line in lines] == [False, True, True, True]
+
+
+def test_an_infinite_loss_with_a_finite_gradient_is_skipped_too(tmp_path: Path) -> None:
+    spec = PoisonedSpec(poisoned_rows=(5,), updates=4, loss_only=True)
+    results = run_ranks(2, fit_spec, spec, str(tmp_path))
+    lines = [line for line in read_lines(tmp_path / "ledger.jsonl") if line["event"] == "update"]
+    bad = [position for position in range(len(lines)) if 5 in plan_of(spec).sample_ids(position, 0)]
+    assert [position for position, line in enumerate(lines) if not line["applied"]] == bad
+    assert bad
+    assert {result["step"] for result in results} == {4}
+
+
+def test_the_norms_of_every_parameter_are_told_when_asked_for(tmp_path: Path) -> None:
+    run_ranks(2, fit_spec, Spec(updates=6), str(tmp_path), 10, 3)
+    told = [line for line in read_lines(tmp_path / "events.jsonl") if line["event"] == "gradients"]
+    assert [line["step"] for line in told] == [3, 6]
+    wanted = plain_pytorch(Spec(updates=6)).gradients
+    for line in told:
+        norms = {name: gradient.norm().item() for name, gradient in wanted[line["step"] - 1].items()}
+        assert line["norms"] == pytest.approx(norms, rel=1e-5)
+
+
+def test_rank_zeros_scores_count_whatever_the_others_compute() -> None:
+    honest, *others = run_ranks(3, evaluate_with_a_liar, Spec())
+    assert others == [honest, honest]
+    assert honest["val/loss"] == pytest.approx(run_ranks(1, evaluate_with_a_liar, Spec())[0]["val/loss"])
 
 
 # ---------------------------------------------------------------- cost
