@@ -12,6 +12,7 @@ STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 # What the run itself decides, with the key of ours that does.
 DECIDED_BY = {
     "train_batch_size": "data.global_batch",
+    "elasticity": "data.global_batch",
     "train_micro_batch_size_per_gpu": "strategy.micro_batch",
     "gradient_accumulation_steps": "data.global_batch and strategy.micro_batch",
     "gradient_clipping": "clip",
@@ -26,6 +27,8 @@ DECIDED_BY = {
     "zero_force_ds_cpu_optimizer": "optim",
     "zero_optimization.stage": "strategy.kind",
 }
+# Sections of DeepSpeed's that the run has no use for; switched off they contradict nothing.
+OFF = ("bf16", "fp16", "amp", "elasticity")
 
 
 def deepspeed_config(config: RunConfig, *, world_size: int) -> dict[str, Any]:
@@ -39,6 +42,7 @@ def deepspeed_config(config: RunConfig, *, world_size: int) -> dict[str, Any]:
     share = config.data.global_batch // world_size
     micro_batch = strategy.micro_batch or share
     derived: dict[str, Any] = {
+        "train_batch_size": config.data.global_batch,  # redundant, so that DeepSpeed checks the arithmetic
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": share // micro_batch,
         "gradient_clipping": config.clip.max_norm if isinstance(config.clip, NormClip) else 0.0,
@@ -97,28 +101,50 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _merge(derived: dict[str, Any], given: dict[str, Any], *, path: Path) -> dict[str, Any]:
     """Return `derived` with what `given` adds; every contradiction is listed."""
+    given = _without_auto(given)
+    section = given.pop("zero_optimization", {})
+    if not isinstance(section, dict):
+        raise ConfigError(f"strategy.deepspeed_overrides: zero_optimization in {path} is not an object")
     problems = []
-    flat = {**given, **{f"zero_optimization.{key}": value for key, value in _section(given, path=path).items()}}
     for key, owner in DECIDED_BY.items():
-        if key not in flat or flat[key] == "auto":
+        in_section, name = key.startswith("zero_optimization."), key.rpartition(".")[2]
+        found_in, decided_in = (section, derived["zero_optimization"]) if in_section else (given, derived)
+        if name not in found_in:
             continue
-        name = key.rpartition(".")[2]
-        decided = derived["zero_optimization"] if "." in key else derived
-        if name not in decided or decided[name] != flat[key]:
-            wanted = f"is {decided[name]!r} in this run" if name in decided else "is not DeepSpeed's to decide"
-            problems.append(f"  {key}: {flat[key]!r} contradicts {owner}, which decides it; it {wanted}")
+        found = found_in.pop(name)
+        if name in decided_in:
+            agrees, wanted = _agrees(found, decided_in[name]), f"is {decided_in[name]!r} in this run"
+        else:
+            agrees = name in OFF and isinstance(found, dict) and not found.get("enabled")
+            wanted = "is off in this run" if name in OFF else "is not DeepSpeed's to decide"
+        if not agrees:
+            problems.append(f"  {key}: {found!r} contradicts {owner}, which decides it; it {wanted}")
     if problems:
         raise ConfigError(
             f"strategy.deepspeed_overrides: {path} contradicts the run; take these out, or change our key:\n"
             + "\n".join(problems)
         )
-    added = {key: value for key, value in given.items() if key not in DECIDED_BY and key != "zero_optimization"}
-    section = {key: value for key, value in _section(given, path=path).items() if key != "stage"}
-    return {**derived, **added, "zero_optimization": {**derived["zero_optimization"], **section}}
+    return _deep_merge(derived, {**given, "zero_optimization": section})
 
 
-def _section(given: dict[str, Any], *, path: Path) -> dict[str, Any]:
-    section = given.get("zero_optimization", {})
-    if not isinstance(section, dict):
-        raise ConfigError(f"strategy.deepspeed_overrides: zero_optimization in {path} is not an object")
-    return section
+def _without_auto(given: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of `given` without what it leaves to us; DeepSpeed would put its own defaults there."""
+    return {
+        key: _without_auto(value) if isinstance(value, dict) else value
+        for key, value in given.items()
+        if value != "auto"
+    }
+
+
+def _agrees(found: Any, decided: Any) -> bool:
+    if isinstance(found, dict) and isinstance(decided, dict):
+        return all(key in decided and _agrees(value, decided[key]) for key, value in found.items())
+    return bool(found == decided)
+
+
+def _deep_merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(below.get(key), dict)
+        merged[key] = _deep_merge(below[key], value) if both else value
+    return merged

@@ -157,3 +157,25 @@ def test_another_model_is_refused_with_a_diff(config: Path) -> None:
     assert code == 2
     assert "model.hidden: stored [16], given [17]" in message
     assert "run.name" in message
+
+
+def test_other_data_are_refused_and_the_old_ones_go_on(config: Path, tmp_path: Path) -> None:
+    rows = pandas.read_parquet(config.parent / "rows.parquet")
+    path = tmp_path / "rows.parquet"
+    arguments = (str(config), f"run.output_root={tmp_path}", "run.name=data", f"data.path={path}")
+    rows.to_parquet(path)
+    assert run_ranks(2, train_main, *arguments, "run.max_steps=30") == [0, 0]
+    rows.head(150).to_parquet(path)
+    (_, message), _ = said = run_ranks(2, train_main_and_listen, *arguments, "run.max_steps=40")
+    assert [code for code, _ in said] == [3, 3]
+    assert "the data are not those" in message
+    rows.to_parquet(path)
+    assert run_ranks(2, train_main, *arguments, "run.max_steps=40") == [0, 0]
+
+
+def test_a_run_may_go_on_in_another_precision(config: Path) -> None:
+    directory = config.parent / "precision"
+    for budget, precision in ((30, "fp32"), (40, "fp64"), (50, "bf16")):
+        overrides = (f"run.max_steps={budget}", f"strategy.precision={precision}")
+        assert run_ranks(1, train_main, str(config), f"run.name={directory.name}", *overrides) == [0]
+    assert [line["step"] for line in history(directory) if line["event"] == "update"] == list(range(1, 51))
