@@ -107,7 +107,7 @@ class StopSignals:
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.received and number == signal.SIGINT and self._second_interrupt_ends:
+        if number == self.received == signal.SIGINT and self._second_interrupt_ends:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.received = signal.Signals(number)

@@ -108,9 +108,9 @@ class CheckpointStore:
     def _retire(self) -> None:
         """Delete all but the newest and the best, each by renaming it first."""
         steps = self._steps()
-        keep = set(steps[: self._keep_last]) | {self.directory / self.best()}
-        for directory in steps:
-            if directory not in keep:
+        best = self.best()
+        for directory in steps[self._keep_last :]:
+            if directory.name != best:
                 trash = directory.with_name(f".trash-{directory.name}")
                 os.rename(directory, trash)
                 shutil.rmtree(trash)
@@ -172,9 +172,12 @@ class CheckpointStore:
                 rng.restore(safetensors.torch.load_file(loaded.directory / own))
 
     def best(self) -> str:
-        """Return the directory name of the best checkpoint, or "" if there is none."""
-        pointer = self.directory / "BEST"
-        return str(format.read_json(pointer)["directory"]) if pointer.exists() else ""
+        """Return the directory name of the best checkpoint, or "" if none is named; BEST is a hint and may be broken."""
+        try:
+            name = str(format.read_json(self.directory / "BEST")["directory"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return ""
+        return name if _STEP.fullmatch(name) and (self.directory / name).is_dir() else ""
 
     def _check_shapes(self, saved: format.SavedState, directory: Path) -> None:
         wanted = {name: list(shape) for name, shape in self._strategy.model_shapes().items()}
@@ -192,10 +195,10 @@ class CheckpointStore:
         """Verify this rank's share of the files."""
         try:
             files = format.read_commit(directory)
-        except ValueError as error:
+            share = files[self._strategy.rank :: self._strategy.world_size]
+            return [problem for entry in share if (problem := format.file_problem(directory, entry))]
+        except (ValueError, OSError) as error:  # OSError: the disk cannot read it
             return [str(error)]
-        share = files[self._strategy.rank :: self._strategy.world_size]
-        return [problem for entry in share if (problem := format.file_problem(directory, entry))]
 
     def _quarantine(self, directory: Path) -> None:
         aside = self.directory / "quarantine"
@@ -205,16 +208,17 @@ class CheckpointStore:
     def _mend_pointers(self, newest: Path, *, step: int) -> None:
         """Have LATEST name the newest good checkpoint, and BEST nothing that was set aside."""
         self._point(newest, step=step, is_best=False)
-        if not (self.directory / self.best()).is_dir():
-            (self.directory / "BEST").unlink()
+        if not self.best():
+            (self.directory / "BEST").unlink(missing_ok=True)
 
     def _sweep(self) -> None:
         """Remove what dead saves left behind."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        for leftover in self.directory.glob(".*"):
-            if leftover.is_dir():
+        for pattern in (".tmp-*", ".trash-*"):
+            for leftover in self.directory.glob(pattern):
                 shutil.rmtree(leftover)
-            else:
+        for pattern in (".LATEST.tmp-*", ".BEST.tmp-*"):
+            for leftover in self.directory.glob(pattern):
                 leftover.unlink()
 
     def _steps(self) -> list[Path]:

@@ -650,3 +650,12 @@ def test_a_disk_that_is_full_for_one_rank_is_a_storage_error_on_all(full_on: int
     assert f"File too large. Mend that, then start the same command again (on rank {full_on} of 2" in messages[0]
     assert names_in(checkpoints) == before
     assert load_on(2, checkpoints.parent) == [(20, [])] * 2
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"directory": "../.."}', '{"directory": "step-00000099"}'])
+def test_a_best_that_cannot_be_read_names_nothing_and_stops_no_save(checkpoints: Path, content: str) -> None:
+    (checkpoints / "BEST").write_text(content)
+    run = assemble_spec(SPEC, str(checkpoints.parent))
+    assert run.checkpoints.best() == ""
+    save(run, 30)
+    assert names_in(checkpoints) == {"step-00000020", "step-00000030", "LATEST", "BEST"}
