@@ -41,7 +41,7 @@ class Interval:
     def count(self, report: UpdateReport) -> None:
         """Take note of an attempted update."""
         self._reports.append(report)
-        self._applied += report.gradient.applied.to(self._applied.dtype)
+        self._applied += report.gradient.applied
 
     def settle(self) -> None:
         """Reduce the reports over ranks, read them once, write them, and vote on stopping. Collective.

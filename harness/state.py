@@ -21,7 +21,7 @@ class GradNorm(NamedTuple):
     coefficient: Tensor
     """() the norm after clipping, divided by `total`; in (0, 1] if the update was applied."""
     applied: Tensor
-    """() 1.0 if the update was applied, 0.0 if the norm was not finite and nothing was changed."""
+    """() bool: false if the norm was not finite and nothing was changed."""
 
 
 class UpdateReport(NamedTuple):

@@ -70,14 +70,14 @@ class DdpStrategy(Strategy):
         per_parameter = torch.stack(torch._foreach_norm(gradients))  # (P,)
         norm = torch.linalg.vector_norm(per_parameter)  # ()
         coefficient = self._clip_gradients(gradients, norm)
-        # x - x is 0 for a finite x and NaN for any other.
-        torch.ne(norm - norm, 0, out=self._found_inf)
+        difference = norm - norm  # 0 for a finite norm and NaN for any other
+        torch.ne(difference, 0, out=self._found_inf)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
         for parameter in self._parameters:
             parameter.grad = None
-        return GradNorm(norm, per_parameter, coefficient, applied=1 - self._found_inf)
+        return GradNorm(norm, per_parameter, coefficient, applied=difference == 0)
 
     def _clip_gradients(self, gradients: list[Tensor], norm: Tensor) -> Tensor:
         match self._clip:

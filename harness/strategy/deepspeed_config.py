@@ -92,7 +92,7 @@ def _read(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"strategy.deepspeed_overrides: cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"strategy.deepspeed_overrides: {path} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"strategy.deepspeed_overrides: {path} holds a {type(value).__name__}, wanted an object")

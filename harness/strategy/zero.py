@@ -73,7 +73,7 @@ class ZeroStrategy(Strategy):
         self._engine.step()
         applied = not self._engine.optimizer.overflow
         assert applied == bool(norm.isfinite()), f"the norm is {norm.item()}, but DeepSpeed applied: {applied}"
-        return GradNorm(norm, per_parameter, coefficient, applied=self.tensor(float(applied)))
+        return GradNorm(norm, per_parameter, coefficient, applied=self.tensor(applied))
 
     def _local_gradients(self) -> list[Tensor | None]:
         pairs = zip(self._parameters, self._fragments, strict=True)

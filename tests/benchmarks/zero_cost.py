@@ -1,12 +1,13 @@
 """What each strategy holds and sends: `python -m tests.benchmarks.zero_cost` prints one markdown table.
 
-Memory is counted by walking real tensors after the last backward pass of an update, before its step; traffic by wrapping
-every collective, those of DDP's reducer in C++ too. `tests/distributed/test_zero_bytes.py` compares both with the
-arithmetic of the ZeRO paper (arXiv:1910.02054). Only the last column is a timing.
+Memory is counted by walking real tensors after the last backward pass of an update, before its step; traffic by
+wrapping every collective, those of DDP's reducer in C++ too. `tests/distributed/test_zero_bytes.py` compares both with
+the arithmetic of the ZeRO paper (arXiv:1910.02054). Only the last column is a timing.
 """
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import statistics
@@ -242,7 +243,7 @@ def seconds_per_update(variant: Variant, updates: int) -> float:
         stamps.append(time.perf_counter())
         train_step(run, position, rate)
     stamps.append(time.perf_counter())
-    return statistics.median(after - before for before, after in zip(stamps[3:-1], stamps[4:], strict=True))
+    return statistics.median(after - before for before, after in itertools.pairwise(stamps[3:]))
 
 
 # ---------------------------------------------------------------- the table

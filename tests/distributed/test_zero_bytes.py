@@ -13,6 +13,7 @@ from tests.benchmarks.zero_cost import (
     ELEMENT_BYTES,
     LARGEST_PARAMETER,
     NUM_PARAMETERS,
+    WIDTH,
     Cost,
     Held,
     cost,
@@ -136,7 +137,7 @@ def test_zero1_and_zero2_hold_after_the_last_backward_the_gradients_of_all_param
 ) -> None:
     # Less than the paper grants ZeRO-1, which frees the rest after the reduction; a little more than P/N, since a
     # parameter that the edge of a partition cuts is kept whole on both sides.
-    edges = 2 * LARGEST_PARAMETER + 8 * 112  # of the weights, and of the biases, which are a group of their own
+    edges = 2 * (LARGEST_PARAMETER + WIDTH) + 4 * world_size  # of weights and of biases, which are a group of their own
     for rank in held(name, world_size):
         elements = rank.gradients / ELEMENT_BYTES
         assert NUM_PARAMETERS / world_size * 0.999 <= elements <= NUM_PARAMETERS / world_size + edges
@@ -146,7 +147,7 @@ def test_between_micro_batches_zero1_holds_the_whole_gradient_and_zero2_its_shar
     for rank in costs("zero1", 2, accumulation=2):
         assert in_parameters(rank.held[0].gradients) == pytest.approx(1, **NEARLY)
     for rank in costs("zero2", 2, accumulation=2):
-        assert in_parameters(rank.held[0].gradients) == in_parameters(rank.held[1].gradients) < 0.55
+        assert in_parameters(rank.held[0].gradients) <= 1 / 2 + 2 * (LARGEST_PARAMETER + WIDTH) / NUM_PARAMETERS
 
 
 def test_zero3_keeps_weights_below_the_persistence_threshold_whole_beside_their_partitions() -> None:
