@@ -17,7 +17,7 @@ def summary(loaded: LoadedConfig, *, ranks: int | None, command: str) -> str:
         "optimizer": _section(config.optim),
         "schedule": _section(config.schedule),
         "clip": _section(config.clip),
-        "strategy": _section(config.strategy),
+        "strategy": _section(config.strategy, exclude_defaults=True),
         "batch": _batch(config, ranks),
         "budget": _budget(config),
         "directory": f"{config.run_directory}{' (holds a run, which goes on)' if has_run else ''}",
@@ -28,8 +28,8 @@ def summary(loaded: LoadedConfig, *, ranks: int | None, command: str) -> str:
     )
 
 
-def _section(section: Section) -> str:
-    values: dict[str, Any] = section.model_dump(mode="json", exclude_none=True)
+def _section(section: Section, *, exclude_defaults: bool = False) -> str:
+    values: dict[str, Any] = section.model_dump(mode="json", exclude_none=True, exclude_defaults=exclude_defaults)
     kind = values.pop("kind", None) or values.pop("source")
     shown = (
         f"{key} {' '.join(map(str, value)) if isinstance(value, list) else value}" for key, value in values.items()

@@ -89,9 +89,9 @@ class Console(Observer):
             self._print(line["text"])
 
     def on_end(self, result: FitResult) -> None:
-        self.close()
-        if self._line:
+        if self._line and not self._progress:
             self._print(self._figures())
+        self.close()
         where = f"after update {result.step:,} of {self._total:,}"
         if result.reason == "interrupted":
             saved = f"saved as {self._directory / 'checkpoints' / self._saved}" if self._saved else "already saved"
