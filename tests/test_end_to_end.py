@@ -91,6 +91,7 @@ def final_accuracy(directory: Path) -> float:
     return float([line for line in lines if line["event"] == "evaluation"][-1]["metrics"]["val/accuracy"])
 
 
+@pytest.mark.slow
 def test_two_ranks_learn_from_the_digits_what_one_rank_learns(tmp_path: Path) -> None:
     losses = []
     for world_size in (1, 2):

@@ -44,6 +44,14 @@ def test_an_update_is_that_of_plain_pytorch_on_the_whole_batch(
     assert_same(traces[0], plain_pytorch(spec), gradient=1e-7, norm=1e-6, parameter=1e-6)
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2", "zero3"])
+def test_every_strategy_makes_the_same_update(strategy: str) -> None:
+    spec = Spec(strategy=strategy, micro_batch=4)
+    traces = run_ranks(2, harness_trace, spec)
+    assert_ranks_agree(traces)
+    assert_same(traces[0], plain_pytorch(spec), gradient=1e-6, norm=1e-6, parameter=1e-5)
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("world_size", WORLDS)
 def test_in_double_precision_nothing_but_rounding_is_left(world_size: int, optimizer: str) -> None:

@@ -80,7 +80,7 @@ def assert_same_run(found: Path, wanted: Path) -> None:
     assert steps == list(range(1, UPDATES + 1))
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_stopped_by_a_signal_comes_back_to_the_same_bits(config: Path, world_size: int) -> None:
     left_alone, stopped = (config.parent / f"{kind}-{world_size}" for kind in ("alone", "stopped"))
     assert run_ranks(world_size, train_main, str(config), f"run.name={left_alone.name}") == [0] * world_size
@@ -102,6 +102,7 @@ def test_a_run_stopped_by_a_signal_comes_back_to_the_same_bits(config: Path, wor
     assert signals == ["SIGTERM", "SIGUSR1", "SIGINT", None]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_checkpoint_to_the_same_bits(config: Path) -> None:
     left_alone, killed = config.parent / "alone-k", config.parent / "killed"
     assert run_ranks(2, train_main, str(config), f"run.name={left_alone.name}") == [0, 0]

@@ -19,6 +19,8 @@ from tests.distributed.scenarios import (
 from tests.distributed.test_loop import plan_of
 from tests.distributed.test_reference import assert_ranks_agree, assert_same
 
+pytestmark = pytest.mark.slow  # test_reference.py has one test of each stage for the quick tier
+
 STAGES = ("zero1", "zero2", "zero3")
 STRATEGIES = ("ddp", *STAGES)
 # A bias before BatchNorm and the bias of attention's keys have no gradient but rounding, which Adam would scale up.
@@ -39,7 +41,6 @@ def test_an_update_is_that_of_plain_pytorch_under_every_strategy(
     assert_same(traces[0], plain_pytorch(spec), gradient=1e-6, norm=1e-6, parameter=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 4, 8])
 @pytest.mark.parametrize("network", ["mlp", "transformer"])
 @pytest.mark.parametrize("strategy", STAGES)

@@ -28,9 +28,9 @@ WORLD_SIZES = [2, 4, pytest.param(8, marks=pytest.mark.slow)]
 NEARLY = {"rel": 1.5e-3}
 
 
-@functools.cache
-def costs(name: str, world_size: int, accumulation: int = 1) -> list[Cost]:
-    """Return what each rank counted; several tests look at the same update."""
+@functools.cache  # several tests look at the same update
+def costs(name: str, world_size: int, accumulation: int, /) -> list[Cost]:
+    """Return what each rank counted."""
     with tempfile.TemporaryDirectory() as directory:
         variant = variants(directory, world_size=world_size, accumulation=accumulation)[name]
         return run_ranks(world_size, cost, variant, deadline_seconds=180)
@@ -45,7 +45,7 @@ def sent(name: str, world_size: int, accumulation: int = 1) -> float:
 
 def held(name: str, world_size: int) -> list[Held]:
     """Return what each rank holds after the last backward pass and before the step."""
-    return [found.held[-1] for found in costs(name, world_size)]
+    return [found.held[-1] for found in costs(name, world_size, 1)]
 
 
 def in_parameters(num_bytes: int) -> float:
@@ -144,9 +144,9 @@ def test_zero1_and_zero2_hold_after_the_last_backward_the_gradients_of_all_param
 
 
 def test_between_micro_batches_zero1_holds_the_whole_gradient_and_zero2_its_share() -> None:
-    for rank in costs("zero1", 2, accumulation=2):
+    for rank in costs("zero1", 2, 2):
         assert in_parameters(rank.held[0].gradients) == pytest.approx(1, **NEARLY)
-    for rank in costs("zero2", 2, accumulation=2):
+    for rank in costs("zero2", 2, 2):
         assert in_parameters(rank.held[0].gradients) <= 1 / 2 + 2 * (LARGEST_PARAMETER + WIDTH) / NUM_PARAMETERS
 
 
