@@ -362,8 +362,8 @@ class ZeroStrategy(ZeroSection):
     """ZeRO-1 partitions the optimizer's state over ranks, ZeRO-2 the gradients as well."""
 
     kind: Literal["zero1", "zero2"]
-    allgather_bucket_elements: PositiveInt = 500_000_000
-    """Updated weights are gathered in buckets of this many elements."""
+    allgather_bucket_elements: Annotated[Int, Field(ge=2, multiple_of=2)] = 500_000_000
+    """Updated weights are gathered in buckets of this many elements; DeepSpeed wants an even number."""
     multi_rank_buckets: bool = False
     """All-reduce every bucket to all ranks, as DeepSpeed does by default, instead of reducing it to its owners: moves
     half as much again, and may be quicker on NCCL."""

@@ -72,6 +72,7 @@ def evaluate(run: Run) -> dict[str, float]:
         outputs = strategy.predict(batch.inputs)
         if not batch.is_padding:
             scores.update(outputs, batch.targets)
+    strategy.release()
     strategy.model.train()
     result: dict[str, float] = strategy.broadcast(scores.compute(strategy.sum))
     return result

@@ -170,7 +170,7 @@ class Session:
 
     def _tell_start(self, run: Run, *, rejected: list[str]) -> None:
         config, plan, step = self.config, run.plan, self.state.step
-        num_parameters = sum(parameter.numel() for parameter in run.strategy.module.parameters())
+        num_parameters = run.strategy.num_parameters
         for text in (*self.notices, *run.strategy.notices):
             run.observers.happened("notice", text=text)
         for text in rejected:

@@ -172,7 +172,7 @@ class CheckpointStore:
                 rng.restore(safetensors.torch.load_file(loaded.directory / own))
 
     def best(self) -> str:
-        """Return the directory name of the best checkpoint, or "" if none is named; BEST is a hint and may be broken."""
+        """Return the name of the best checkpoint, or "" if none is named; BEST is a hint and may be broken."""
         try:
             name = str(format.read_json(self.directory / "BEST")["directory"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):

@@ -24,5 +24,6 @@ def ranks_with_nonfinite_gradient(strategy: Strategy, task: TaskLoss, micro_batc
         # autograd.grad goes round the hooks that would reduce over ranks.
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         is_finite &= all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)
+    strategy.release()
     verdicts = strategy.gather_objects(is_finite)
     return [rank for rank, finite in enumerate(verdicts) if not finite]

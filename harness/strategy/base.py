@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from math import prod
 from typing import Any
 
 import torch
@@ -129,6 +130,10 @@ class Strategy(Ranks, ABC):
             learning_rate: () on the device.
         """
 
+    def release(self) -> None:
+        """Let go of weights that forwards without a backward have gathered (ZeRO-3). Collective."""
+        return
+
     # -------------------------------------------------------- state by parameter name
 
     @abstractmethod
@@ -138,6 +143,12 @@ class Strategy(Ranks, ABC):
     @abstractmethod
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take up what `state` of any strategy at any world size has yielded. Collective."""
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of all parameters, whole, tied ones once."""
+        shapes, names = self.model_shapes(), dict(self.module.named_parameters())
+        return sum(prod(shape) for name, shape in shapes.items() if name in names)
 
     def model_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the whole shape of every tensor that `state` yields as `model/NAME`."""

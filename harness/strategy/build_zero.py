@@ -4,6 +4,8 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +46,14 @@ def build_zero(config: RunConfig, module: nn.Module, optimizer: Optimizer, ranks
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     config, notices = _without_effectless(config, ranks)
     wanted = deepspeed_config(config, world_size=ranks.world_size)
-    with warnings.catch_warnings():
+    accumulation = wanted["gradient_accumulation_steps"]
+    plugin = DeepSpeedPlugin(hf_ds_config=wanted, zero3_init_flag=False, gradient_accumulation_steps=accumulation)
+    with warnings.catch_warnings(), _refusals():
         warnings.simplefilter("ignore")
         accelerator = Accelerator(
-            deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=wanted, zero3_init_flag=False),
+            deepspeed_plugin=plugin,
+            mixed_precision="no",
+            gradient_accumulation_steps=accumulation,
             # Without a backend, on a machine with no GPU, Accelerate tells every rank that it is alone.
             kwargs_handlers=[InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl")],
         )
@@ -58,6 +64,18 @@ def build_zero(config: RunConfig, module: nn.Module, optimizer: Optimizer, ranks
     strategy.notices = notices
     strategy.autocast_dtype = torch.bfloat16 if config.strategy.precision == "bf16" else None
     return strategy
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn what Accelerate and DeepSpeed say of their configuration into an error of the configuration."""
+    try:
+        yield
+    except (AssertionError, ValueError) as error:
+        raise ConfigError(
+            f"strategy: DeepSpeed refuses what it was given: {error}. Mend the options of strategy, or the file of "
+            "strategy.deepspeed_overrides"
+        ) from error
 
 
 def _prepare_environment(ranks: Ranks) -> None:
@@ -86,8 +104,8 @@ def _without_effectless(config: RunConfig, ranks: Ranks) -> tuple[RunConfig, tup
 
 
 def _quieten() -> None:
-    """Leave of DeepSpeed's chatter the warnings that a user can act on."""
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    """Leave of DeepSpeed's chatter what a user can act on."""
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # its warnings are of options that we chose
     for name in ("all_gather_into_tensor", "reduce_scatter_tensor"):
         message = rf"`torch.distributed.{name}` is deprecated"
         warnings.filterwarnings("ignore", message=message, category=FutureWarning)

@@ -18,17 +18,26 @@ DECIDED_BY = {
     "gradient_clipping": "clip",
     "torch_autocast": "strategy.precision",
     "bf16": "strategy.precision",
+    "bfloat16": "strategy.precision",
     "fp16": "strategy.precision",
     "amp": "strategy.precision",
     "data_types": "strategy.precision",
+    "gradient_accumulation_dtype": "strategy.precision",
+    "curriculum_learning": "data",
+    "data_efficiency": "data",
+    "tensor_parallel": "strategy.kind",
+    "sparse_gradients": "strategy.kind",
+    "disable_allgather": "strategy.kind",
     "optimizer": "optim",
     "scheduler": "schedule",
     "zero_allow_untested_optimizer": "optim",
     "zero_force_ds_cpu_optimizer": "optim",
     "zero_optimization.stage": "strategy.kind",
+    "zero_optimization.zero_hpz_partition_size": "strategy.kind",
+    "zero_optimization.cpu_offload": "strategy.offload_optimizer",
 }
 # Sections of DeepSpeed's that the run has no use for; switched off they contradict nothing.
-OFF = ("bf16", "fp16", "amp", "elasticity")
+OFF = ("bf16", "bfloat16", "fp16", "amp", "elasticity", "curriculum_learning", "data_efficiency")
 
 
 def deepspeed_config(config: RunConfig, *, world_size: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from harness.config import Clip, NormClip, ValueClip
 from harness.state import GradNorm
 from harness.strategy.base import CLIP_EPSILON, Ranks, Strategy, model_tensors, moments_by_parameter
-from harness.strategy.zero_fragments import fragment_of, local_gradient, partitions, relink_moments
+from harness.strategy.zero_fragments import fragment_of, local_gradient, partitions, wait_for_offload
 
 
 class ZeroStrategy(Strategy):
@@ -54,7 +54,8 @@ class ZeroStrategy(Strategy):
             yield name, safe_get_full_grad(parameter)
 
     def update(self, learning_rate: Tensor) -> GradNorm:
-        """Clip, step and zero. Reads the norm to the host, as DeepSpeed itself does."""
+        """Clip, step and zero. Reads the rate and whether the norm is finite to the host; DeepSpeed reads its norm."""
+        wait_for_offload(self._engine.optimizer)
         pieces = self._local_gradients()
         per_parameter = self._norms(pieces)  # (P,)
         norm = torch.linalg.vector_norm(per_parameter)
@@ -67,13 +68,18 @@ class ZeroStrategy(Strategy):
                     if piece is not None:
                         piece.clamp_(-max_value, max_value)
                 coefficient = (torch.linalg.vector_norm(self._norms(pieces)) / norm).nan_to_num(nan=1.0)
-        rate = float(learning_rate)
+        rate, applied = torch.stack([learning_rate.float(), norm.isfinite().float()]).tolist()
+        if not applied:  # DeepSpeed's own norm may be finite where ours overflows; a NaN it skips under every stage
+            for piece in pieces:
+                if piece is not None:
+                    piece.fill_(torch.nan)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self._engine.step()
-        applied = not self._engine.optimizer.overflow
-        assert applied == bool(norm.isfinite()), f"the norm is {norm.item()}, but DeepSpeed applied: {applied}"
-        return GradNorm(norm, per_parameter, coefficient, applied=self.tensor(applied))
+        assert bool(applied) != self._engine.optimizer.overflow, (
+            f"the norm is {norm.item()}, DeepSpeed thought otherwise"
+        )
+        return GradNorm(norm, per_parameter, coefficient, applied=norm.isfinite())
 
     def _local_gradients(self) -> list[Tensor | None]:
         pairs = zip(self._parameters, self._fragments, strict=True)
@@ -85,10 +91,14 @@ class ZeroStrategy(Strategy):
     def _norms(self, pieces: list[Tensor | None]) -> Tensor:
         """Return the (P,) 2-norms of whole gradients from this rank's pieces of them. Collective."""
         zero = torch.zeros((), device=self.device)
-        squares = torch.stack([zero if piece is None else piece.float().norm() for piece in pieces]).square()
+        norms = [zero if piece is None else piece.float().norm().to(self.device) for piece in pieces]
+        squares = torch.stack(norms).double().square()  # the square of a large fp32 would overflow
         if self.world_size > 1:
             dist.all_reduce(squares)
-        return squares.sqrt()
+        return squares.sqrt().float()
+
+    def release(self) -> None:
+        self._engine.empty_partition_cache()
 
     # -------------------------------------------------------- state by parameter name
 
@@ -124,19 +134,20 @@ class ZeroStrategy(Strategy):
                 tensor.copy_(state[f"model/{name}"])
         self._engine.optimizer.refresh_fp32_params()
         keys = moments_by_parameter(state)
+        # Every rank has every moment of every partition, also where it holds no piece of a parameter.
+        some = {moment: state[key] for moment, key in next(iter(keys.values()), {}).items()}
         for flat in partitions(self._engine.optimizer, stage=self._stage):
-            self.optimizer.state[flat] = {}
+            self.optimizer.state[flat] = {
+                moment: torch.zeros_like(flat) if value.dim() else value.to(flat.device, copy=True)
+                for moment, value in some.items()
+            }
         for name, fragment in zip(self.parameter_names, self._fragments, strict=True):
             if fragment is None:
                 continue
             for moment, key in keys.get(name, {}).items():
-                value, moments = state[key].to(self.device), self.optimizer.state[fragment.flat]
-                if value.dim() == 0:
-                    moments[moment] = value.clone()
-                    continue
-                flat = moments.setdefault(moment, torch.zeros_like(fragment.flat))
-                fragment.piece_of(flat).copy_(value.reshape(-1).narrow(0, fragment.start, fragment.numel))
-        relink_moments(self._engine.optimizer, stage=self._stage)
+                if some[moment].dim():
+                    flat = self.optimizer.state[fragment.flat][moment]
+                    fragment.piece_of(flat).copy_(state[key].reshape(-1).narrow(0, fragment.start, fragment.numel))
 
     def model_shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(self._shape(tensor)) for name, tensor in model_tensors(self.module)}

@@ -1,6 +1,6 @@
 """Where DeepSpeed 0.19.8 keeps this rank's pieces of a parameter's gradient and moments.
 
-The one file with DeepSpeed's private names; `tests/distributed/test_zero.py` fails with a sentence when they move.
+The one file with DeepSpeed's private names, which is why deepspeed is pinned exactly.
 Stages 1 and 2 lay a group's parameters end to end and cut the line into one partition a rank, so a piece can start
 anywhere in a parameter; stage 3 cuts every parameter into equal pieces, the last ones padded.
 """
@@ -65,8 +65,8 @@ def partitions(optimizer: Any, *, stage: int) -> list[Tensor]:
     return list(groups)
 
 
-def relink_moments(optimizer: Any, *, stage: int) -> None:
-    """Have DeepSpeed's own accessors see moments that were put into the inner optimizer's state."""
-    if stage < 3:
-        optimizer._hp_optimizer_states_linked = False
-        optimizer._lazy_init_hp_params_optimizer_state()
+def wait_for_offload(optimizer: Any) -> None:
+    """Wait until gradients that are kept in the host's memory have arrived there."""
+    wait = getattr(optimizer, "_wait_for_offload_copies", None)
+    if wait is not None:
+        wait()

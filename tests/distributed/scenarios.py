@@ -39,6 +39,7 @@ class Spec:
     max_value: float | None = None
     strategy: str = "ddp"
     activation_checkpointing: bool = False
+    kept_whole: int = 0
     mutant: str | None = None
 
     @property
@@ -64,6 +65,8 @@ class Spec:
                 "micro_batch": self.micro_batch,
                 "precision": self.precision,
                 "activation_checkpointing": self.activation_checkpointing,
+                # These networks are so small that ZeRO-3 would keep them whole.
+                **({"persistence_threshold_elements": self.kept_whole} if self.strategy == "zero3" else {}),
             },
         }
         return RunConfig.model_validate(values)
@@ -96,6 +99,8 @@ class Spec:
                 return TinyTransformer()
             case "odd":
                 return OddOneOut()
+            case "steep":
+                return Steep()
         raise ValueError(self.network)
 
     def columns(self) -> Columns:
@@ -300,9 +305,8 @@ def fit_spec(spec: Spec, directory: str, log_every_steps: int = 10, diagnostics_
         reason = fit(run, state).reason
     except HarnessError as raised:
         error = f"{raised.exit_code} {raised}"
-    # Looking for the rank with the NaN leaves ZeRO-3's weights gathered: such a run can only end.
-    weights = dict(run.strategy.state()) if error is None or spec.strategy == "ddp" else {}
-    parameters = {name: weights[f"model/{name}"].detach().clone() for name in run.strategy.parameter_names if weights}
+    weights = dict(run.strategy.state())
+    parameters = {name: weights[f"model/{name}"].detach().clone() for name in run.strategy.parameter_names}
     run.observers.seal()
     return {"reason": reason, "step": state.step, "position": state.position, "error": error, "parameters": parameters}
 
@@ -447,6 +451,17 @@ def save_after(spec: Spec, directory: str, updates: int) -> dict[str, Tensor]:
     return {key: tensor.detach().cpu().clone() for key, tensor in run.strategy.state()}
 
 
+def load_and_save(spec: Spec, directory: str, other: str) -> dict[str, Tensor]:
+    """Load the newest checkpoint, save it again elsewhere, and return the state that was loaded."""
+    run = assemble_spec(spec, directory)
+    loaded = run.checkpoints.load()
+    assert loaded is not None
+    run.checkpoints.restore(loaded)
+    run.checkpoints.directory = Path(other) / "checkpoints"
+    run.checkpoints.save(loaded.step, {"step": loaded.step}, is_best=False)
+    return {key: tensor.detach().cpu().clone() for key, tensor in run.strategy.state()}
+
+
 def load_and_train(
     spec: Spec, directory: str, updates: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], list[float]]:
@@ -477,3 +492,51 @@ def evaluate_with_a_liar(spec: Spec) -> dict[str, float]:
     run = assemble_spec(spec)
     loop.Scores = Liar  # type: ignore[misc]
     return loop.evaluate(run)
+
+
+def build_with(spec: Spec, changes: dict[str, Any]) -> str:
+    """Build the engine of a spec from another DeepSpeed dictionary than its config asks for; return what is said."""
+    from harness.errors import ConfigError
+    from harness.strategy import build_zero
+
+    derive = build_zero.deepspeed_config
+
+    def wrong(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        derived = derive(*args, **kwargs)
+        derived["zero_optimization"] |= changes.get("zero_optimization", {})
+        return {**derived, **{key: value for key, value in changes.items() if key != "zero_optimization"}}
+
+    build_zero.deepspeed_config = wrong  # type: ignore[assignment]
+    try:
+        assemble_spec(spec)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def weights_after_evaluation(spec: Spec) -> tuple[int, int, int]:
+    """Return how many elements of the weights this rank holds after an update, after an evaluation, and in all."""
+    from harness.loop import evaluate
+
+    run = assemble_spec(spec)
+
+    def held() -> int:
+        return sum(parameter.numel() for parameter in run.strategy.module.parameters())
+
+    train_step(run, 0, run.strategy.tensor(1e-3, dtype=torch.float64))
+    after_update = held()
+    evaluate(run)
+    return after_update, held(), run.strategy.num_parameters
+
+
+class Steep(nn.Module):
+    """A linear model with elements of the gradient that are finite and too large for their norm to be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(10, 8)
+        self.second = nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.second(self.first(x))
+        return h + (3e37 * h - (3e37 * h).detach())  # only the gradient is larger

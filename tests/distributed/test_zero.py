@@ -10,11 +10,14 @@ from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import (
     PoisonedSpec,
     Spec,
+    build_with,
     fit_spec,
     harness_trace,
+    load_and_save,
     load_and_train,
     plain_pytorch,
     save_after,
+    weights_after_evaluation,
 )
 from tests.distributed.test_loop import plan_of
 from tests.distributed.test_reference import assert_ranks_agree, assert_same
@@ -155,3 +158,62 @@ def test_a_run_gives_up_and_names_rank_and_parameter(tmp_path: Path, strategy: s
     assert error.startswith("6 NonFiniteError: ")
     assert "on rank 1 of 2" in error
     assert "first.weight" in error
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_gradient_whose_norm_overflows_is_skipped_under_every_strategy(tmp_path: Path, strategy: str) -> None:
+    spec = Spec(strategy=strategy, network="steep", optimizer="sgd", max_norm=None)
+    results = run_ranks(2, fit_spec, spec, str(tmp_path))
+    wanted = dict(spec.model().named_parameters())
+    for result in results:
+        assert result["step"] == 0
+        assert result["error"].startswith("6 NonFiniteError")
+        assert all(torch.equal(result["parameters"][name], parameter) for name, parameter in wanted.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"zero_optimization": {"stage": 1}}, "the ZeRO stage of what was built is 1, wanted 2"),
+        ({"gradient_clipping": 0.5}, "the clipping norm of what was built is 0.5, wanted 0.05"),
+        (
+            {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}},
+            "autocast of what was built is True",
+        ),
+        ({"bf16": {"enabled": True}}, "the type of the weights"),
+        ({"zero_optimization": {"allgather_bucket_size": 7}}, "DeepSpeed refuses what it was given"),
+    ],
+)
+def test_an_engine_that_is_not_what_was_asked_for_is_refused_before_the_first_update(
+    changes: dict[str, object], words: str
+) -> None:
+    for said in run_ranks(2, build_with, Spec(strategy="zero2"), changes):
+        assert words in said
+    assert run_ranks(2, build_with, Spec(strategy="zero2"), {}) == ["", ""]
+
+
+def test_evaluating_under_zero3_leaves_weights_partitioned() -> None:
+    for after_update, after_evaluation, in_all in run_ranks(2, weights_after_evaluation, Spec(strategy="zero3")):
+        assert in_all == 10 * 64 + 64 + 64 + 1
+        assert after_update == after_evaluation == 0
+
+
+def test_small_weights_may_stay_whole_under_zero3() -> None:
+    spec = Spec(strategy="zero3", kept_whole=100_000)
+    assert_same(run_ranks(2, harness_trace, spec)[0], plain_pytorch(spec), gradient=1e-6, norm=1e-6, parameter=1e-5)
+    for after_update, _, in_all in run_ranks(2, weights_after_evaluation, spec):
+        assert after_update == in_all
+
+
+def test_a_state_goes_round_all_strategies_and_world_sizes_bit_for_bit(tmp_path: Path) -> None:
+    ring = [("ddp", 8), ("zero1", 4), ("zero2", 2), ("zero3", 8), ("ddp", 1)]
+    strategy, world_size = ring[0]
+    saved = run_ranks(world_size, save_after, Spec(strategy=strategy, network="odd"), str(tmp_path / "0"), 3)[0]
+    for hop, (strategy, world_size) in enumerate(ring[1:], start=1):
+        spec = Spec(strategy=strategy, network="odd")
+        loaded = run_ranks(world_size, load_and_save, spec, str(tmp_path / str(hop - 1)), str(tmp_path / str(hop)))[0]
+        assert loaded.keys() == saved.keys()
+        for key, tensor in saved.items():
+            assert torch.equal(loaded[key], tensor), f"{key} at {strategy} on {world_size} ranks"
+    _, _, losses = run_ranks(1, load_and_train, Spec(network="odd"), str(tmp_path / "4"), 6)[0]
+    assert losses == pytest.approx(plain_pytorch(Spec(network="odd")).losses[3:6], rel=1e-6)
