@@ -92,7 +92,7 @@ def variants(directory: str, *, world_size: int, accumulation: int = 1) -> dict[
         variant("zero2, multi_rank_buckets", {**_ZERO12, "multi_rank_buckets": True}),
         variant("zero3", _ZERO3, payloads=3),
         variant("zero3, weights released", {**_ZERO3, "deepspeed_overrides": str(released)}, payloads=3),
-        variant("zero3, small weights kept", _BUCKETS, payloads=3),
+        variant("zero3, small weights kept", {**_BUCKETS, "persistence_threshold_elements": 100_000}, payloads=3),
     )
     return {row.name: row for row in rows}
 
