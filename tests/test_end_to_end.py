@@ -38,10 +38,17 @@ def test_torchrun_with_eight_ranks_reads_96_percent_of_the_digits(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_eight_ranks_of_zero3_read_as_many(tmp_path: Path) -> None:
-    arguments = (MNIST, f"run.output_root={tmp_path}", "strategy.kind=zero3")
-    assert run_ranks(8, train_main, *arguments, deadline_seconds=500) == [0] * 8
-    assert final_accuracy(tmp_path / "mnist-cnn") >= 0.96
+def test_eight_ranks_of_zero3_learn_from_the_digits_what_ddp_learns(tmp_path: Path) -> None:
+    losses, accuracies = [], []
+    for kind in ("ddp", "zero3"):
+        arguments = (MNIST, f"run.output_root={tmp_path / kind}", f"strategy.kind={kind}", "run.max_epochs=1")
+        assert run_ranks(8, train_main, *arguments, deadline_seconds=200) == [0] * 8
+        lines = read_lines(tmp_path / kind / "mnist-cnn/ledger.jsonl")
+        losses.append([line["loss"] for line in lines if line["event"] == "update"])
+        accuracies.append(final_accuracy(tmp_path / kind / "mnist-cnn"))
+    assert len(losses[0]) == 63
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert accuracies[1] == pytest.approx(accuracies[0], abs=0.003)
 
 
 @pytest.mark.slow
