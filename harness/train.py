@@ -5,6 +5,7 @@ torch is imported after the config was found good, so that a typo answers at onc
 
 from __future__ import annotations
 
+import os
 import platform
 import socket
 import sys
@@ -197,4 +198,9 @@ class Session:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Everything is closed. In the teardown of the libraries a C++ thread now and then aborts the process (SIGABRT,
+    # "terminate called without an active exception"), after a run that went well.
+    os._exit(exit_code)
