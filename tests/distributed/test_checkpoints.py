@@ -34,6 +34,8 @@ from harness.strategy.build import build_strategy
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import Spec, assemble_spec
 
+pytestmark = pytest.mark.slow
+
 Bits = dict[str, tuple[Any, ...]]
 """Tensors by name: type, shape and bytes."""
 

@@ -18,6 +18,8 @@ from harness.strategy.build import DTYPES
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import Spec, assemble_spec
 
+pytestmark = pytest.mark.slow
+
 WORLDS = (1, 2, 4, 8)
 NUM_UPDATES = 3
 

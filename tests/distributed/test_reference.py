@@ -6,7 +6,7 @@ from torch import Tensor
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import Spec, Trace, harness_trace, plain_pytorch
 
-WORLDS = (1, 2, 4, 8)
+WORLDS = (1, 2, 4, pytest.param(8, marks=pytest.mark.slow))
 
 
 def largest_difference(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:

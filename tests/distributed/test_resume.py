@@ -16,6 +16,8 @@ from harness.observers.ledger import read_lines
 from tests.distributed.ranks import collect, free_port, run_ranks, start_rank
 from tests.distributed.scenarios import train_main, train_main_and_listen
 
+pytestmark = pytest.mark.slow
+
 UPDATES = 600
 
 

@@ -22,10 +22,12 @@ from tests.benchmarks.zero_cost import (
 )
 from tests.distributed.ranks import run_ranks
 
+pytestmark = pytest.mark.slow
+
 WORLD_SIZES = [2, 4, pytest.param(8, marks=pytest.mark.slow)]
-# Partitions are padded to a few elements a rank, and an update all-reduces about sixty scalars: the norm of each
-# parameter and DeepSpeed's own of all. Together that is below 400 of the 305,089 elements at 8 ranks.
-NEARLY = {"rel": 1.5e-3}
+# Partitions are padded to a few elements a rank, and an update all-reduces the norms of the 52 parameters, in fp64, and
+# DeepSpeed's own of all: together about 110 of the 305,089 elements.
+NEARLY = {"rel": 1e-3}
 
 
 @functools.cache  # several tests look at the same update
