@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from harness.config import RunConfig, batch_problems, contradictions
+from harness.config import RunConfig
+from harness.config_checks import batch_problems, contradictions
 from harness.config_problems import dotted, nearest_name, problem_sentence, resolved, section_schema, shown
 from harness.errors import ConfigError
 from harness.yaml_reader import FLOAT, plain_data

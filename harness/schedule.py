@@ -16,8 +16,8 @@ from harness.config import (
     Schedule,
     StepSchedule,
     WsdSchedule,
-    phase_problems,
 )
+from harness.config_checks import phase_problems
 from harness.errors import ConfigError
 
 

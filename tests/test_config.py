@@ -16,7 +16,8 @@ import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from harness.config import RunConfig, contradictions
+from harness.config import RunConfig
+from harness.config_checks import contradictions
 from harness.config_io import LoadedConfig, dump_config, load_config
 from harness.errors import ConfigError
 

@@ -15,6 +15,7 @@ LAYERS = {
     1: (
         "harness/config.py",
         "harness/config_changes.py",
+        "harness/config_checks.py",
         "harness/config_io.py",
         "harness/config_problems.py",
         "harness/yaml_reader.py",
