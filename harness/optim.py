@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from harness.config import AdamOptim, AdamWOptim, Optim
+from harness.config.training import AdamOptim, AdamWOptim, Optim
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, object]]:

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from types import TracebackType
 
 from harness.config import RunConfig
-from harness.config_changes import compare
-from harness.config_io import dump_config, load_config
+from harness.config.changes import compare
+from harness.config.io import dump_config, load_config
 from harness.errors import ConfigError, RunInUseError, StorageError
 from harness.files import json_bytes, replace_durably, storage_errors
 

@@ -7,7 +7,8 @@ The rate warms up as peak * (u + 1) / w for u < w, so the first update never has
 
 import math
 
-from harness.config import (
+from harness.config.checks import phase_problems
+from harness.config.training import (
     ConstantSchedule,
     CosineSchedule,
     InverseSqrtSchedule,
@@ -17,7 +18,6 @@ from harness.config import (
     StepSchedule,
     WsdSchedule,
 )
-from harness.config_checks import phase_problems
 from harness.errors import ConfigError
 
 

@@ -7,7 +7,10 @@ from dataclasses import asdict, dataclass
 from types import FrameType
 from typing import Any
 
-from harness.config import EarlyStopping, Mode, PlateauSchedule, RunConfig
+from harness.config import RunConfig
+from harness.config.fields import Mode
+from harness.config.run import EarlyStopping
+from harness.config.training import PlateauSchedule
 
 
 @dataclass

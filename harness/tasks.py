@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError
 
-from harness.config import ClassificationTask, Task
+from harness.config.data import ClassificationTask, Task
 
 
 class TaskLoss(Protocol):

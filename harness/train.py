@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from harness.config_io import LoadedConfig, load_config
+from harness.config.io import LoadedConfig, load_config
 from harness.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError, HarnessError, PeerError, StorageError
 from harness.process import die_with_parent
 from harness.run_directory import RunDirectory

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from harness.config_io import load_config
+from harness.config.io import load_config
 from harness.errors import ConfigError, HarnessError
 from launch import torchrun
 from launch.plan import choose_ranks, launch_plan, this_machine

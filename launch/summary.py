@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from harness.config import RunConfig, Section
-from harness.config_io import LoadedConfig
+from harness.config import RunConfig
+from harness.config.fields import Section
+from harness.config.io import LoadedConfig
 
 
 def summary(loaded: LoadedConfig, *, ranks: int | None, command: str) -> str:

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from harness.config import RunConfig
-from harness.config_checks import contradictions
-from harness.config_io import LoadedConfig, dump_config, load_config
+from harness.config.checks import contradictions
+from harness.config.io import LoadedConfig, dump_config, load_config
 from harness.errors import ConfigError
 
 GOOD = """\
@@ -369,7 +369,7 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> 
 def test_a_config_is_loaded_within_three_seconds_and_without_torch(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text(GOOD)
-    code = "import sys; from harness.config_io import load_config; load_config(sys.argv[1], ['run.seed=1'])"
+    code = "import sys; from harness.config.io import load_config; load_config(sys.argv[1], ['run.seed=1'])"
     begin = time.perf_counter()
     subprocess.run([sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules", str(path)], check=True)
     assert time.perf_counter() - begin < 3

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from harness.config import RunConfig
-from harness.config_changes import VERDICTS, Change, Changes, compare
+from harness.config.changes import VERDICTS, Change, Changes, compare
 
 STORED: dict[str, Any] = {
     "run": {"name": "digits", "max_epochs": 2},

@@ -13,12 +13,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     0: ("harness/__init__.py", "harness/errors.py", "harness/files.py", "harness/process.py"),
     1: (
-        "harness/config.py",
-        "harness/config_changes.py",
-        "harness/config_checks.py",
-        "harness/config_io.py",
-        "harness/config_problems.py",
-        "harness/yaml_reader.py",
+        "harness/config/",
         "harness/agenda.py",
         "harness/run_directory.py",
         "harness/schedule.py",
@@ -273,7 +268,7 @@ def test_an_import_that_points_up_is_told_in_a_sentence(tmp_path: Path, path: st
         ("harness/strategy/ddp.py", "import torch.distributed as dist\nfrom accelerate import Accelerator"),
         ("harness/resume.py", "from harness import __version__"),
         ("harness/models/cnn.py", "from . import mlp\nfrom harness.models import mlp"),
-        ("launch/cli.py", "from launch.plan import launch_plan\nfrom harness.config_io import load_config"),
+        ("launch/cli.py", "from launch.plan import launch_plan\nfrom harness.config.io import load_config"),
     ],
 )
 def test_an_import_that_points_down_or_sideways_is_fine(tmp_path: Path, path: str, source: str) -> None:

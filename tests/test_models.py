@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from torch import nn
 
-from harness.config import Model
+from harness.config.models import Model
 from harness.errors import ConfigError
 from harness.models.registry import build_model
 from harness.tasks import batch_norms

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from harness.config import Optim
+from harness.config.training import Optim
 from harness.optim import build_optimizer, parameter_groups
 
 PARSER: TypeAdapter[Optim] = TypeAdapter(Optim)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from harness.config import RunConfig
-from harness.config_io import dump_config, load_config
+from harness.config.io import dump_config, load_config
 from harness.errors import ConfigError, NonFiniteError, RunInUseError, StorageError
 from harness.run_directory import RunDirectory
 
@@ -59,7 +59,7 @@ def another_holder(config: RunConfig, folder: Path) -> Iterator[subprocess.Popen
     path.write_text(dump_config(config))
     program = (
         "import sys\n"
-        "from harness.config_io import load_config\n"
+        "from harness.config.io import load_config\n"
         "from harness.run_directory import RunDirectory\n"
         "with RunDirectory(load_config(sys.argv[1]).config):\n"
         "    print('held', flush=True)\n"

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from harness.config import Schedule
+from harness.config.training import Schedule
 from harness.errors import ConfigError
 from harness.schedule import check_fits, learning_rate
 from tests.test_order import unhurried

@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.config import ClassificationTask, ImageFolderData, Mnist5kData, RegressionTask, TableData
+from harness.config.data import ClassificationTask, ImageFolderData, Mnist5kData, RegressionTask, TableData
 from harness.data.order import permutation_key, permute
 from harness.data.sources import DataSplits, load
 from harness.errors import DataError

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from harness.config import CnnModel, MlpModel
+from harness.config.models import CnnModel, MlpModel
 from harness.errors import ConfigError
 from harness.models import mlp
 

@@ -4,7 +4,7 @@ from math import prod
 
 from torch import nn
 
-from harness.config import MlpModel
+from harness.config.models import MlpModel
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from harness.config import CnnModel, MlpModel, Model
+from harness.config.models import CnnModel, MlpModel, Model
 from harness.models import cnn, mlp
 
 

@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
-from harness.config import NormClip, RunConfig
+from harness.config import RunConfig
+from harness.config.training import NormClip
 from harness.errors import ConfigError
 from harness.strategy.base import Ranks, Strategy
 from harness.strategy.checks import check

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from harness.config import Clip, NormClip, ValueClip
+from harness.config.training import Clip, NormClip, ValueClip
 from harness.state import GradNorm
 from harness.strategy.base import CLIP_EPSILON, Ranks, Strategy, model_tensors, moments_by_parameter
 

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from harness.config import NormClip, RunConfig, Zero3Strategy, ZeroSection, ZeroStrategy
+from harness.config import RunConfig
+from harness.config.strategy import Zero3Strategy, ZeroSection, ZeroStrategy
+from harness.config.training import NormClip
 from harness.errors import ConfigError
 
 STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_grad
 from torch import Tensor
 
-from harness.config import Clip, NormClip, ValueClip
+from harness.config.training import Clip, NormClip, ValueClip
 from harness.state import GradNorm
 from harness.strategy.base import CLIP_EPSILON, Ranks, Strategy, model_tensors, moments_by_parameter
 from harness.strategy.zero_fragments import fragment_of, local_gradient, partitions, wait_for_offload

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.assemble import assemble
-from harness.config import Diagnostics, RunConfig, Tracking
+from harness.config import RunConfig
+from harness.config.run import Diagnostics, Tracking
 from harness.data.batches import Columns
 from harness.data.order import BatchPlan
 from harness.data.sources import DataSplits

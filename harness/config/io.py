@@ -12,10 +12,10 @@ import yaml
 from pydantic import ValidationError
 
 from harness.config import RunConfig
-from harness.config_checks import batch_problems, contradictions
-from harness.config_problems import dotted, nearest_name, problem_sentence, resolved, section_schema, shown
+from harness.config.checks import batch_problems, contradictions
+from harness.config.problems import dotted, nearest_name, problem_sentence, resolved, section_schema, shown
+from harness.config.yaml_reader import FLOAT, plain_data
 from harness.errors import ConfigError
-from harness.yaml_reader import FLOAT, plain_data
 
 __all__ = ["LoadedConfig", "dump_config", "load_config", "shown"]
 

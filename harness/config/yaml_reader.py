@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from harness.config_problems import dotted, shown
+from harness.config.problems import dotted, shown
 
 FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?\Z")
 """What `plain_data` takes for a fractional number where it stands without quotes."""

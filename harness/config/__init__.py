@@ -1,0 +1,39 @@
+"""RunConfig: everything that differs between runs, as frozen pydantic models.
+
+Units stand in the names. A section with variants has a literal `kind:` (`source:` for data). Defaults live here
+and nowhere else; what follows from other numbers (accumulation, steps an epoch) is derived, never configured.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.config.data import Data, Task
+from harness.config.fields import Section
+from harness.config.models import Model
+from harness.config.run import Checkpoint, Diagnostics, EarlyStopping, Evaluation, RunSection, Tracking
+from harness.config.strategy import DdpStrategy, Strategy
+from harness.config.training import Clip, ConstantSchedule, NoClip, Optim, Schedule
+
+
+class RunConfig(Section):
+    """One training run."""
+
+    run: RunSection
+    model: Model
+    data: Data
+    task: Task
+    optim: Optim
+    schedule: Schedule = ConstantSchedule(kind="constant")
+    clip: Clip = NoClip(kind="none")
+    early_stopping: EarlyStopping | None = None
+    evaluation: Evaluation = Evaluation(every_epochs=1)
+    strategy: Strategy = DdpStrategy(kind="ddp")
+    checkpoint: Checkpoint = Checkpoint()
+    tracking: Tracking = Tracking()
+    diagnostics: Diagnostics = Diagnostics()
+
+    @property
+    def run_directory(self) -> Path:
+        """Where everything of this run lies."""
+        return Path(self.run.output_root) / self.run.name

@@ -1,0 +1,40 @@
+"""The types of a configuration's fields, and what every section of it is."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _not_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number is wanted")
+    return value
+
+
+def _check_run_name(value: str) -> str:
+    allowed = all(character.isascii() and (character.isalnum() or character in "._-") for character in value)
+    if not (allowed and value and value[0].isalnum() and len(value) <= 64):
+        raise ValueError("a run name has 1 to 64 of the characters A-Z a-z 0-9 . _ - and starts with a letter or digit")
+    return value
+
+
+T = TypeVar("T")
+Number = BeforeValidator(_not_bool)
+Int = Annotated[int, Number]
+Float = Annotated[float, Number, Field(allow_inf_nan=False)]
+PositiveInt = Annotated[Int, Field(ge=1)]
+CountInt = Annotated[Int, Field(ge=0)]
+PositiveFloat = Annotated[Float, Field(gt=0)]
+NonNegativeFloat = Annotated[Float, Field(ge=0)]
+Fraction = Annotated[Float, Field(ge=0, le=1)]
+Probability = Annotated[Float, Field(ge=0, lt=1)]
+RunName = Annotated[str, AfterValidator(_check_run_name)]
+Mode = Literal["min", "max"]
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, and closed to keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())

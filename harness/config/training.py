@@ -1,0 +1,155 @@
+"""The sections that describe an update: optimizer, schedule of the rate, clipping."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from harness.config.fields import (
+    CountInt,
+    Float,
+    Fraction,
+    Mode,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    Section,
+)
+
+Betas = tuple[Probability, Probability]
+
+
+class AdamWOptim(Section):
+    """Adam with decoupled weight decay; biases and norms are not decayed."""
+
+    kind: Literal["adamw"]
+    peak_lr: PositiveFloat
+    weight_decay: NonNegativeFloat = 0.01
+    betas: Betas = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+
+
+class AdamOptim(Section):
+    """Adam without weight decay."""
+
+    kind: Literal["adam"]
+    peak_lr: PositiveFloat
+    betas: Betas = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+
+
+class SgdOptim(Section):
+    """Stochastic gradient descent; biases and norms are not decayed."""
+
+    kind: Literal["sgd"]
+    peak_lr: PositiveFloat
+    momentum: Probability = 0.0
+    nesterov: bool = False
+    weight_decay: NonNegativeFloat = 0.0
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> SgdOptim:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov: true wants a momentum above 0, such as momentum: 0.9")
+        return self
+
+
+Optim = Annotated[AdamWOptim | AdamOptim | SgdOptim, Field(discriminator="kind")]
+
+
+class ScheduleSection(Section):
+    """Linear warm-up that every schedule can have; formulas are in schedule.py."""
+
+    warmup_steps: CountInt = 0
+
+
+class ConstantSchedule(ScheduleSection):
+    """The peak rate throughout."""
+
+    kind: Literal["constant"]
+
+
+class LinearSchedule(ScheduleSection):
+    """Linear decay to a fraction of the peak over the budget of the run."""
+
+    kind: Literal["linear"]
+    final_lr_fraction: Fraction = 0.0
+
+
+class CosineSchedule(ScheduleSection):
+    """Half a cosine down to a fraction of the peak over the budget of the run."""
+
+    kind: Literal["cosine"]
+    final_lr_fraction: Fraction = 0.0
+
+
+class InverseSqrtSchedule(ScheduleSection):
+    """Decay with the inverse square root of the update."""
+
+    kind: Literal["inverse_sqrt"]
+
+
+class WsdSchedule(ScheduleSection):
+    """Warm-up, stable, then linear decay over the last `decay_steps`."""
+
+    kind: Literal["wsd"]
+    decay_steps: PositiveInt
+    final_lr_fraction: Fraction = 0.0
+
+
+class StepSchedule(ScheduleSection):
+    """The rate is multiplied by `factor` after every `every_steps` updates."""
+
+    kind: Literal["step"]
+    every_steps: PositiveInt
+    factor: Annotated[Float, Field(gt=0, le=1)] = 0.1
+
+
+class PlateauSchedule(ScheduleSection):
+    """The rate is multiplied by `factor` when a metric stops improving."""
+
+    kind: Literal["plateau"]
+    metric: str = "val/loss"
+    mode: Mode = "min"
+    factor: Annotated[Float, Field(gt=0, lt=1)] = 0.1
+    patience_evaluations: CountInt = 5
+    min_delta: NonNegativeFloat = 0.0
+    final_lr_fraction: Fraction = 0.0
+    """The rate is never brought below this fraction of the peak."""
+
+
+Schedule = Annotated[
+    ConstantSchedule
+    | LinearSchedule
+    | CosineSchedule
+    | InverseSqrtSchedule
+    | WsdSchedule
+    | StepSchedule
+    | PlateauSchedule,
+    Field(discriminator="kind"),
+]
+
+
+class NormClip(Section):
+    """Scale the gradient down to a global 2-norm, after it was reduced over ranks."""
+
+    kind: Literal["norm"]
+    max_norm: PositiveFloat
+
+
+class ValueClip(Section):
+    """Limit every element of the gradient, after it was reduced over ranks."""
+
+    kind: Literal["value"]
+    max_value: PositiveFloat
+
+
+class NoClip(Section):
+    """Leave gradients alone; their norm is still measured."""
+
+    kind: Literal["none"]
+
+
+Clip = Annotated[NormClip | ValueClip | NoClip, Field(discriminator="kind")]
