@@ -58,8 +58,9 @@ def assemble(
         agenda=agenda,
         judge=Judge(config),
         signals=signals,
-        checkpoints=CheckpointStore(directory / "checkpoints", strategy, keep_last=config.checkpoint.keep_last),
+        checkpoints=CheckpointStore(directory / "checkpoints", strategy, config.checkpoint),
         data_digest=f"{splits.train.digest()}-{splits.validation.digest()}",
+        facts={"input_shape": splits.input_shape, "num_outputs": splits.num_outputs},
         observers=Observers(),
     )
 

@@ -1,28 +1,44 @@
 """Writing files so that a crash leaves the old one or the new one, never a half."""
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from harness.errors import StorageError
 
+_PIECE_BYTES = 8 * 2**20  # hashed and written while it is still in a core's cache
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a new file and wait until the disk has it."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
+
+def write_durably(path: Path, chunks: Iterable[bytes | memoryview]) -> tuple[int, str]:
+    """Write a new file and wait until the disk has it.
+
+    Args:
+        chunks: contiguous bytes; each is asked for when the one before is written.
+    Returns:
+        The size and the SHA-256 of what was in memory, not of what can be read back.
+    """
+    size, digest = 0, hashlib.sha256()
+    with path.open("wb", buffering=0) as file:
+        for chunk in chunks:
+            size += len(chunk)
+            for start in range(0, len(chunk), _PIECE_BYTES):
+                piece = memoryview(chunk)[start : start + _PIECE_BYTES]
+                digest.update(piece)
+                while piece:
+                    piece = piece[os.write(file.fileno(), piece) :]
         os.fsync(file.fileno())
+    return size, digest.hexdigest()
 
 
 def replace_durably(path: Path, content: bytes) -> None:
     """Put `content` in the place of whatever `path` held, in one step."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        write_durably(temporary, content)
+        write_durably(temporary, [content])
         os.replace(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)

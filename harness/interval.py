@@ -13,9 +13,12 @@ from torch import Tensor
 
 from harness.diagnostics.nonfinite import ranks_with_nonfinite_gradient
 from harness.errors import NonFiniteError
+from harness.resume import hear_of_save
 from harness.run import Run
 from harness.state import TrainState, UpdateReport
 from harness.stopping import StopSignals
+
+_BALLOT = 3
 
 
 class Interval:
@@ -62,17 +65,23 @@ class Interval:
         for index, report in enumerate(self._reports):
             norm, coefficient = gradients[2 * index : 2 * index + 2]
             figures = {"grad_norm": norm, "clip_coefficient": coefficient, "learning_rate": rate}
-            if self._settle_one(report, [row[2 + index] for row in rows], figures, seconds=seconds):
+            if self._settle_one(report, [row[_BALLOT + index] for row in rows], figures, seconds=seconds):
                 rate = next(rates, math.nan)
         run.observers.settled()
+        if all(row[2] for row in rows):
+            hear_of_save(run, state, run.checkpoints.advance())
 
     def _read(self) -> tuple[list[list[float]], list[float]]:
-        """Return (stop vote, next interval, losses...) of every rank, and the norm and coefficient of every update."""
+        """Return the ballot and the losses of every rank, and the norm and coefficient of every update.
+
+        A ballot is (stop vote, next interval, whether the save in flight may advance).
+        """
         strategy, signals = self._run.strategy, self._run.signals
         vote = 1 + StopSignals.NUMBERS.index(signals.received) if signals.received else 0
-        ballot = strategy.tensor([vote, self._run.agenda.updates_in_a_second()], dtype=torch.float64)
+        is_written = self._run.checkpoints.vote()
+        ballot = strategy.tensor([vote, self._run.agenda.updates_in_a_second(), is_written], dtype=torch.float64)
         losses = torch.stack([report.loss for report in self._reports])
-        mine = torch.cat([ballot, losses])  # (2 + updates,) in float64, which holds every float32
+        mine = torch.cat([ballot, losses])  # (3 + updates,) in float64, which holds every float32
         gradients = [(report.gradient.total, report.gradient.coefficient) for report in self._reports]
         replicated = torch.stack([tensor for pair in gradients for tensor in pair])
         numbers = torch.cat([strategy.gather(mine).flatten(), replicated]).tolist()

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from harness.data.batches import Batch
 from harness.interval import Interval
-from harness.resume import save
+from harness.resume import finish_saving, save
 from harness.run import Run
 from harness.state import FitResult, TrainState, UpdateReport
 from harness.tasks import Scores
@@ -26,7 +26,8 @@ def fit(run: Run, state: TrainState) -> FitResult:
             run.observers.evaluated(state, best=run.judge.score)
         reason = run.reason_to_stop(state)
         if reason or run.agenda.save_is_due(state):
-            save(run, state)
+            save(run, state)  # waits for a copy of the state; settle() hears when it is written
+    finish_saving(run, state)
     return FitResult(reason, state.step, state.metrics)
 
 

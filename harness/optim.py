@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from harness.config.training import AdamOptim, AdamWOptim, Optim
+from harness.config.training import AdamOptim, AdamWOptim, Optim, SgdOptim
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, object]]:
@@ -22,6 +22,11 @@ def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str,
         {"params": not_decayed, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def moments_per_parameter(config: Optim) -> int:
+    """Return how many tensors of a parameter's size the optimizer keeps for it."""
+    return int(config.momentum > 0) if isinstance(config, SgdOptim) else 2
 
 
 def build_optimizer(model: nn.Module, config: Optim) -> Optimizer:

@@ -1,16 +1,24 @@
 """Saving a run where it stands, and picking it up from there."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from harness import __version__
-from harness.checkpoint.store import Loaded
-from harness.errors import DataError
+from harness.checkpoint.store import Loaded, SaveResult
+from harness.errors import DataError, StorageError
 from harness.run import Run
 from harness.state import TrainState
 
 
 def save(run: Run, state: TrainState) -> None:
-    """Save the run at an interval's end, unless this step is saved already. Collective."""
+    """Begin to save the run at an interval's end, unless this step is saved already. Collective.
+
+    Raises:
+        StorageError: too many saves in a row failed.
+    """
     if state.step == state.saved_step and not state.is_best:
         return
+    hear_of_save(run, state, run.checkpoints.finish())
     trainer = {
         "harness": __version__,
         "position": state.position,
@@ -24,10 +32,76 @@ def save(run: Run, state: TrainState) -> None:
         "data_digest": run.data_digest,
         "world_size": run.strategy.world_size,
         "strategy": run.config.strategy.kind,
+        "optimizer": run.strategy.optimizer_settings(),
+        **run.facts,
     }
-    directory = run.checkpoints.save(state.step, trainer, is_best=state.is_best)
-    run.observers.happened("saved", step=state.step, directory=directory.name, is_best=state.is_best)
+    run.checkpoints.begin(state.step, trainer, is_best=state.is_best, also_sync=run.observers.sync)
     state.saved_step, state.is_best = state.step, False
+    if not run.config.checkpoint.asynchronous:
+        hear_of_save(run, state, run.checkpoints.finish())
+
+
+def finish_saving(run: Run, state: TrainState) -> None:
+    """Wait for the last save of a run. Collective.
+
+    Raises:
+        StorageError: it failed.
+    """
+    result = run.checkpoints.finish()
+    hear_of_save(run, state, result)
+    if result and result.problem:
+        raise result.problem
+
+
+def hear_of_save(run: Run, state: TrainState, result: SaveResult | None) -> None:
+    """Tell how a save ended, if one did, and count it.
+
+    Raises:
+        StorageError: too many in a row failed.
+    """
+    if result is None:
+        return
+    name, step, is_best = result.directory.name, result.step, result.is_best
+    if result.problem is None:
+        state.failed_saves_in_a_row = 0
+        seconds = {"blocked_seconds": result.blocked_seconds, "seconds": result.seconds}
+        run.observers.happened("saved", step=step, directory=name, is_best=is_best, **seconds)
+        return
+    state.saved_step = 0
+    state.failed_saves_in_a_row += 1
+    reason, limit = str(result.problem), run.config.checkpoint.max_failed_saves
+    run.observers.happened(
+        "save failed", step=step, is_best=is_best, in_a_row=state.failed_saves_in_a_row, limit=limit, reason=reason
+    )
+    if state.failed_saves_in_a_row >= limit:
+        raise StorageError(f"{limit} saves in a row failed, the last at update {step:,}: {result.problem.args[0]}")
+
+
+def changed_settings(run: Run, loaded: Loaded) -> list[str]:
+    """Return a sentence for each setting of the optimizer that is not what it was when `loaded` was saved."""
+    before, now = _by_parameter(loaded.trainer["optimizer"]), _by_parameter(run.strategy.optimizer_settings())
+    changed: dict[str, list[str]] = {}
+    for name in before.keys() & now.keys():
+        for key in before[name].keys() & now[name].keys():
+            if before[name][key] != now[name][key]:
+                changed.setdefault(f"{key} {before[name][key]} -> {now[name][key]}", []).append(name)
+    return [
+        f"the optimizer's {what} for {len(names)} parameters, such as {min(names)}"
+        for what, names in sorted(changed.items())
+    ]
+
+
+def _by_parameter(groups: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the settings of each parameter, as they are after a trip through JSON."""
+    return {
+        name: {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in group.items()
+            if key != "parameters"
+        }
+        for group in groups
+        for name in group["parameters"]
+    }
 
 
 def resume(run: Run, loaded: Loaded) -> TrainState:

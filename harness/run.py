@@ -1,6 +1,7 @@
 """Everything one run consists of; `train.py` constructs it, the loop only uses it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from harness.agenda import Agenda
 from harness.checkpoint.store import CheckpointStore
@@ -31,6 +32,8 @@ class Run:
     checkpoints: CheckpointStore
     data_digest: str
     """Changes with the rows that are trained on or validated with."""
+    facts: dict[str, Any]
+    """What a checkpoint says of the data, besides: what is needed to build the network without them."""
     observers: Observers
 
     def learning_rate(self, update: int) -> float:

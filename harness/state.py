@@ -41,6 +41,8 @@ class TrainState:
     nonfinite_in_a_row: int = 0
     evaluated_step: int = 0
     saved_step: int = 0
+    """The step whose save was begun last, unless that failed."""
+    failed_saves_in_a_row: int = 0
     is_best: bool = False
     """The last evaluation was the best so far and is not saved yet."""
     metrics: dict[str, float] = field(default_factory=dict)

@@ -17,7 +17,15 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from harness.config.io import LoadedConfig, load_config
-from harness.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError, HarnessError, PeerError, StorageError
+from harness.errors import (
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    ConfigError,
+    HarnessError,
+    NonFiniteError,
+    PeerError,
+    StorageError,
+)
 from harness.process import die_with_parent
 from harness.run_directory import RunDirectory
 from harness.state import FitResult, TrainState
@@ -116,13 +124,18 @@ class Session:
 
     def _fit(self) -> FitResult:
         from harness.loop import fit
+        from harness.resume import finish_saving
 
         run = self._build()
         try:
             result = fit(run, self.state)
             run.observers.happened("ended", reason=result.reason, step=result.step, signal=self.state.stop_signal)
             run.observers.ended(result)
+        except NonFiniteError:  # of all ranks alike, so that they can still agree on the save in flight
+            finish_saving(run, self.state)
+            raise
         finally:
+            run.checkpoints.close()
             run.observers.close()
         return result
 
@@ -135,7 +148,8 @@ class Session:
         from harness.data.order import permutation_key
         from harness.data.sources import load
         from harness.models.registry import build_model
-        from harness.resume import resume
+        from harness.optim import moments_per_parameter
+        from harness.resume import changed_settings, resume
 
         config, ranks = self.config, self.ranks
         with ranks.together("loading the data"):
@@ -145,9 +159,12 @@ class Session:
             model = build_model(config.model, input_shape=splits.input_shape, num_outputs=splits.num_outputs)
         run = assemble(config, ranks, splits, model, directory=self.directory.path, signals=self.signals)
         saved = run.checkpoints.load()
+        moments = moments_per_parameter(config.optim)
+        run.checkpoints.check_room(run.strategy.state_bytes(moments_per_parameter=moments))
         rng.seed_everything(permutation_key(config.run.seed, ranks.rank, "rank"))
         if saved:
             self.state = resume(run, saved)
+            self.notices = [*self.notices, *changed_settings(run, saved)]
         run.observers = self._observers(run, trainer=saved.trainer if saved else {})
         self._tell_start(run, rejected=saved.rejected if saved else [])
         return run

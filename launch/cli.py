@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from harness.config.io import load_config
@@ -13,8 +14,9 @@ from harness.errors import ConfigError, HarnessError
 from launch import torchrun
 from launch.plan import choose_ranks, launch_plan, this_machine
 from launch.summary import summary
+from launch.verify import checkpoint_lines
 
-TRAIN_MODULE = "harness.train"
+TRAIN_MODULE, EXPORT_MODULE = "harness.train", "harness.export"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,13 +74,27 @@ def check(arguments: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"train": train, "launch": launch, "check": check}
+def verify(arguments: list[str]) -> int:
+    """read every byte of a run's checkpoints and say which are whole"""
+    parser = _Parser(prog="harness verify", description=verify.__doc__, allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run directory, such as runs/mnist-cnn")
+    for line in checkpoint_lines(parser.parse_args(arguments).run):
+        print(line, flush=True)
+    return 0
+
+
+def export(arguments: list[str]) -> int:
+    """take the network out of a run, as model.safetensors and config.json"""
+    os.execv(sys.executable, [sys.executable, "-m", EXPORT_MODULE, *arguments])
+
+
+COMMANDS = {"train": train, "launch": launch, "check": check, "verify": verify, "export": export}
 
 
 def help_text() -> str:
     """Return what `harness --help` prints."""
     lines = [f"  {name:8}{command.__doc__}" for name, command in COMMANDS.items()]
-    usage = "usage: harness COMMAND CONFIG [key=value ...]       (harness COMMAND --help says more)"
+    usage = "usage: harness COMMAND CONFIG|RUN [key=value ...]       (harness COMMAND --help says more)"
     return "\n".join([usage, "", *lines])
 
 

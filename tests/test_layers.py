@@ -14,6 +14,8 @@ LAYERS = {
     0: ("harness/__init__.py", "harness/errors.py", "harness/files.py", "harness/process.py"),
     1: (
         "harness/config/",
+        "harness/checkpoint/directory.py",
+        "harness/checkpoint/manifest.py",
         "harness/agenda.py",
         "harness/run_directory.py",
         "harness/schedule.py",
@@ -26,7 +28,7 @@ LAYERS = {
     # Which rank brought a NaN is a question to every rank, so this diagnosis stands above the seam.
     4: ("harness/checkpoint/", "harness/observers/", "harness/diagnostics/nonfinite.py"),
     5: ("harness/loop.py", "harness/interval.py", "harness/resume.py", "harness/run.py"),
-    6: ("harness/train.py", "harness/assemble.py", "harness/agent.py", "harness/report/"),
+    6: ("harness/train.py", "harness/assemble.py", "harness/agent.py", "harness/export.py", "harness/report/"),
     7: ("launch/",),
 }
 LAUNCH_LAYER, LAUNCH_MAY_USE = 7, (0, 1, 7)
@@ -36,9 +38,9 @@ LIBRARIES = {
     1: {"pydantic", "yaml"},
     2: {"torch", "numpy", "datasets", "transformers", "torchmetrics", "PIL", "mlxtend"},
     3: {"torch", "numpy", "accelerate", "deepspeed"},
-    4: {"torch", "numpy", "safetensors", "rich", "wandb"},
+    4: {"torch", "numpy", "safetensors", "xxhash", "rich", "wandb"},
     5: {"torch"},
-    6: {"torch", "numpy", "torchmetrics", "safetensors", "rich"},
+    6: {"torch", "numpy", "pydantic", "torchmetrics", "safetensors", "rich"},
     7: {"yaml"},
 }
 ONLY_FOR_TYPES = {1: {"torch"}}

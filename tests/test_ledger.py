@@ -117,7 +117,7 @@ def test_an_intervals_updates_are_in_the_file_when_it_is_settled(open_ledger: Op
     assert read_lines(tmp_path / "ledger.jsonl") == [{"step": 1}, {"step": 2}, {"step": 3}]
 
 
-def test_a_seal_waits_until_the_disk_has_what_was_told(
+def test_a_sync_waits_until_the_disk_has_what_was_sealed(
     open_ledger: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_disk = []
@@ -125,7 +125,10 @@ def test_a_seal_waits_until_the_disk_has_what_was_told(
     ledger = open_ledger()
     ledger.on_update({"step": 1})
     assert on_disk == []
-    assert [ledger.seal()] == on_disk
+    sealed = ledger.seal()
+    assert on_disk == []
+    ledger.sync()
+    assert on_disk == [sealed]
 
 
 # ---------------------------------------------------------------- picked up again
@@ -189,21 +192,55 @@ def room_for(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize(
-    "tell",
-    [
-        lambda ledger: ledger.on_settled(),
-        lambda ledger: ledger.on_evaluation({"step": 1}, BEST),
-        lambda ledger: ledger.seal(),
-        lambda ledger: ledger.on_event({"event": "saved", "text": "x" * 200}),
-    ],
-    ids=["settled", "evaluation", "seal", "event"],
-)
-def test_a_full_disk_is_a_storage_error(tell: Callable[[Ledger], Any], open_ledger: Open) -> None:
+def test_lines_that_a_full_disk_refuses_are_written_when_there_is_room(open_ledger: Open, tmp_path: Path) -> None:
+    told: list[dict[str, Any]] = [{"step": step, "text": "x" * 60} for step in range(6)]
     ledger = open_ledger()
-    ledger.on_update({"loss": 0.1, "text": "x" * 200})
-    with room_for(100), pytest.raises(StorageError, match="File too large"):
-        tell(ledger)
+    for line in told[:2]:
+        ledger.on_update(line)
+    ledger.seal()
+    with room_for(200):  # in the middle of the third line
+        for line in told[2:4]:
+            ledger.on_update(line)
+            ledger.on_event({"event": "notice", "text": "x" * 300})
+            ledger.on_settled()
+    assert (tmp_path / "ledger.jsonl").stat().st_size == 200
+    for line in told[4:]:
+        ledger.on_update(line)
+    ledger.seal()
+    ledger.close()
+    assert read_lines(tmp_path / "ledger.jsonl") == told
+    assert len(read_lines(tmp_path / "events.jsonl")) == 2
+
+
+def test_a_checkpoint_cannot_refer_to_lines_that_the_disk_refused(open_ledger: Open) -> None:
+    ledger = open_ledger()
+    ledger.on_update({"text": "x" * 200})
+    with room_for(100):
+        length = ledger.seal()
+        with pytest.raises(StorageError, match="File too large"):
+            ledger.sync()
+    assert length > 200
+    assert ledger.seal() == length
+    ledger.on_settled()
+    ledger.sync()
+
+
+def test_a_ledger_that_was_deleted_under_the_run_cannot_be_referred_to(open_ledger: Open, tmp_path: Path) -> None:
+    ledger = open_ledger()
+    ledger.on_update({"step": 1})
+    ledger.seal()
+    (tmp_path / "ledger.jsonl").unlink()
+    with pytest.raises(StorageError, match="it was deleted"):
+        ledger.sync()
+
+
+def test_closing_a_ledger_that_still_holds_lines_is_a_storage_error(open_ledger: Open) -> None:
+    ledger = open_ledger()
+    ledger.on_update({"text": "x" * 200})
+    with room_for(100):
+        ledger.seal()
+        with pytest.raises(StorageError, match="File too large"):
+            ledger.close()
 
 
 def test_a_ledger_that_cannot_be_opened_is_a_storage_error(open_ledger: Open, tmp_path: Path) -> None:

@@ -1,13 +1,14 @@
-"""Saving, finding and keeping checkpoints. Every rank calls; rank zero publishes.
+"""Saving beside the training, and restoring what was verified. Every rank calls everything; rank zero publishes.
 
-A save is written to `.tmp-step-N-NONCE/`, synced, and renamed: whoever looks sees all of it or nothing.
+A save goes through two phases, each in a thread: every rank writes its share, then rank zero publishes the whole. The
+ranks agree that a phase is over where they vote anyway (`vote`, `advance`), so no thread takes part in a collective.
 """
 
-import os
-import re
 import shutil
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,23 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from harness.checkpoint import format, rng
+from harness.checkpoint import rng
+from harness.checkpoint.directory import CheckpointDirectory
+from harness.checkpoint.manifest import (
+    TRAINER,
+    FileEntry,
+    Manifest,
+    checkpoint_problems,
+    read_manifest,
+    read_trainer,
+    tensor_file,
+)
+from harness.checkpoint.snapshot import Snapshot
+from harness.checkpoint.tensors import SavedState, tensor_digest, write_tensors
+from harness.config.run import Checkpoint
 from harness.errors import CheckpointError, StorageError
-from harness.files import json_bytes, replace_durably, storage_errors, sync_directory
+from harness.files import json_bytes, storage_errors, write_durably
 from harness.strategy.base import Strategy
-
-_STEP = re.compile(r"step-(\d{8,})")
 
 
 @dataclass(frozen=True)
@@ -28,92 +40,191 @@ class Loaded:
     """A verified checkpoint."""
 
     directory: Path
-    step: int
+    manifest: Manifest
     trainer: Mapping[str, Any]
-    files: frozenset[str]
-    """The names that its COMMIT.json lists; nothing else in the directory is read."""
     rejected: list[str]
     """Newer checkpoints that could not be used, each with the reason."""
 
+    @property
+    def step(self) -> int:
+        """Applied updates when it was saved."""
+        return self.manifest.step
+
+
+@dataclass(frozen=True)
+class SaveResult:
+    """How a save ended; the same on every rank."""
+
+    directory: Path
+    step: int
+    is_best: bool
+    problem: StorageError | None
+    """Why there is no new checkpoint; older ones are untouched, and nothing half-written stays."""
+    blocked_seconds: float
+    """For which training waited, on this rank."""
+    seconds: float
+    """From the beginning until the ranks agreed on its end."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one rank wrote."""
+
+    files: list[FileEntry]
+    tensors: dict[str, str]
+
+
+@dataclass
+class _Save:
+    """A save in flight."""
+
+    step: int
+    is_best: bool
+    temporary: Path
+    writing: "Future[Written | None]"
+    began: float
+    blocked_seconds: float
+    publishing: "Future[None] | None" = None
+    problem: StorageError | None = None
+
+    @property
+    def phase(self) -> "Future[Any]":
+        return self.publishing or self.writing
+
 
 class CheckpointStore:
-    """The `checkpoints/` directory of a run."""
+    """Saves and restores a run; at most one save is in flight."""
 
-    def __init__(self, directory: Path, strategy: Strategy, *, keep_last: int) -> None:
-        self.directory = directory
-        self._strategy = strategy
-        self._keep_last = keep_last
+    def __init__(self, directory: Path, strategy: Strategy, config: Checkpoint) -> None:
+        self.directory = CheckpointDirectory(directory)
+        self._strategy, self._config = strategy, config
+        self._snapshot = Snapshot()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._save: _Save | None = None
+        self._newest_step: int | None = None
+        self._source: Path | None = None
+        """What this launch resumed from; it is never deleted."""
 
     # -------------------------------------------------------- save
 
-    def save(self, step: int, trainer: Mapping[str, Any], *, is_best: bool) -> Path:
-        """Write the whole state of the run as `step-N`, unless it is there; then it may become the best. Collective.
+    def begin(
+        self, step: int, trainer: Mapping[str, Any], *, is_best: bool, also_sync: Callable[[], None] = lambda: None
+    ) -> None:
+        """Copy the state of the run; writing it as `step-N` goes on beside the training. Collective.
+
+        The step of the newest checkpoint is not written again; it may become the best.
+
+        Args:
+            trainer: JSON values; they are encoded here.
+            also_sync: makes durable what the checkpoint refers to; called in the thread.
+        """
+        assert self._save is None, "a save is in flight; finish() it first"
+        began = time.perf_counter()
+        temporary = self.directory.temporary(step, self._strategy.broadcast(uuid.uuid4().hex[:8]))
+        writing: Future[Written | None]
+        if step == self._newest_step:
+            writing = self._thread.submit(lambda: None)
+        else:
+            self._strategy.share_buffers()
+            share = self._snapshot.take(self._strategy)
+            arguments = (temporary, share, rng.capture(), json_bytes(trainer), also_sync)
+            writing = self._thread.submit(self._write, *arguments)
+        self._save = _Save(step, is_best, temporary, writing, began, time.perf_counter() - began)
+
+    def vote(self) -> bool:
+        """Whether this rank has done its part of the present phase; reads a flag."""
+        return self._save is None or self._save.phase.done()
+
+    def advance(self) -> SaveResult | None:
+        """Enter the next phase, after every rank voted that it may; return how the save ended, if it did. Collective.
+
+        Without a save in flight this is free.
+        """
+        save, strategy = self._save, self._strategy
+        if save is None:
+            return None
+        began = time.perf_counter()
+        written: Written | None = None
+        try:
+            with strategy.together("saving"):
+                written = save.phase.result()
+        except StorageError as problem:
+            save.problem = save.problem or problem
+        if save.publishing is None:
+            parts = strategy.gather_objects(written)
+            save.publishing = self._thread.submit(self._publish, save, [part for part in parts if part])
+            save.blocked_seconds += time.perf_counter() - began
+            return None
+        self._save = None
+        if save.problem is None:
+            self._newest_step = save.step
+        blocked, seconds = save.blocked_seconds, time.perf_counter() - save.began
+        return SaveResult(self.directory.step(save.step), save.step, save.is_best, save.problem, blocked, seconds)
+
+    def check_room(self, num_bytes: int) -> None:
+        """Refuse to start where not even one checkpoint of this size would fit. Collective.
 
         Raises:
-            StorageError: on every rank; nothing half-written stays, older checkpoints are untouched.
+            StorageError: says how much is wanted.
         """
-        strategy = self._strategy
-        strategy.share_buffers()
-        final = self.directory / f"step-{step:08d}"
-        if strategy.broadcast(final.exists()):
-            with strategy.together("saving"), storage_errors("point to", final):
-                if strategy.rank == 0:
-                    self._point(final, step=step, is_best=is_best)
-            return final
-        temporary = self.directory / f".tmp-{final.name}-{strategy.broadcast(uuid.uuid4().hex[:8])}"
-        with strategy.together("saving"), storage_errors("create", temporary):
-            if strategy.rank == 0:
-                temporary.mkdir(parents=True)
-        # Collective: every rank takes part in gathering what only rank zero writes.
-        state = {key: tensor.detach().cpu() for key, tensor in strategy.state() if strategy.rank == 0}
-        try:
-            with strategy.together("saving"), storage_errors("write", temporary):
-                written = self._write(temporary, state, trainer)
-            files = [entry for entries in strategy.gather_objects(written) for entry in entries]
-            with strategy.together("saving"), storage_errors("publish", final):
-                if strategy.rank == 0:
-                    self._publish(temporary, final, files, step=step, is_best=is_best)
-        except StorageError:
-            if strategy.rank == 0:
-                shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        return final
+        with self._strategy.together("looking for room"), storage_errors("look at", self.directory.path):
+            if self._strategy.rank == 0:
+                self.directory.check_room(num_bytes)
+
+    def finish(self) -> SaveResult | None:
+        """Wait for the save in flight; return how it ended, None if there was none. Collective."""
+        result = None
+        while self._save is not None:
+            began = time.perf_counter()
+            wait([self._save.phase])
+            self._save.blocked_seconds += time.perf_counter() - began
+            result = self.advance()
+        return result
+
+    def close(self) -> None:
+        """Wait for what this rank's thread is doing; a save that the ranks did not agree on is not published."""
+        self._thread.shutdown()
 
     def _write(
-        self, directory: Path, state: Mapping[str, Tensor], trainer: Mapping[str, Any]
-    ) -> list[format.FileEntry]:
-        rank = self._strategy.rank
-        written = [format.write_tensors(directory / format.rng_file(rank), rng.capture())]
-        if rank == 0:
-            for prefix, name in (("model/", format.MODEL), ("optim/", format.OPTIM)):
-                part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-                written.append(format.write_tensors(directory / name, part))
-            written.append(format.write_file(directory / format.TRAINER, json_bytes(trainer)))
-        return written
+        self,
+        temporary: Path,
+        share: Mapping[str, Tensor],
+        random_state: Mapping[str, Tensor],
+        trainer: bytes,
+        also_sync: Callable[[], None],
+    ) -> Written:
+        rank, files = self._strategy.rank, []
+        with storage_errors("write", temporary):
+            temporary.mkdir(exist_ok=True)
+            for kind in ("model", "optim"):
+                part = {name: share[key] for key in share if (name := key.removeprefix(f"{kind}/")) != key}
+                if part or rank == 0:
+                    files.append(write_tensors(temporary / tensor_file(kind, rank), part))
+            files.append(write_tensors(temporary / tensor_file("rng", rank), random_state))
+            if rank == 0:
+                also_sync()
+                files.append(FileEntry(TRAINER, *write_durably(temporary / TRAINER, [trainer])))
+        return Written(files, {key: tensor_digest(tensor) for key, tensor in share.items()})
 
-    def _publish(
-        self, temporary: Path, final: Path, files: list[format.FileEntry], *, step: int, is_best: bool
-    ) -> None:
-        format.write_commit(temporary, files, step=step)
-        sync_directory(temporary)
-        os.rename(temporary, final)
-        sync_directory(self.directory)
-        self._point(final, step=step, is_best=is_best)
-        self._retire()
-
-    def _point(self, final: Path, *, step: int, is_best: bool) -> None:
-        for name in ("LATEST", "BEST") if is_best else ("LATEST",):
-            replace_durably(self.directory / name, json_bytes({"directory": final.name, "step": step}))
-
-    def _retire(self) -> None:
-        """Delete all but the newest and the best, each by renaming it first."""
-        steps = self._steps()
-        best = self.best()
-        for directory in steps[self._keep_last :]:
-            if directory.name != best:
-                trash = directory.with_name(f".trash-{directory.name}")
-                os.rename(directory, trash)
-                shutil.rmtree(trash)
+    def _publish(self, save: _Save, parts: list[Written]) -> None:
+        """Publish what all ranks wrote, on rank zero; without any, the step is there and may become the best."""
+        if self._strategy.rank != 0:
+            return
+        try:
+            if save.problem is None:
+                with storage_errors("publish", self.directory.step(save.step)):
+                    if parts:
+                        files = [entry for part in parts for entry in part.files]
+                        tensors = {key: digest for part in parts for key, digest in part.tensors.items()}
+                        self.directory.publish(save.temporary, Manifest(save.step, tuple(files), tensors))
+                    self.directory.point(save.step, is_best=save.is_best)
+                    keep = self._config
+                    self.directory.retire(
+                        keep_last=keep.keep_last, keep_every_steps=keep.keep_every_steps, keep=self._source
+                    )
+        finally:
+            # What a broken disk does not let us delete is swept away at the next start.
+            shutil.rmtree(save.temporary, ignore_errors=True)
 
     # -------------------------------------------------------- load
 
@@ -125,103 +236,88 @@ class CheckpointStore:
         Raises:
             CheckpointError: there are checkpoints, none can be used.
         """
-        strategy = self._strategy
-        with strategy.together("looking for checkpoints"), storage_errors("clean", self.directory):
+        strategy, names = self._strategy, []
+        with strategy.together("looking for checkpoints"), storage_errors("clean", self.directory.path):
             if strategy.rank == 0:
-                self._sweep()
-        names = strategy.broadcast([path.name for path in self._steps()])
-        in_quarantine = strategy.broadcast(len(list(self.directory.glob("quarantine/*"))))
+                self.directory.prepare()
+                names = [path.name for path in self.directory.steps()]
         rejected: list[str] = []
-        for name in names:
-            directory = self.directory / name
-            problems = [p for problems in strategy.gather_objects(self._problems(directory)) for p in problems]
+        for name in strategy.broadcast(names):
+            directory = self.directory.path / name
+            with strategy.together("verifying a checkpoint"):
+                mine = checkpoint_problems(directory, share=slice(strategy.rank, None, strategy.world_size))
+            problems = [problem for problems in strategy.gather_objects(mine) for problem in problems]
             if not problems:
-                trainer = format.read_json(directory / format.TRAINER)
-                files = frozenset(entry.name for entry in format.read_commit(directory))
-                if rejected:
-                    with strategy.together("looking for checkpoints"), storage_errors("write in", self.directory):
-                        if strategy.rank == 0:
-                            self._mend_pointers(directory, step=int(trainer["step"]))
-                return Loaded(directory, int(trainer["step"]), trainer, files, rejected)
+                return self._found(directory, rejected)
             rejected.append(f"{name}: {problems[0]}")
             with strategy.together("setting a broken checkpoint aside"), storage_errors("move", directory):
                 if strategy.rank == 0:
-                    self._quarantine(directory)
-        if rejected or in_quarantine:
+                    self.directory.quarantine(directory)
+        in_quarantine = strategy.broadcast(self.directory.num_in_quarantine())
+        if in_quarantine:
             reasons = "".join(f"\n  {reason}" for reason in rejected)
             raise CheckpointError(
-                f"none of the {len(rejected) or in_quarantine} checkpoints in {self.directory} can be used; they are "
-                f"in quarantine/ now{reasons}\nPut a good copy back as {self.directory}/step-N, or start afresh under "
-                "another run.name"
+                f"none of the {in_quarantine} checkpoints in {self.directory.path} can be used; they are in "
+                f"quarantine/ now{reasons}\nPut a good copy back as {self.directory.path}/step-N, or start afresh "
+                "under another run.name"
             )
         return None
+
+    def _found(self, directory: Path, rejected: list[str]) -> Loaded:
+        loaded = Loaded(directory, read_manifest(directory), read_trainer(directory), rejected)
+        with self._strategy.together("looking for checkpoints"), storage_errors("write in", directory.parent):
+            if self._strategy.rank == 0 and rejected:
+                self.directory.mend_pointers(directory)
+        self._source, self._newest_step = directory, loaded.step
+        return loaded
 
     def restore(self, loaded: Loaded) -> None:
         """Put weights, optimizer and random state of a verified checkpoint into this rank. Collective.
 
         Raises:
-            CheckpointError: its tensors are not those of this model.
+            CheckpointError: its tensors are not those of this model, or do not read back from it as they were saved.
         """
         strategy = self._strategy
+        saved = SavedState(loaded.directory, loaded.manifest)
         with strategy.together("loading a checkpoint"):
-            saved = format.SavedState(loaded.directory)
             self._check_shapes(saved, loaded.directory)
-            strategy.restore(saved)
-            own = format.rng_file(strategy.rank)
-            if own in loaded.files:  # ranks that the run did not have before keep their fresh random state
-                rng.restore(safetensors.torch.load_file(loaded.directory / own))
+        strategy.restore(saved)
+        self._check_restored(saved, loaded)
+        own = tensor_file("rng", strategy.rank)
+        if own in loaded.manifest.names("rng"):  # at another world size, ranks beyond the old ones keep their seed
+            rng.restore(safetensors.torch.load_file(loaded.directory / own))
 
-    def best(self) -> str:
-        """Return the name of the best checkpoint, or "" if none is named; BEST is a hint and may be broken."""
-        try:
-            name = str(format.read_json(self.directory / "BEST")["directory"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return ""
-        return name if _STEP.fullmatch(name) and (self.directory / name).is_dir() else ""
-
-    def _check_shapes(self, saved: format.SavedState, directory: Path) -> None:
+    def _check_shapes(self, saved: SavedState, directory: Path) -> None:
         wanted = {name: list(shape) for name, shape in self._strategy.model_shapes().items()}
-        found = saved.shapes("model")
-        if found == wanted:
-            return
-        differ = [name for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name)]
-        lines = [f"  {name}: saved {found.get(name, 'none')}, wanted {wanted.get(name, 'none')}" for name in differ]
-        raise CheckpointError(
-            f"{directory} was made by another model; {len(differ)} tensors differ:\n" + "\n".join(lines[:8]) + "\n"
-            "Use the config it was made with (config.yaml in the run directory), or another run.name"
-        )
+        found = saved.kinds["model"].shapes()
+        different = [
+            f"{name}: saved {found.get(name, 'none')}, wanted {wanted.get(name, 'none')}"
+            for name in sorted(wanted.keys() | found.keys())
+            if wanted.get(name) != found.get(name)
+        ]
+        if different:
+            raise CheckpointError(
+                f"{directory} was made by another model; {len(different)} tensors differ, such as "
+                f"{'; '.join(different[:5])}. Set model.* as it was then, or give this run another run.name"
+            )
 
-    def _problems(self, directory: Path) -> list[str]:
-        """Verify this rank's share of the files."""
-        try:
-            files = format.read_commit(directory)
-            share = files[self._strategy.rank :: self._strategy.world_size]
-            return [problem for entry in share if (problem := format.file_problem(directory, entry))]
-        except (ValueError, OSError) as error:  # OSError: the disk cannot read it
-            return [str(error)]
-
-    def _quarantine(self, directory: Path) -> None:
-        aside = self.directory / "quarantine"
-        aside.mkdir(exist_ok=True)
-        os.rename(directory, aside / f"{directory.name}-{uuid.uuid4().hex[:8]}")
-
-    def _mend_pointers(self, newest: Path, *, step: int) -> None:
-        """Have LATEST name the newest good checkpoint, and BEST nothing that was set aside."""
-        self._point(newest, step=step, is_best=False)
-        if not self.best():
-            (self.directory / "BEST").unlink(missing_ok=True)
-
-    def _sweep(self) -> None:
-        """Remove what dead saves left behind."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        for pattern in (".tmp-*", ".trash-*"):
-            for leftover in self.directory.glob(pattern):
-                shutil.rmtree(leftover)
-        for pattern in (".LATEST.tmp-*", ".BEST.tmp-*"):
-            for leftover in self.directory.glob(pattern):
-                leftover.unlink()
-
-    def _steps(self) -> list[Path]:
-        """Return the published checkpoints, newest first."""
-        found = [path for path in self.directory.iterdir() if _STEP.fullmatch(path.name) and path.is_dir()]
-        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+    def _check_restored(self, saved: SavedState, loaded: Loaded) -> None:
+        """Compare what the strategy holds now with the digests of the manifest, each rank its share of the tensors."""
+        strategy, wanted = self._strategy, dict(loaded.manifest.tensors)
+        different = []
+        for index, (key, tensor) in enumerate(strategy.state()):
+            digest = wanted.pop(key, None)
+            if digest is None or index % strategy.world_size != strategy.rank:
+                continue  # without a digest: state of an optimizer that had none then
+            if saved[key].dtype != tensor.dtype:  # the run goes on in another precision
+                digest = tensor_digest(saved[key].to(tensor.dtype))
+            if tensor_digest(tensor) != digest:
+                different.append(key)
+        different += wanted  # never taken up
+        with strategy.together("comparing the state with the checkpoint"):
+            if different:
+                raise CheckpointError(
+                    f"{len(different)} tensors are not what {loaded.directory} holds after loading it, such as "
+                    f"{different[0]}. That is a bug of the harness: report it, and resume with the strategy and number "
+                    f"of ranks that saved ({loaded.trainer.get('strategy')} on {loaded.trainer.get('world_size')})"
+                )

@@ -63,6 +63,12 @@ class Checkpoint(Section):
 
     every_steps: PositiveInt | None = None
     keep_last: PositiveInt = 2
+    keep_every_steps: PositiveInt | None = None
+    """Saves whose step is a multiple of this are kept for good."""
+    asynchronous: bool = True
+    """Training waits only for a copy of the state in memory; it is written meanwhile."""
+    max_failed_saves: PositiveInt = 3
+    """Give up (exit 5) after this many saves in a row could not be written."""
 
 
 class Tracking(Section):

@@ -29,8 +29,11 @@ class Observer:
         """Hear how the run ended."""
 
     def seal(self) -> int:
-        """Make what was heard durable; the ledger returns its length in bytes."""
+        """Close what was heard so far; the ledger returns its length in bytes."""
         return 0
+
+    def sync(self) -> None:
+        """Make durable what was sealed, or raise StorageError; called from another thread."""
 
     def close(self) -> None:
         """Let go of files and of the terminal; also called when the run failed."""
@@ -69,8 +72,13 @@ class Observers:
             member.on_end(result)
 
     def seal(self) -> int:
-        """Make everything durable and return the ledger's length in bytes; 0 on ranks without one."""
+        """Return the length in bytes that the ledger has once all that was told is in it; 0 on ranks without one."""
         return sum(member.seal() for member in self.members)
+
+    def sync(self) -> None:
+        """Make durable what was sealed, or raise StorageError; may be called from another thread."""
+        for member in self.members:
+            member.sync()
 
     def close(self) -> None:
         """Let go of files and of the terminal."""

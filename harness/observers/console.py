@@ -85,6 +85,11 @@ class Console(Observer):
             )
         elif line["event"] == "saved":
             self._saved = line["directory"]
+        elif line["event"] == "save failed":
+            self._print(
+                f"the save at update {line['step']:,} failed (at {line['limit']} in a row the run gives up, this is "
+                f"number {line['in_a_row']}): {line['reason']}"
+            )
         elif line["event"] == "notice":
             self._print(line["text"])
 

@@ -3,11 +3,11 @@
 Lines are JSON objects. Floats read back to the same bits; NaN and infinities, which JSON does not have, are null.
 """
 
+import errno
 import json
 import math
 import os
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ _encoder = json.JSONEncoder(allow_nan=False)
 class Ledger(Observer):
     """Writes both files; the ledger is cut back to `keep_bytes`, where the checkpoint that is resumed from left it.
 
+    What the disk does not take is kept and tried again with the next lines, so that a full disk stops no training; a
+    checkpoint that refers to such lines cannot be made (`sync`).
+
     Raises:
         StorageError: the ledger is shorter than that, so lines were lost.
     """
@@ -34,12 +37,10 @@ class Ledger(Observer):
                 f"{path} has {found:,} bytes, the checkpoint was made when it had {keep_bytes:,}: somebody cut it. "
                 "Put the whole file back, or start afresh under another run.name"
             )
-        self._writing = partial(storage_errors, "write", path)
-        with self._writing():
-            self._ledger = path.open("ab")
-            self._ledger.truncate(keep_bytes)
-            self._ledger.seek(0, os.SEEK_END)
-            self._events = (directory / "events.jsonl").open("ab")
+        with storage_errors("write", path):
+            self._ledger = _Appender(path, keep_bytes=keep_bytes)
+        with storage_errors("write", directory / "events.jsonl"):
+            self._events = _Appender(directory / "events.jsonl")
         self._lines: list[Line] = []
 
     def on_update(self, line: Line) -> None:
@@ -47,29 +48,84 @@ class Ledger(Observer):
 
     def on_settled(self) -> None:
         lines, self._lines = self._lines, []
-        with self._writing():
-            self._ledger.write(b"".join(map(encode, lines)))
-            self._ledger.flush()
+        self._ledger.append(b"".join(map(encode, lines)))
 
     def on_evaluation(self, line: Line, best: Patience) -> None:
         self._lines.append(line)
         self.on_settled()
 
     def on_event(self, line: Line) -> None:
-        with self._writing():
-            self._events.write(encode({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **line}))
-            self._events.flush()
+        self._events.append(encode({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **line}))
 
     def seal(self) -> int:
         self.on_settled()
-        with self._writing():
-            os.fsync(self._ledger.fileno())
-            return self._ledger.tell()
+        self._sealed = self._ledger.length
+        return self._sealed
+
+    def sync(self) -> None:
+        self._ledger.sync(self._sealed)
 
     def close(self) -> None:
-        with self._writing():
+        try:
             self._ledger.close()
+        finally:
             self._events.close()
+
+
+class _Appender:
+    """A file that only grows. What the disk refuses stays here and is tried again before the next lines."""
+
+    def __init__(self, path: Path, *, keep_bytes: int | None = None) -> None:
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+        if keep_bytes is not None:
+            self._file.truncate(keep_bytes)
+        self._written = self._file.seek(0, os.SEEK_END)
+        self._pending = b""
+        self._problem: OSError | None = None
+
+    @property
+    def length(self) -> int:
+        """Bytes of the file once everything is in it."""
+        return self._written + len(self._pending)
+
+    def append(self, content: bytes) -> None:
+        """Write what is pending and `content`, as much of it as the disk takes."""
+        self._pending += content
+        try:
+            while self._pending:
+                count = os.write(self._file.fileno(), self._pending)
+                self._written += count
+                self._pending = self._pending[count:]
+            self._problem = None
+        except OSError as error:
+            self._problem = error  # the next save fails with it
+
+    def sync(self, length: int) -> None:
+        """Wait until the disk has the first `length` bytes.
+
+        Raises:
+            StorageError: it did not take them, or the file is no longer in its directory.
+        """
+        with storage_errors("write", self._path):
+            if self._written < length and self._problem:
+                raise self._problem
+            os.fsync(self._file.fileno())
+            if os.fstat(self._file.fileno()).st_nlink == 0:
+                raise FileNotFoundError(errno.ENOENT, "it was deleted while the run wrote to it")
+
+    def close(self) -> None:
+        """Close the file.
+
+        Raises:
+            StorageError: lines are lost.
+        """
+        self.append(b"")
+        problem, self._problem, self._pending = self._problem, None, b""
+        with storage_errors("write", self._path):
+            self._file.close()
+            if problem:
+                raise problem
 
 
 def encode(line: Line) -> bytes:

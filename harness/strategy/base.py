@@ -15,6 +15,8 @@ from harness.state import GradNorm
 
 # torch.nn.utils.clip_grad_norm_ and DeepSpeed both add this to the norm they divide by.
 CLIP_EPSILON = 1e-6
+SETTINGS = ("weight_decay", "betas", "eps", "momentum", "nesterov")
+"""What a parameter group of torch's optimizers may set, besides its rate."""
 
 
 class Ranks:
@@ -88,6 +90,8 @@ class Strategy(Ranks, ABC):
     """The type that matrix products are computed in, where it is not that of the weights."""
     parameter_names: list[str]
     """Trainable parameters, in the order of every list of gradients or norms."""
+    optimizer: torch.optim.Optimizer
+    """The one of torch that makes the update, of whole parameters or of partitions of them."""
 
     # -------------------------------------------------------- one update
 
@@ -144,11 +148,34 @@ class Strategy(Ranks, ABC):
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take up what `state` of any strategy at any world size has yielded. Collective."""
 
+    @abstractmethod
+    def group_indices(self) -> list[int]:
+        """Return the parameter group of each of `parameter_names`."""
+
+    def optimizer_settings(self) -> list[dict[str, Any]]:
+        """Return the settings of each parameter group, but its rate, and the names of its parameters; JSON values."""
+        names: dict[int, list[str]] = {}
+        for name, group in zip(self.parameter_names, self.group_indices(), strict=True):
+            names.setdefault(group, []).append(name)
+        groups = self.optimizer.param_groups
+        return [
+            {**{key: groups[index][key] for key in SETTINGS if key in groups[index]}, "parameters": names[index]}
+            for index in sorted(names)
+        ]
+
     @property
     def num_parameters(self) -> int:
         """Elements of all parameters, whole, tied ones once."""
         shapes, names = self.model_shapes(), dict(self.module.named_parameters())
         return sum(prod(shape) for name, shape in shapes.items() if name in names)
+
+    def state_bytes(self, *, moments_per_parameter: int) -> int:
+        """Return about how many bytes `state` yields once the optimizer has its moments."""
+        shapes = self.model_shapes()
+        num_elements = sum(prod(shape) for shape in shapes.values())
+        num_trained = sum(prod(shapes[name]) for name in self.parameter_names if name in shapes)
+        element_size = next(self.module.parameters()).element_size()
+        return (num_elements + moments_per_parameter * num_trained) * element_size
 
     def model_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the whole shape of every tensor that `state` yields as `model/NAME`."""

@@ -93,6 +93,14 @@ class DdpStrategy(Strategy):
             case _:
                 return torch.ones_like(norm)
 
+    def group_indices(self) -> list[int]:
+        group_of = {
+            id(parameter): index
+            for index, group in enumerate(self.optimizer.param_groups)
+            for parameter in group["params"]
+        }
+        return [group_of[id(parameter)] for parameter in self._parameters]
+
     def state(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in model_tensors(self.module):
             yield f"model/{name}", tensor

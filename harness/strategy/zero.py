@@ -13,7 +13,7 @@ from torch import Tensor
 from harness.config.training import Clip, NormClip, ValueClip
 from harness.state import GradNorm
 from harness.strategy.base import CLIP_EPSILON, Ranks, Strategy, model_tensors, moments_by_parameter
-from harness.strategy.zero_fragments import fragment_of, local_gradient, partitions, wait_for_offload
+from harness.strategy.zero_fragments import fragment_of, group_index, local_gradient, partitions, wait_for_offload
 
 
 class ZeroStrategy(Strategy):
@@ -102,6 +102,9 @@ class ZeroStrategy(Strategy):
 
     # -------------------------------------------------------- state by parameter name
 
+    def group_indices(self) -> list[int]:
+        return [group_index(p, self._engine.optimizer, stage=self._stage) for p in self._parameters]
+
     def state(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in model_tensors(self.module):
             with self._whole(tensor):
@@ -109,9 +112,10 @@ class ZeroStrategy(Strategy):
             yield f"model/{name}", whole
         flats = partitions(self._engine.optimizer, stage=self._stage)
         moments = self.optimizer.state.get(flats[0], {})
-        for name, parameter, fragment in zip(self.parameter_names, self._parameters, self._fragments, strict=True):
-            shape = self._shape(parameter)
-            owners = self.gather_objects((fragment.start, fragment.numel) if fragment else None)
+        places = self.gather_objects([(piece.start, piece.numel) if piece else None for piece in self._fragments])
+        owners_of = list(zip(*places, strict=True))  # of each parameter, the place of each rank's piece
+        for index, (name, parameter) in enumerate(zip(self.parameter_names, self._parameters, strict=True)):
+            shape, fragment = self._shape(parameter), self._fragments[index]
             for moment, value in moments.items():
                 if value is None:
                     continue
@@ -122,7 +126,7 @@ class ZeroStrategy(Strategy):
                 if fragment:
                     own = fragment.piece_of(self.optimizer.state[fragment.flat][moment])
                     whole.narrow(0, fragment.start, fragment.numel).copy_(own)
-                for owner, place in enumerate(owners):
+                for owner, place in enumerate(owners_of[index]):
                     if place:
                         dist.broadcast(whole.narrow(0, *place), src=owner)
                 yield f"optim/{name}/{moment}", whole.view(shape)

@@ -59,6 +59,13 @@ def local_gradient(parameter: nn.Parameter, fragment: Fragment, *, stage: int) -
     return mine
 
 
+def group_index(parameter: nn.Parameter, optimizer: Any, *, stage: int) -> int:
+    """Return the parameter group of a trainable parameter."""
+    groups = optimizer.bit16_groups if stage < 3 else optimizer.fp16_groups
+    index = next(index for index, group in enumerate(groups) if any(parameter is member for member in group))
+    return index if stage < 3 else int(optimizer.sub_group_to_group_id[index])
+
+
 def partitions(optimizer: Any, *, stage: int) -> list[Tensor]:
     """Return this rank's fp32 partitions, the keys of the inner optimizer's state."""
     groups = optimizer.single_partition_of_fp32_groups if stage < 3 else optimizer.fp32_partitioned_groups_flat

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.assemble import assemble
+from harness.checkpoint.store import CheckpointStore
 from harness.config import RunConfig
 from harness.config.run import Diagnostics, Tracking
 from harness.data.batches import Columns
@@ -230,6 +231,8 @@ def join(strategy: str = "ddp") -> Ranks:
 
 def assemble_spec(spec: Spec, directory: str = "/nowhere") -> Run:
     """Put the run of a spec together on this rank."""
+    if directory != "/nowhere":
+        (Path(directory) / "checkpoints").mkdir(parents=True, exist_ok=True)
     return assemble(spec.config, join(), spec.splits(), spec.model(), directory=Path(directory), signals=StopSignals())
 
 
@@ -290,6 +293,7 @@ def fit_spec(spec: Spec, directory: str, log_every_steps: int = 10, diagnostics_
     from harness.observers.ledger import Ledger
     from harness.state import TrainState
 
+    (Path(directory) / "checkpoints").mkdir(exist_ok=True)
     config = spec.config.model_copy(
         update={
             "tracking": Tracking(log_every_steps=log_every_steps),
@@ -443,12 +447,23 @@ def cost_of_updates(run: Run) -> dict[str, Any]:
     return result
 
 
+def save_now(store: CheckpointStore, step: int, *, is_best: bool = False) -> Path:
+    """Save and wait for it; raise why it failed."""
+    store.directory.path.mkdir(parents=True, exist_ok=True)
+    store.begin(step, {"step": step, "optimizer": store._strategy.optimizer_settings()}, is_best=is_best)
+    result = store.finish()
+    assert result is not None
+    if result.problem:
+        raise result.problem
+    return result.directory
+
+
 def save_after(spec: Spec, directory: str, updates: int) -> dict[str, Tensor]:
     """Train a few updates, save, and return the state that was saved."""
     run = assemble_spec(spec, directory)
     for position in range(updates):
         train_step(run, position, run.strategy.tensor(run.learning_rate(position + 1), dtype=torch.float64))
-    run.checkpoints.save(updates, {"step": updates}, is_best=False)
+    save_now(run.checkpoints, updates)
     return {key: tensor.detach().cpu().clone() for key, tensor in run.strategy.state()}
 
 
@@ -458,8 +473,7 @@ def load_and_save(spec: Spec, directory: str, other: str) -> dict[str, Tensor]:
     loaded = run.checkpoints.load()
     assert loaded is not None
     run.checkpoints.restore(loaded)
-    run.checkpoints.directory = Path(other) / "checkpoints"
-    run.checkpoints.save(loaded.step, {"step": loaded.step}, is_best=False)
+    save_now(CheckpointStore(Path(other) / "checkpoints", run.strategy, run.config.checkpoint), loaded.step)
     return {key: tensor.detach().cpu().clone() for key, tensor in run.strategy.state()}
 
 

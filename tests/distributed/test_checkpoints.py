@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from harness.checkpoint import format, rng
+from harness.checkpoint import manifest, rng
 from harness.checkpoint.store import CheckpointStore, Loaded
 from harness.config import RunConfig
+from harness.config.run import Checkpoint
 from harness.data.order import BatchPlan
 from harness.data.sources import DataSplits
 from harness.errors import CheckpointError, StorageError
@@ -32,7 +34,7 @@ from harness.state import TrainState
 from harness.strategy.base import Ranks, Strategy
 from harness.strategy.build import build_strategy
 from tests.distributed.ranks import run_ranks
-from tests.distributed.scenarios import Spec, assemble_spec
+from tests.distributed.scenarios import Spec, assemble_spec, save_now
 
 pytestmark = pytest.mark.slow
 
@@ -71,7 +73,7 @@ def train(run: Run, positions: range) -> None:
 
 
 def save(run: Run, step: int, *, is_best: bool = False) -> Path:
-    return run.checkpoints.save(step, {"step": step}, is_best=is_best)
+    return save_now(run.checkpoints, step, is_best=is_best)
 
 
 def names_in(directory: Path) -> set[str]:
@@ -218,8 +220,12 @@ def test_the_commit_lists_every_file_with_its_size_and_hash(saved: Path) -> None
         for path in sorted(directory.iterdir())
         if path.name != "COMMIT.json"
     ]
-    assert commit == {"schema": 1, "step": 20, "files": wanted}
-    names = ["model.safetensors", "optim.safetensors", "rng-00000.safetensors", "trainer.json"]
+    assert {key: commit[key] for key in ("schema", "step", "files")} == {"schema": 2, "step": 20, "files": wanted}
+    written = {
+        f"{kind}/{name}" for kind, file in (("model", MODEL), ("optim", OPTIM)) for name in load_file(directory / file)
+    }
+    assert set(commit["tensors"]) == written
+    names = [MODEL, OPTIM, "rng-00000.safetensors", "trainer.json"]
     assert [entry["name"] for entry in wanted] == names
 
 
@@ -233,9 +239,9 @@ def test_every_rank_has_a_file_of_random_state(tmp_path: Path) -> None:
 @pytest.mark.parametrize("keep_last", [1, 2, 3])
 @pytest.mark.parametrize("best", [set(), {2}, {1, 5}])
 def test_the_newest_few_and_the_best_are_kept(keep_last: int, best: set[int], tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path, assemble_spec(SPEC).strategy, keep_last=keep_last)
+    store = CheckpointStore(tmp_path, assemble_spec(SPEC).strategy, Checkpoint(keep_last=keep_last))
     for step in range(1, 7):
-        store.save(step, {"step": step}, is_best=step in best)
+        save_now(store, step, is_best=step in best)
         newest_best = max((other for other in best if other <= step), default=None)
         kept = {other for other in range(1, step + 1) if other > step - keep_last or other == newest_best}
         directories = {f"step-{other:08d}" for other in kept}
@@ -249,7 +255,7 @@ def test_a_step_that_was_saved_can_be_saved_again_as_the_best(tmp_path: Path) ->
     run = assemble_spec(SPEC, str(tmp_path))
     save(run, 3)
     save(run, 3, is_best=True)
-    assert run.checkpoints.best() == "step-00000003"
+    assert run.checkpoints.directory.named_by("BEST") == "step-00000003"
     assert load_and_restore(run.checkpoints).step == 3
 
 
@@ -272,7 +278,7 @@ def test_the_best_evaluation_may_come_after_a_skipped_update_of_a_step_that_is_s
     run = assemble_spec(SkipSpec(), str(tmp_path))
     result = fit(run, TrainState())
     assert (result.reason, result.step) == ("budget", 3)
-    assert run.checkpoints.best() == "step-00000003"
+    assert run.checkpoints.directory.named_by("BEST") == "step-00000003"
 
 
 # ---------------------------------------------------------------- broken checkpoints
@@ -285,13 +291,27 @@ def set_commit(directory: Path, text: str | bytes) -> None:
 def edit_commit(directory: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     commit = pointer(directory, "COMMIT.json")
     edit(commit)
-    set_commit(directory, json.dumps(commit))
+    seal_commit(directory, commit)
+
+
+def seal_commit(directory: Path, commit: dict[str, Any]) -> None:
+    """Write a commit that nothing is wrong with but what it says."""
+    commit = {key: value for key, value in commit.items() if key != "sha256"}
+    digest = hashlib.sha256((json.dumps(commit, indent=1) + "\n").encode()).hexdigest()
+    set_commit(directory, json.dumps({**commit, "sha256": digest}, indent=1) + "\n")
 
 
 def flip_a_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0b100
     path.write_bytes(content)
+
+
+def swap_digit(path: Path) -> None:
+    """Change one digit of one digest."""
+    content = path.read_text()
+    place = content.index('"sha256": "') + len('"sha256": "')
+    path.write_text(content[:place] + ("1" if content[place] == "0" else "0") + content[place + 1 :])
 
 
 def replace_by_symlink(path: Path) -> None:
@@ -321,8 +341,8 @@ def renamed_from_another_step(directory: Path) -> None:
     shutil.copytree(directory.with_name("step-00000010"), directory)
 
 
-MODEL = "model.safetensors"
-FILES = [MODEL, "optim.safetensors", "rng-00000.safetensors", "trainer.json"]
+MODEL, OPTIM = "model-00000.safetensors", "optim-00000.safetensors"
+FILES = [MODEL, OPTIM, "rng-00000.safetensors", "trainer.json"]
 WAYS_TO_BREAK: dict[str, Callable[[Path], object]] = {
     **{f"a flipped bit in {name}": (lambda d, name=name: flip_a_bit(d / name)) for name in FILES},
     **{f"no {name}": (lambda d, name=name: (d / name).unlink()) for name in [*FILES, "COMMIT.json"]},
@@ -347,18 +367,22 @@ WAYS_TO_BREAK: dict[str, Callable[[Path], object]] = {
     "a hash that is a number": list_with(sha256=0),
     "an entry without a name": lambda d: edit_commit(d, lambda commit: commit["files"][0].pop("name")),
     "a needed file that is not listed": lambda d: edit_commit(d, lambda commit: commit["files"].pop(0)),
-    "another schema": lambda d: edit_commit(d, lambda commit: commit.update(schema=2)),
+    "a step that is text": lambda d: edit_commit(d, lambda commit: commit.update(step="20")),
+    "a tensor whose digest is a number": lambda d: edit_commit(d, lambda commit: commit.update(tensors={"a": 1})),
+    "no tensors": lambda d: edit_commit(d, lambda commit: commit.pop("tensors")),
+    "a digit of a commit that is another": lambda d: swap_digit(d / "COMMIT.json"),
+    "spaces at the end of a commit": lambda d: set_commit(d, (d / "COMMIT.json").read_bytes() + b" "),
     "a commit that is empty": lambda d: set_commit(d, ""),
     "a commit that is cut off": lambda d: set_commit(d, (d / "COMMIT.json").read_bytes()[:-3]),
     "a commit that is no text": lambda d: set_commit(d, b"\xff\x00\x80"),
     "a commit that is null": lambda d: set_commit(d, "null"),
     "a commit that is a list": lambda d: set_commit(d, "[1]"),
     "a commit that is text": lambda d: set_commit(d, '"files"'),
-    "a commit whose files are null": lambda d: set_commit(d, '{"schema": 1, "files": null}'),
-    "a commit whose files are text": lambda d: set_commit(d, '{"schema": 1, "files": "name"}'),
+    "a commit whose files are null": lambda d: seal_commit(d, {"schema": 2, "step": 20, "files": None}),
+    "a commit whose files are text": lambda d: seal_commit(d, {"schema": 2, "step": 20, "files": "name"}),
     "a commit nested deeply": lambda d: set_commit(d, "[" * 1_000_000),
     "a commit with a huge number": lambda d: set_commit(d, '{"schema": ' + "9" * 100_000 + "}"),
-    "a commit that is huge": lambda d: os.truncate(d / "COMMIT.json", format.MAX_JSON_BYTES + 1),
+    "a commit that is huge": lambda d: os.truncate(d / "COMMIT.json", manifest.MAX_JSON_BYTES + 1),
     "a commit that is a directory": lambda d: ((d / "COMMIT.json").unlink(), (d / "COMMIT.json").mkdir()),
 }
 
@@ -408,7 +432,7 @@ def test_good_checkpoints_are_all_accepted_and_the_newest_is_taken(world_size: i
 
 
 def test_a_commit_larger_than_any_is_not_even_read(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(format, "MAX_JSON_BYTES", 10_000)
+    monkeypatch.setattr(manifest, "MAX_JSON_BYTES", 10_000)
     commit = checkpoints / "step-00000020" / "COMMIT.json"
     set_commit(commit.parent, commit.read_bytes() + b" " * 10_000)  # still good JSON
     step, rejected = load(str(checkpoints.parent))
@@ -580,11 +604,11 @@ def outcomes(checkpoints: Path, error: BaseException) -> Iterator[tuple[int, Bas
     for at in range(1, 100):
         directory = checkpoints.with_name(f"copy-{at}")
         shutil.copytree(checkpoints, directory)
-        store, caught = CheckpointStore(directory, strategy, keep_last=2), None
+        store, caught = CheckpointStore(directory, strategy, Checkpoint(keep_last=2)), None
         with pytest.MonkeyPatch.context() as monkeypatch:
             disk = Disk(monkeypatch, at, error)
             try:
-                store.save(30, {"step": 30}, is_best=True)
+                save_now(store, 30, is_best=True)
             except BaseException as raised:
                 caught = raised
         if disk.calls < at:
@@ -623,11 +647,11 @@ def test_wherever_the_power_is_cut_the_next_start_finds_the_old_or_the_new_one_w
     steps = []
     for at, caught in outcomes(checkpoints, PowerCut()):
         assert isinstance(caught, PowerCut)
-        store = CheckpointStore(checkpoints.with_name(f"copy-{at}"), one_rank_strategy(), keep_last=2)
+        store = CheckpointStore(checkpoints.with_name(f"copy-{at}"), one_rank_strategy(), Checkpoint(keep_last=2))
         loaded = load_and_restore(store)
         assert loaded.rejected == []
         steps.append(loaded.step)
-        assert {name for name in names_in(store.directory) if name.startswith((".tmp-", ".trash-"))} == set()
+        assert {name for name in names_in(store.directory.path) if name.startswith((".tmp-", ".trash-"))} == set()
     # The rename is the 7th call; it is what publishes.
     assert steps == [20] * 7 + [30] * (len(steps) - 7)
 
@@ -658,6 +682,6 @@ def test_a_disk_that_is_full_for_one_rank_is_a_storage_error_on_all(full_on: int
 def test_a_best_that_cannot_be_read_names_nothing_and_stops_no_save(checkpoints: Path, content: str) -> None:
     (checkpoints / "BEST").write_text(content)
     run = assemble_spec(SPEC, str(checkpoints.parent))
-    assert run.checkpoints.best() == ""
+    assert run.checkpoints.directory.named_by("BEST") == ""
     save(run, 30)
     assert names_in(checkpoints) == {"step-00000020", "step-00000030", "LATEST", "BEST"}

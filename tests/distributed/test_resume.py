@@ -59,7 +59,7 @@ def history(directory: Path) -> list[dict[str, Any]]:
 
 
 def weights(directory: Path) -> bytes:
-    return (directory / f"checkpoints/step-{UPDATES:08d}/model.safetensors").read_bytes()
+    return (directory / f"checkpoints/step-{UPDATES:08d}/model-00000.safetensors").read_bytes()
 
 
 def start(world_size: int, *arguments: str) -> list[Any]:

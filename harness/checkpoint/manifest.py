@@ -1,0 +1,144 @@
+"""COMMIT.json: what a checkpoint consists of, and how to tell a whole one from a broken one. Needs no torch.
+
+step-00000040/
+  COMMIT.json              names, sizes and SHA-256 of the other files, a digest of every tensor; written last
+  trainer.json             counters, stopping, where the ledger stood, optimizer settings, versions
+  model-00000.safetensors  the parameters and buffers by name that rank 0 wrote
+  optim-00000.safetensors  NAME/MOMENT of trainable parameters that rank 0 wrote
+  rng-00000.safetensors    the random state of rank 0; one file a rank
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import CheckpointError
+from harness.files import json_bytes
+
+SCHEMA = 2
+COMMIT, TRAINER = "COMMIT.json", "trainer.json"
+MAX_JSON_BYTES = 64 * 2**20
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def tensor_file(kind: str, rank: int) -> str:
+    """Return the name of a file of tensors that a rank writes; `kind` is model, optim or rng."""
+    return f"{kind}-{rank:05d}.safetensors"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file as it was in memory when it was written."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What COMMIT.json says."""
+
+    step: int
+    files: tuple[FileEntry, ...]
+    tensors: Mapping[str, str]
+    """The digest of every tensor by its key, `model/NAME` or `optim/NAME/MOMENT`, whichever file it lies in."""
+
+    def names(self, kind: str) -> list[str]:
+        """Return the files of tensors of one kind, in order of rank."""
+        return sorted(entry.name for entry in self.files if entry.name.startswith(f"{kind}-"))
+
+    def to_bytes(self) -> bytes:
+        """Return the content of COMMIT.json; it ends in a digest of itself."""
+        files = [asdict(entry) for entry in sorted(self.files, key=lambda entry: entry.name)]
+        body = {"schema": SCHEMA, "step": self.step, "files": files, "tensors": dict(sorted(self.tensors.items()))}
+        return json_bytes(_sealed(body))
+
+
+def _sealed(body: dict[str, Any]) -> dict[str, Any]:
+    return {**body, "sha256": hashlib.sha256(json_bytes(body)).hexdigest()}
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Return what COMMIT.json of a checkpoint says.
+
+    Raises:
+        ValueError: it is broken, and how.
+        CheckpointError: it is whole, but another version of the harness wrote it.
+    """
+    path = directory / COMMIT
+    if directory.is_symlink() or path.is_symlink() or not path.is_file():
+        raise ValueError(f"has no {COMMIT}: the save was cut off")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{COMMIT} is larger than {MAX_JSON_BYTES:,} bytes")
+    content = path.read_bytes()
+    try:
+        commit = json.loads(content)
+        body = {key: value for key, value in commit.items() if key != "sha256"}
+        is_whole = json_bytes(_sealed(body)) == content
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{COMMIT} cannot be read: {error!r}") from error
+    if not is_whole:
+        raise ValueError(f"{COMMIT} is not what was written: its SHA-256 differs")
+    if body.get("schema") != SCHEMA:
+        raise CheckpointError(
+            f"{directory} has schema {body.get('schema')!r}, this harness reads {SCHEMA}. Go on with the version that "
+            "wrote it, or start afresh under another run.name"
+        )
+    try:
+        files = tuple(FileEntry(entry["name"], entry["size"], entry["sha256"]) for entry in body["files"])
+        manifest = Manifest(body["step"], files, body["tensors"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{COMMIT} cannot be read: {error!r}") from error
+    _check(manifest, directory)
+    return manifest
+
+
+def _check(manifest: Manifest, directory: Path) -> None:
+    """Trust no value of a manifest, since whoever wrote it can seal it."""
+    if not isinstance(manifest.step, int) or directory.name != f"step-{manifest.step:08d}":
+        raise ValueError(f"{COMMIT} is that of step {manifest.step!r}")
+    for entry in manifest.files:
+        if not (isinstance(entry.name, str) and isinstance(entry.size, int) and isinstance(entry.sha256, str)):
+            raise ValueError(f"{COMMIT} has an entry that is no name, size and digest: {entry}")
+        if not _PLAIN_NAME.fullmatch(entry.name):
+            raise ValueError(f"{COMMIT} names {entry.name[:60]!r}, which is not a plain file name")
+    names = {entry.name for entry in manifest.files}
+    if not {TRAINER, *(tensor_file(kind, 0) for kind in ("model", "optim", "rng"))} <= names:
+        raise ValueError(f"{COMMIT} does not list all files of a checkpoint")
+    if not isinstance(manifest.tensors, dict) or not all(isinstance(text, str) for text in manifest.tensors.values()):
+        raise ValueError(f"{COMMIT} has tensors without a digest")
+
+
+def file_problem(directory: Path, entry: FileEntry) -> str | None:
+    """Return what is wrong with one file, or None; reads all of it."""
+    path = directory / entry.name
+    if path.is_symlink() or not path.is_file():
+        return f"{entry.name} is missing"
+    if path.stat().st_size != entry.size:
+        return f"{entry.name} has {path.stat().st_size:,} bytes, wanted {entry.size:,}"
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return None if digest == entry.sha256 else f"{entry.name} is not what was written: its SHA-256 differs"
+
+
+def checkpoint_problems(directory: Path, *, share: slice = slice(None)) -> list[str]:
+    """Return what is wrong with a checkpoint, nothing if it is whole; reads `share` of its files.
+
+    Raises:
+        CheckpointError: another version of the harness wrote it.
+    """
+    try:
+        files = read_manifest(directory).files[share]
+        return [problem for entry in files if (problem := file_problem(directory, entry))]
+    except (ValueError, OSError) as error:  # OSError: the disk cannot read it
+        return [str(error)]
+
+
+def read_trainer(directory: Path) -> Any:
+    """Return what trainer.json holds; only called on checkpoints that were verified."""
+    return json.loads((directory / TRAINER).read_bytes())

@@ -1,0 +1,110 @@
+"""Takes the network out of a run: `python -m harness.export RUN --to DIR`, on one process, without any engine.
+
+DIR holds model.safetensors, every parameter and buffer by name, and config.json, from which `load_exported` builds the
+network again.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from torch import nn
+
+from harness.checkpoint.directory import CheckpointDirectory
+from harness.checkpoint.manifest import checkpoint_problems, read_manifest, read_trainer
+from harness.checkpoint.tensors import TensorFiles, write_tensors
+from harness.config.io import load_config
+from harness.config.models import Model
+from harness.errors import EXIT_DONE, CheckpointError, ConfigError, HarnessError, StorageError
+from harness.files import json_bytes, storage_errors, write_durably
+from harness.models.registry import build_model
+from harness.strategy.base import model_tensors
+
+MODEL, CONFIG = "model.safetensors", "config.json"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Export as the command line says, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="harness export", description=main.__doc__, allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run directory, such as runs/mnist-cnn")
+    parser.add_argument("--to", metavar="DIR", type=Path, required=True, help="a new folder for the network")
+    parser.add_argument("--from", dest="step", metavar="best|latest|STEP", default="best", help="default: best")
+    given = parser.parse_args(arguments)
+    try:
+        checkpoint = find_checkpoint(given.run, given.step)
+        export(given.run, checkpoint, to=given.to)
+    except HarnessError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(f"{checkpoint} is exported to {given.to}: harness.export.load_exported({str(given.to)!r}) builds it")
+    return EXIT_DONE
+
+
+def find_checkpoint(run: Path, which: str) -> Path:
+    """Return the checkpoint of a run that is called best, latest or by its step.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if not (run / "checkpoints").is_dir():
+        raise ConfigError(f"{run} is not a run directory: it has no checkpoints/. Give one such as runs/mnist-cnn")
+    directory = CheckpointDirectory(run / "checkpoints")
+    names = [path.name for path in directory.steps()]
+    wanted = f"step-{int(which):08d}" if which.isdecimal() else directory.named_by(which.upper())
+    if wanted not in names:
+        found = ", ".join(str(int(name.removeprefix("step-"))) for name in names) or "none"
+        raise CheckpointError(f"{directory.path} has no {which} checkpoint; there are steps {found} (--from STEP)")
+    return directory.path / wanted
+
+
+def export(run: Path, checkpoint: Path, *, to: Path) -> None:
+    """Write the network of a checkpoint to a new folder; one tensor at a time is in memory.
+
+    Raises:
+        CheckpointError: the checkpoint is broken.
+        StorageError: the folder is there already, or cannot be written.
+    """
+    problems = checkpoint_problems(checkpoint)
+    if problems:
+        raise CheckpointError(f"{checkpoint} is broken: {problems[0]}. Choose another with --from STEP")
+    trainer = read_trainer(checkpoint)
+    config = load_config(run / "config.yaml").config
+    described: dict[str, Any] = {
+        "model": config.model.model_dump(mode="json"),
+        **{key: trainer[key] for key in ("input_shape", "num_outputs", "step", "metrics", "harness")},
+    }
+    if to.exists():
+        raise StorageError(f"{to} is there already; give the name of a new folder")
+    temporary = to.with_name(f".{to.name}.tmp-{os.getpid()}")
+    with storage_errors("write", to):
+        temporary.mkdir(parents=True)
+        try:
+            write_tensors(temporary / MODEL, TensorFiles(checkpoint, read_manifest(checkpoint).names("model")))
+            write_durably(temporary / CONFIG, [json_bytes(described)])
+            os.rename(temporary, to)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_exported(directory: str | Path) -> nn.Module:
+    """Return the network of an exported folder, in evaluation mode, on the CPU."""
+    described = json.loads((Path(directory) / CONFIG).read_bytes())
+    config: Model = TypeAdapter(Model).validate_python(described["model"])
+    shape = tuple(described["input_shape"])
+    network = build_model(config, input_shape=shape, num_outputs=described["num_outputs"])
+    saved = TensorFiles(Path(directory), [MODEL])
+    with torch.no_grad():
+        for name, tensor in model_tensors(network):
+            tensor.copy_(saved[name])
+    return network.eval()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

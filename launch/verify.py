@@ -1,0 +1,38 @@
+"""`harness verify RUN`: read every byte of every checkpoint and say which are what was written."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.checkpoint.directory import CheckpointDirectory
+from harness.checkpoint.manifest import checkpoint_problems, read_manifest
+from harness.errors import CheckpointError, ConfigError
+
+
+def checkpoint_lines(run: Path) -> Iterator[str]:
+    """Yield a line for each checkpoint of a run, newest first, as soon as it was read; changes nothing.
+
+    Raises:
+        ConfigError: `run` is no run directory.
+        CheckpointError: at the end, if a checkpoint is broken or there is none.
+    """
+    path = run / "checkpoints"
+    if not path.is_dir():
+        raise ConfigError(f"{run} is not a run directory: it has no checkpoints/. Give one such as runs/mnist-cnn")
+    directory = CheckpointDirectory(path)
+    checkpoints = directory.steps()
+    broken = 0
+    for checkpoint in checkpoints:
+        problems = checkpoint_problems(checkpoint)
+        broken += bool(problems)
+        yield f"{checkpoint.name}  {'; '.join(problems) or _whole(directory, checkpoint)}"
+    if broken or not checkpoints:
+        what = f"{broken} of {len(checkpoints)} checkpoints are broken" if checkpoints else "there is no checkpoint"
+        hint = "the next start sets them aside and goes on from the newest whole one"
+        raise CheckpointError(f"{what} in {path}" + (f"; {hint}" if broken < len(checkpoints) else ""))
+
+
+def _whole(directory: CheckpointDirectory, checkpoint: Path) -> str:
+    files = read_manifest(checkpoint).files
+    marks = [name for name in ("LATEST", "BEST") if directory.named_by(name) == checkpoint.name]
+    num_bytes = sum(entry.size for entry in files)
+    return "  ".join([f"whole: {len(files)} files, {num_bytes:,} bytes", *marks])
