@@ -1,8 +1,5 @@
 """Saving a run where it stands, and picking it up from there."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from harness import __version__
 from harness.checkpoint.store import Loaded, SaveResult
 from harness.errors import DataError, StorageError
@@ -79,29 +76,17 @@ def hear_of_save(run: Run, state: TrainState, result: SaveResult | None) -> None
 
 def changed_settings(run: Run, loaded: Loaded) -> list[str]:
     """Return a sentence for each setting of the optimizer that is not what it was when `loaded` was saved."""
-    before, now = _by_parameter(loaded.trainer["optimizer"]), _by_parameter(run.strategy.optimizer_settings())
+    saved, present = loaded.trainer["optimizer"], run.strategy.optimizer_settings()
+    before, now = ({name: group for group in groups for name in group["parameters"]} for groups in (saved, present))
     changed: dict[str, list[str]] = {}
     for name in before.keys() & now.keys():
-        for key in before[name].keys() & now[name].keys():
+        for key in before[name].keys() & now[name].keys() - {"parameters"}:
             if before[name][key] != now[name][key]:
-                changed.setdefault(f"{key} {before[name][key]} -> {now[name][key]}", []).append(name)
+                changed.setdefault(f"{key} is {now[name][key]}, was {before[name][key]}", []).append(name)
     return [
-        f"the optimizer's {what} for {len(names)} parameters, such as {min(names)}"
+        f"the optimizer's {what}, for {len(names)} parameters such as {min(names)}"
         for what, names in sorted(changed.items())
     ]
-
-
-def _by_parameter(groups: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return the settings of each parameter, as they are after a trip through JSON."""
-    return {
-        name: {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in group.items()
-            if key != "parameters"
-        }
-        for group in groups
-        for name in group["parameters"]
-    }
 
 
 def resume(run: Run, loaded: Loaded) -> TrainState:

@@ -159,7 +159,10 @@ class Strategy(Ranks, ABC):
             names.setdefault(group, []).append(name)
         groups = self.optimizer.param_groups
         return [
-            {**{key: groups[index][key] for key in SETTINGS if key in groups[index]}, "parameters": names[index]}
+            {
+                **{key: _plain(groups[index][key]) for key in SETTINGS if key in groups[index]},
+                "parameters": names[index],
+            }
             for index in sorted(names)
         ]
 
@@ -186,6 +189,10 @@ class Strategy(Ranks, ABC):
         if self.world_size > 1:
             for buffer in self.module.buffers():
                 dist.broadcast(buffer, src=0)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 @contextmanager

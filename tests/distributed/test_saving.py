@@ -1,0 +1,476 @@
+"""Saving beside the training: what is written is what was, nobody waits for the disk, and its failures are counted."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor
+
+from harness.checkpoint import snapshot
+from harness.checkpoint.manifest import checkpoint_problems
+from harness.checkpoint.store import CheckpointStore
+from harness.config import RunConfig
+from harness.config.run import Checkpoint
+from harness.errors import CheckpointError, HarnessError
+from harness.loop import fit
+from harness.observers.base import Line, Observer, Observers
+from harness.observers.ledger import Ledger, read_lines
+from harness.resume import changed_settings
+from harness.run import Run
+from harness.state import TrainState
+from tests.distributed.ranks import run_ranks
+from tests.distributed.scenarios import Spec, assemble_spec, save_now, train_main, train_main_and_listen
+
+# ---------------------------------------------------------------- runs that something happens to
+
+
+@dataclass(frozen=True)
+class SavingSpec(Spec):
+    """Forty updates, saved every twenty, read every two."""
+
+    rows: int = 64
+    updates: int = 40
+    every_steps: int = 20
+    asynchronous: bool = True
+    max_failed_saves: int = 3
+
+    @property
+    def config(self) -> RunConfig:
+        checkpoint = {
+            "every_steps": self.every_steps,
+            "keep_last": 100,
+            "asynchronous": self.asynchronous,
+            "max_failed_saves": self.max_failed_saves,
+        }
+        values = {**super().config.model_dump(), "checkpoint": checkpoint, "tracking": {"log_every_steps": 2}}
+        return RunConfig.model_validate({**values, "evaluation": {"every_steps": 1000}})
+
+
+@dataclass
+class Witness(Observer):
+    """Sees everything in order, and does something at one event."""
+
+    at: tuple[str, int] = ("never", 0)
+    act: Callable[[], object] = lambda: None
+    seen: list[tuple[str, int]] = field(default_factory=list)
+
+    def on_update(self, line: Line) -> None:
+        self._see("update", line["step"])
+
+    def on_event(self, line: Line) -> None:
+        self._see(line["event"], line.get("step", 0))
+
+    def _see(self, event: str, step: int) -> None:
+        self.seen.append((event, step))
+        if (event, step) == self.at:
+            self.act()
+
+
+Outcome = tuple[str, list[tuple[str, int]]]
+
+
+def fit_under(spec: SavingSpec, directory: str, disturb: Callable[..., Witness], *args: Any) -> Outcome:
+    """Fit on this rank; return how it ended and what was seen, in order."""
+    run = assemble_spec(spec, directory)
+    witness = disturb(run, *args)
+    ledger = [Ledger(Path(directory), keep_bytes=0)] if run.strategy.rank == 0 else []
+    run.observers = Observers([*ledger, witness])
+    try:
+        how = fit(run, TrainState()).reason
+    except HarnessError as error:
+        how = f"{error.exit_code} {error}"
+    run.checkpoints.close()
+    run.observers.close()
+    return how, witness.seen
+
+
+def undisturbed(run: Run) -> Witness:
+    return Witness()
+
+
+def patch_fsync(before: Callable[[], object]) -> None:
+    """Have `before` called at each fsync of a file of a checkpoint, for the rest of this process."""
+    fsync = os.fsync
+
+    def patched(descriptor: int) -> None:
+        if ".tmp-step-" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            before()
+        fsync(descriptor)
+
+    os.fsync = patched
+
+
+def disk_is_held_until(run: Run, step: int) -> Witness:
+    """On the last rank, the disk does not answer until the run has come to `step`."""
+    released = threading.Event()
+    if run.strategy.rank == run.strategy.world_size - 1:
+        patch_fsync(lambda: released.wait(20))
+    return Witness(("update", step), released.set)
+
+
+def disk_is_slow(run: Run, seconds: float) -> Witness:
+    patch_fsync(lambda: time.sleep(seconds))
+    return Witness()
+
+
+def happens_at(run: Run, at: tuple[str, int], act: Callable[[Run], object]) -> Witness:
+    return Witness(at, lambda: act(run))
+
+
+def disk_is_full(run: Run, rank: int, num_saves: int) -> Witness:
+    """On one rank, the first few saves find no room."""
+    left = [num_saves]
+
+    def refuse() -> None:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    if run.strategy.rank == rank:
+        patch_fsync(refuse)
+    return Witness()
+
+
+def steps_in(directory: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in directory.glob("checkpoints/step-*"))
+
+
+def hidden_in(directory: Path) -> list[str]:
+    return [path.name for path in directory.glob("checkpoints/.*")]
+
+
+# ---------------------------------------------------------------- beside the training
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("zero3", marks=pytest.mark.slow)])
+def test_training_goes_on_while_the_disk_does_not_answer_and_reaches_no_file(
+    world_size: int, strategy: str, tmp_path: Path
+) -> None:
+    for name, disturb, spec in (
+        ("alone", [undisturbed], SavingSpec(asynchronous=False, strategy=strategy)),
+        ("held", [disk_is_held_until, 30], SavingSpec(strategy=strategy)),
+    ):
+        (tmp_path / name).mkdir()
+        ends = run_ranks(world_size, fit_under, spec, str(tmp_path / name), *disturb)
+        assert [how for how, _ in ends] == ["budget"] * world_size
+    for _, seen in ends:
+        assert ("update", 30) in seen[: seen.index(("saved", 20))], "the loop waited for the disk"
+    # Ten updates in place were made between the save and the writing; none of them is in the files.
+    for kind in ("model", "optim"):
+        alone, held = (
+            load_file(tmp_path / name / f"checkpoints/step-00000020/{kind}-00000.safetensors")
+            for name in ("alone", "held")
+        )
+        assert alone.keys() == held.keys()
+        assert all(torch.equal(alone[key], held[key]) for key in alone)
+    assert steps_in(tmp_path / "held") == [20, 40]
+
+
+def test_a_save_that_comes_due_while_one_is_in_flight_waits_for_it_and_none_is_left_out(tmp_path: Path) -> None:
+    ((how, seen),) = run_ranks(1, fit_under, SavingSpec(updates=6, every_steps=1), str(tmp_path), disk_is_slow, 0.03)
+    assert how == "budget"
+    assert [step for event, step in seen if event == "saved"] == [1, 2, 3, 4, 5, 6]
+    assert steps_in(tmp_path) == [1, 2, 3, 4, 5, 6]
+
+
+def stopped_on_a_slow_disk(run: Run) -> Witness:
+    patch_fsync(lambda: time.sleep(0.2))
+    return Witness(("update", 22), lambda: setattr(run.signals, "received", signal.SIGTERM))
+
+
+def test_a_stop_signal_waits_for_the_save_in_flight_and_for_its_own(tmp_path: Path) -> None:
+    ends = run_ranks(2, fit_under, SavingSpec(), str(tmp_path), stopped_on_a_slow_disk)
+    assert [how for how, _ in ends] == ["interrupted"] * 2
+    (first, last) = steps_in(tmp_path)
+    assert first == 20
+    assert 22 <= last < 40
+    assert hidden_in(tmp_path) == []
+
+
+def write_config(folder: Path, **sections: Any) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(64, 3, generator=generator).tolist()
+    (folder / "rows.csv").write_text("a,b,y\n" + "\n".join(",".join(map(str, row)) for row in rows))
+    values: dict[str, Any] = {
+        "run": {"name": "run", "output_root": str(folder), "max_steps": 40},
+        "model": {"kind": "mlp", "hidden": [16]},
+        "data": {"source": "csv", "path": str(folder / "rows.csv"), "targets": ["y"], "global_batch": 16},
+        "task": {"kind": "regression"},
+        "optim": {"kind": "sgd", "peak_lr": 0.01},
+        "evaluation": {"every_steps": 1000},
+    }
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump({**values, **sections}))
+    return path
+
+
+def diverge_on_a_slow_disk(config: str) -> int:
+    patch_fsync(lambda: time.sleep(0.2))
+    return train_main(config)
+
+
+def test_a_run_that_gives_up_on_nan_publishes_the_save_in_flight(tmp_path: Path) -> None:
+    config = write_config(
+        tmp_path, optim={"kind": "sgd", "peak_lr": 1e30}, checkpoint={"every_steps": 1}, tracking={"log_every_steps": 1}
+    )
+    assert run_ranks(2, diverge_on_a_slow_disk, str(config)) == [6, 6]
+    newest = steps_in(tmp_path / "run")[-1]
+    assert newest == read_lines(tmp_path / "run/ledger.jsonl")[-1]["step"] - 1, "the last update was not applied"
+
+
+# ---------------------------------------------------------------- disks that fail
+
+
+@pytest.mark.parametrize("full_on", [0, 1])
+def test_two_failed_saves_do_not_stop_a_run_and_all_ranks_hear_of_them(full_on: int, tmp_path: Path) -> None:
+    spec = SavingSpec(every_steps=10)
+    ends = run_ranks(2, fit_under, spec, str(tmp_path), disk_is_full, full_on, 2)
+    assert [how for how, _ in ends] == ["budget"] * 2
+    for _, seen in ends:
+        told = [(event, step) for event, step in seen if event.startswith("save")]
+        assert told == [("save failed", 10), ("save failed", 20), ("saved", 30), ("saved", 40)]
+    assert steps_in(tmp_path) == [30, 40]
+    assert hidden_in(tmp_path) == []
+    failed = [line for line in read_lines(tmp_path / "events.jsonl") if line["event"] == "save failed"]
+    assert all(
+        "No space left on device" in line["reason"] and f"rank {full_on} of 2" in line["reason"] for line in failed
+    )
+
+
+@pytest.mark.parametrize("full_on", [0, 1])
+def test_the_third_failed_save_in_a_row_ends_the_run_with_5_on_all_ranks(full_on: int, tmp_path: Path) -> None:
+    ends = run_ranks(2, fit_under, SavingSpec(every_steps=5), str(tmp_path), disk_is_full, full_on, 100)
+    for how, seen in ends:
+        assert how.startswith("5 StorageError: 3 saves in a row failed, the last at update 15")
+        assert 15 <= seen[-2][1] < 25
+    assert steps_in(tmp_path) == []
+    assert hidden_in(tmp_path) == []
+
+
+def test_a_run_whose_last_save_fails_is_not_called_done(tmp_path: Path) -> None:
+    ((how, _),) = run_ranks(1, fit_under, SavingSpec(every_steps=1000), str(tmp_path), disk_is_full, 0, 1)
+    assert how.startswith("5 StorageError: cannot write")
+
+
+def vanish(run: Run) -> None:
+    if run.strategy.rank == 0:
+        shutil.rmtree(run.checkpoints.directory.path)
+
+
+def test_a_checkpoint_directory_that_vanishes_is_not_made_again_somewhere_else(tmp_path: Path) -> None:
+    spec = SavingSpec(every_steps=5)
+    for how, seen in run_ranks(2, fit_under, spec, str(tmp_path), happens_at, ("saved", 5), vanish):
+        assert how.startswith("5 StorageError: 3 saves in a row failed")
+        assert "No such file or directory" in how
+        assert 20 <= seen[-2][1] < 30
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def remount_read_only(run: Run) -> None:
+    if run.strategy.rank == 0:
+        path = str(run.checkpoints.directory.path)
+        subprocess.run(["mount", "--bind", path, path], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", path], check=True)
+
+
+@contextmanager
+def mounted(*arguments: str, at: Path) -> Iterator[Path]:
+    """Mount something; skip where this user may not."""
+    at.mkdir(exist_ok=True)
+    done = subprocess.run(["mount", *arguments, str(at)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"this user may not mount a file system: {done.stderr.strip()}")
+    try:
+        yield at
+    finally:
+        subprocess.run(["umount", "--lazy", str(at)], check=True)
+
+
+def test_a_directory_that_becomes_read_only_costs_saves_and_not_the_older_checkpoint(tmp_path: Path) -> None:
+    with mounted("-t", "tmpfs", "tmpfs", at=tmp_path / "may"):
+        pass
+    ends = run_ranks(
+        2, fit_under, SavingSpec(every_steps=5), str(tmp_path), happens_at, ("saved", 5), remount_read_only
+    )
+    subprocess.run(["umount", "--lazy", str(tmp_path / "checkpoints")], check=True)
+    for how, _ in ends:
+        assert how.startswith("5 StorageError: 3 saves in a row failed")
+        assert "Read-only file system" in how
+    assert steps_in(tmp_path) == [5]
+    assert checkpoint_problems(tmp_path / "checkpoints/step-00000005") == []
+
+
+def test_a_disk_with_room_for_one_checkpoint_only_keeps_that_one(tmp_path: Path) -> None:
+    # 64 inputs... 3 * 4 bytes for each of about 20,000 parameters: 240 kB a checkpoint on 400 kB.
+    config = write_config(
+        tmp_path,
+        model={"kind": "mlp", "hidden": [128, 128]},
+        optim={"kind": "adam", "peak_lr": 1e-3},
+        checkpoint={"every_steps": 5},
+    )
+    with mounted("-t", "tmpfs", "-o", "size=400k", "tmpfs", at=tmp_path / "small") as disk:
+        said = run_ranks(2, train_main_and_listen, str(config), f"run.output_root={disk}")
+        assert [code for code, _ in said] == [5, 5]
+        assert "No space left on device" in said[0][1]
+        assert steps_in(disk / "run") == [5]
+        assert checkpoint_problems(disk / "run/checkpoints/step-00000005") == []
+        assert hidden_in(disk / "run") == []
+
+
+def test_a_run_does_not_start_where_not_one_checkpoint_fits(tmp_path: Path) -> None:
+    config = write_config(tmp_path, model={"kind": "mlp", "hidden": [256, 256]})
+    with mounted("-t", "tmpfs", "-o", "size=100k", "tmpfs", at=tmp_path / "tiny") as disk:
+        said = run_ranks(2, train_main_and_listen, str(config), f"run.output_root={disk}")
+        assert [code for code, _ in said] == [5, 5]
+        # (2 * 256 + 256) + (256 * 256 + 256) + (256 + 1) numbers, and no moments
+        assert "one checkpoint of this run takes 267,268" in said[0][1]
+        assert not (disk / "run/ledger.jsonl").exists()
+
+
+# ---------------------------------------------------------------- what is kept
+
+
+def test_every_mth_checkpoint_and_the_one_resumed_from_are_kept(tmp_path: Path) -> None:
+    strategy = assemble_spec(Spec()).strategy
+    keep = Checkpoint(keep_last=1, keep_every_steps=4)
+    first = CheckpointStore(tmp_path / "checkpoints", strategy, keep)
+    for step in range(1, 7):
+        save_now(first, step)
+    assert steps_in(tmp_path) == [4, 6]
+    second = CheckpointStore(tmp_path / "checkpoints", strategy, keep)
+    assert second.load().step == 6  # type: ignore[union-attr]
+    for step in range(7, 10):
+        save_now(second, step)
+    assert steps_in(tmp_path) == [4, 6, 8, 9], "6 is where this launch came from"
+
+
+# ---------------------------------------------------------------- many writers
+
+
+def save_in_stripes(spec: Spec, directory: str, stripe_bytes: int) -> dict[str, Tensor]:
+    snapshot.STRIPE_BYTES = stripe_bytes
+    run = assemble_spec(spec, directory)
+    save_now(run.checkpoints, 1)
+    return {key: tensor.detach().clone() for key, tensor in run.strategy.state()}
+
+
+def load_in_stripes(spec: Spec, directory: str) -> dict[str, Tensor]:
+    run = assemble_spec(spec, directory)
+    with torch.no_grad():
+        for parameter in run.strategy.module.parameters():
+            parameter.fill_(7.0)
+    loaded = run.checkpoints.load()
+    assert loaded is not None
+    run.checkpoints.restore(loaded)
+    return {key: tensor.detach().clone() for key, tensor in run.strategy.state()}
+
+
+def test_a_large_state_is_written_by_all_ranks_and_read_by_any_number_of_them(tmp_path: Path) -> None:
+    spec = Spec(network="transformer")
+    saved = run_ranks(3, save_in_stripes, spec, str(tmp_path), 2048)[0]
+    files = sorted(path.name for path in (tmp_path / "checkpoints/step-00000001").glob("model-*"))
+    assert files == [f"model-0000{rank}.safetensors" for rank in range(3)]
+    sizes = [(tmp_path / "checkpoints/step-00000001" / name).stat().st_size for name in files]
+    assert max(sizes) < 0.6 * sum(sizes), "tensors are not cut, so the shares are not equal"
+    for world_size in (1, 2):
+        for found in run_ranks(world_size, load_in_stripes, spec, str(tmp_path)):
+            assert found.keys() == saved.keys()
+            assert all(torch.equal(found[key], saved[key]) for key in saved)
+
+
+# ---------------------------------------------------------------- after the load
+
+
+def restore_all_but(key: str) -> Callable[[Run], None]:
+    def break_restore(run: Run) -> None:
+        restore = run.strategy.restore
+
+        def broken(state: Any) -> None:
+            restore({**dict(state), key: torch.zeros_like(state[key])})
+
+        run.strategy.restore = broken  # type: ignore[method-assign]
+
+    return break_restore
+
+
+def load_with_a_bug(spec: Spec, directory: str, key: str) -> str:
+    run = assemble_spec(spec, directory)
+    restore_all_but(key)(run)
+    loaded = run.checkpoints.load()
+    assert loaded is not None
+    with pytest.raises(CheckpointError) as caught:
+        run.checkpoints.restore(loaded)
+    return str(caught.value)
+
+
+def train_and_save(spec: Spec, directory: str) -> None:
+    from harness.loop import train_step
+
+    run = assemble_spec(spec, directory)
+    for position in range(2):
+        train_step(run, position, run.strategy.tensor(1e-2, dtype=torch.float64))
+    save_now(run.checkpoints, 2)
+
+
+@pytest.mark.parametrize(
+    "strategy", ["ddp", pytest.param("zero1", marks=pytest.mark.slow), pytest.param("zero3", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("key", ["model/2.weight", "optim/0.weight/exp_avg"])
+def test_a_state_that_is_not_the_saved_one_after_loading_is_noticed_by_all_ranks(
+    strategy: str, key: str, tmp_path: Path
+) -> None:
+    spec = Spec(strategy=strategy)
+    run_ranks(2, train_and_save, spec, str(tmp_path))
+    messages = run_ranks(2, load_with_a_bug, spec, str(tmp_path), key)
+    assert len(set(messages)) == 1
+    assert (
+        f"1 tensors are not what {tmp_path}/checkpoints/step-00000002 holds after loading it, such as {key}"
+        in messages[0]
+    )
+
+
+# ---------------------------------------------------------------- settings of the optimizer
+
+
+def settings_of(spec: Spec, directory: str) -> list[dict[str, Any]]:
+    return assemble_spec(spec, directory).strategy.optimizer_settings()
+
+
+@pytest.mark.parametrize(
+    "strategy", ["ddp", *(pytest.param(f"zero{stage}", marks=pytest.mark.slow) for stage in (1, 2, 3))]
+)
+def test_parameter_groups_are_known_by_the_names_of_their_parameters(strategy: str, tmp_path: Path) -> None:
+    adam = {"betas": [0.9, 0.999], "eps": 1e-8}
+    for groups in run_ranks(2, settings_of, Spec(strategy=strategy), str(tmp_path)):
+        assert groups == [
+            {"weight_decay": 0.1, **adam, "parameters": ["0.weight", "2.weight"]},
+            {"weight_decay": 0.0, **adam, "parameters": ["0.bias", "2.bias"]},
+        ]
+
+
+def test_a_setting_that_changed_since_the_save_is_told_by_parameter(tmp_path: Path) -> None:
+    run = assemble_spec(Spec(), str(tmp_path))
+    save_now(run.checkpoints, 1)
+    loaded = run.checkpoints.load()
+    assert loaded is not None
+    assert changed_settings(run, loaded) == []
+    run.strategy.optimizer.param_groups[0]["weight_decay"] = 0.2
+    assert changed_settings(run, loaded) == [
+        "the optimizer's weight_decay is 0.2, was 0.1, for 2 parameters such as 0.weight"
+    ]
