@@ -1,0 +1,73 @@
+"""`harness verify`: whoever asks hears of every checkpoint, and nothing is changed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from launch import cli
+from tests.distributed.scenarios import Spec, assemble_spec, save_now
+
+MODEL = "model-00000.safetensors"
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with checkpoints of steps 1, 2 and 3, of which 2 is the best."""
+    folder = tmp_path_factory.mktemp("run")
+    run = assemble_spec(Spec(), str(folder))
+    run.checkpoints._config = run.checkpoints._config.model_copy(update={"keep_last": 9})
+    for step in (1, 2, 3):
+        save_now(run.checkpoints, step, is_best=step == 2)
+    return folder
+
+
+@pytest.fixture
+def run(good: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(good, tmp_path / "run"))
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[str], str]:
+    code = cli.main(["verify", *arguments])
+    said = capsys.readouterr()
+    return code, said.out.splitlines(), said.err
+
+
+def test_whole_checkpoints_are_listed_newest_first_with_their_marks(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, lines, _ = told(capsys, str(run))
+    assert code == 0
+    assert [line[:13] for line in lines] == ["step-00000003", "step-00000002", "step-00000001"]
+    assert all("whole: 4 files" in line for line in lines)
+    assert [line.split("  ")[2:] for line in lines] == [["LATEST"], ["BEST"], []]
+
+
+def test_a_flipped_bit_is_told_with_its_file_and_exit_code_4_and_left_where_it_is(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run / "checkpoints/step-00000003" / MODEL
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    before = sorted(run.rglob("*"))
+    code, lines, error = told(capsys, str(run))
+    assert code == 4
+    assert lines[0] == f"step-00000003  {MODEL} is not what was written: its SHA-256 differs"
+    assert "1 of 3 checkpoints are broken" in error
+    assert "goes on from the newest whole one" in error
+    assert sorted(run.rglob("*")) == before
+
+
+def test_a_folder_that_is_no_run_and_a_run_without_checkpoints_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, error = told(capsys, str(tmp_path))
+    assert code == 2
+    assert "is not a run directory" in error
+    (tmp_path / "checkpoints").mkdir()
+    code, _, error = told(capsys, str(tmp_path))
+    assert code == 4
+    assert "there is no checkpoint" in error
