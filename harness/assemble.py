@@ -41,12 +41,14 @@ def assemble(
         check_batch_norm(model, plan)
     strategy = build_strategy(config, model, ranks)
     device, dtype = ranks.device, DTYPES[config.strategy.precision]
+    batches = TrainingBatches(splits.train, plan, rank=ranks.rank, device=device, dtype=dtype)
+    strategy.warm_up(batches.at(0)[0].inputs)
     return Run(
         config=config,
         strategy=strategy,
         task=build_task(config.task, num_outputs=splits.num_outputs),
         plan=plan,
-        batches=TrainingBatches(splits.train, plan, rank=ranks.rank, device=device, dtype=dtype),
+        batches=batches,
         validation=ValidationBatches(
             splits.validation,
             rank=ranks.rank,

@@ -148,6 +148,7 @@ class Session:
         from harness.data.order import permutation_key
         from harness.data.sources import load
         from harness.models.registry import build_model
+        from harness.observers.base import own_random_numbers
         from harness.optim import moments_per_parameter
         from harness.resume import changed_settings, resume
 
@@ -165,7 +166,8 @@ class Session:
         if saved:
             self.state = resume(run, saved)
             self.notices = [*self.notices, *changed_settings(run, saved)]
-        run.observers = self._observers(run, trainer=saved.trainer if saved else {})
+        with own_random_numbers():  # rich draws some when it is imported
+            run.observers = self._observers(run, trainer=saved.trainer if saved else {})
         self._tell_start(run, rejected=saved.rejected if saved else [])
         return run
 

@@ -1,6 +1,8 @@
 """Who is told what happens. Rank zero has observers, the other ranks have none; the loop tells all alike."""
 
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,7 @@ class Observer:
     """Hears of a run; every method may be left as it is."""
 
     def on_update(self, line: Line) -> None:
-        """Hear of one attempted update: a line of the ledger."""
+        """Take note of one attempted update: a line of the ledger."""
 
     def on_settled(self) -> None:
         """Hear that an interval's updates were all told."""
@@ -39,37 +41,49 @@ class Observer:
         """Let go of files and of the terminal; also called when the run failed."""
 
 
+@contextmanager
+def own_random_numbers() -> Iterator[None]:
+    """Leave python's random numbers of the training alone: libraries that draw, and print, take some for their ids."""
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
 @dataclass(frozen=True)
 class Observers:
-    """All observers of this rank."""
+    """All observers of this rank; none of them can touch the random numbers of the training."""
 
     members: Sequence[Observer] = ()
 
     def updated(self, line: Line) -> None:
-        """Tell of one attempted update."""
+        """Tell of one attempted update, of which observers only take note until it is settled."""
         for member in self.members:
             member.on_update(line)
 
     def settled(self) -> None:
         """Tell that an interval is over."""
-        for member in self.members:
-            member.on_settled()
+        self._tell(lambda member: member.on_settled())
 
     def evaluated(self, state: TrainState, *, best: Patience) -> None:
         """Tell of one evaluation."""
         line = {"event": "evaluation", "step": state.step, "metrics": state.metrics}
-        for member in self.members:
-            member.on_evaluation(line, best)
+        self._tell(lambda member: member.on_evaluation(line, best))
 
     def happened(self, event: str, **details: Any) -> None:
         """Tell of an event."""
-        for member in self.members:
-            member.on_event({"event": event, **details})
+        self._tell(lambda member: member.on_event({"event": event, **details}))
 
     def ended(self, result: FitResult) -> None:
         """Tell how the run ended."""
-        for member in self.members:
-            member.on_end(result)
+        self._tell(lambda member: member.on_end(result))
+
+    def _tell(self, hear: Callable[[Observer], None]) -> None:
+        if self.members:
+            with own_random_numbers():
+                for member in self.members:
+                    hear(member)
 
     def seal(self) -> int:
         """Return the length in bytes that the ledger has once all that was told is in it; 0 on ranks without one."""

@@ -93,6 +93,16 @@ class Strategy(Ranks, ABC):
     optimizer: torch.optim.Optimizer
     """The one of torch that makes the update, of whole parameters or of partitions of them."""
 
+    def warm_up(self, inputs: Tensor) -> None:
+        """Settle what a library settles in its first pass, so that the first update of a launch is as all others.
+
+        Leaves no trace in weights, buffers, gradients or random numbers. Collective.
+
+        Args:
+            inputs: some rows of this rank.
+        """
+        return
+
     # -------------------------------------------------------- one update
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -50,6 +50,18 @@ class DdpStrategy(Strategy):
             for parameter in group["params"] if group.get("momentum") else ():
                 self.optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
+    def warm_up(self, inputs: Tensor) -> None:
+        # After its first backward pass DDP puts the gradients into other buckets, in the order of their arrival. Over
+        # more than two ranks the place in a bucket decides the order of summation, so a resumed run would not come
+        # back to the same bits.
+        if not isinstance(self.model, DistributedDataParallel):
+            return
+        self.model.eval()
+        self.backward(0.0 * self.forward(inputs).sum())
+        self.model.train()  # type: ignore[no-untyped-call]
+        for parameter in self._parameters:
+            parameter.grad = None
+
     def accumulate(self, *, is_last: bool) -> AbstractContextManager[object]:
         if is_last or not isinstance(self.model, DistributedDataParallel):
             return nullcontext()

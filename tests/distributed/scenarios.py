@@ -458,11 +458,16 @@ def save_now(store: CheckpointStore, step: int, *, is_best: bool = False) -> Pat
     return result.directory
 
 
+def train_updates(run: Run, positions: range) -> None:
+    """Make some updates."""
+    for position in positions:
+        train_step(run, position, run.strategy.tensor(run.learning_rate(position + 1), dtype=torch.float64))
+
+
 def save_after(spec: Spec, directory: str, updates: int) -> dict[str, Tensor]:
     """Train a few updates, save, and return the state that was saved."""
     run = assemble_spec(spec, directory)
-    for position in range(updates):
-        train_step(run, position, run.strategy.tensor(run.learning_rate(position + 1), dtype=torch.float64))
+    train_updates(run, range(updates))
     save_now(run.checkpoints, updates)
     return {key: tensor.detach().cpu().clone() for key, tensor in run.strategy.state()}
 

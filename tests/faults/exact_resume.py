@@ -1,0 +1,137 @@
+"""Kills every rank after every update of a run, starts it again each time, and compares it with one left alone.
+
+`python -m tests.faults.exact_resume [STRATEGY ...]` prints what came of it. A chain of launches: each resumes from
+where the one before was killed, makes one update more, and is killed as soon as its checkpoint is published. So every
+cut point of the run is passed, and what any of them forgets stays in the ledger and in the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from harness.observers.ledger import read_lines
+from harness.strategy.base import Ranks
+from tests.distributed.ranks import free_port, run_ranks, start_rank
+from tests.distributed.scenarios import train_main
+
+STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
+MODELS: dict[str, dict[str, Any]] = {
+    "mlp": {"kind": "mlp", "hidden": [16, 16], "norm": "batch", "dropout": 0.3},
+    "cnn": {"kind": "cnn", "channels": [4, 8], "hidden": [16], "dropout": 0.2},
+}
+WORLD_SIZES = (1, 2, 8)
+UPDATES = 10
+"""Two and a half epochs of 64 rows in batches of 16."""
+
+
+def write_images(folder: Path) -> None:
+    """Eighty small images of two classes."""
+    chance = np.random.default_rng(0)
+    for label in ("dark", "light"):
+        (folder / "images" / label).mkdir(parents=True)
+        for index in range(40):
+            pixels = chance.integers(0, 200, (8, 8), dtype=np.uint8) + (50 if label == "light" else 0)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / "images" / label / f"{index}.png")
+
+
+def write_config(folder: Path, *, model: str, strategy: str) -> Path:
+    """A run with everything in it that a resume could forget."""
+    values = {
+        "run": {"name": "placeholder", "output_root": str(folder), "max_steps": UPDATES, "seed": 5},
+        "model": MODELS[model],
+        "data": {"source": "imagefolder", "path": str(folder / "images"), "global_batch": 16},
+        "task": {"kind": "classification", "num_classes": 2},
+        "optim": {"kind": "adamw", "peak_lr": 0.01},
+        "schedule": {"kind": "plateau", "warmup_steps": 3, "patience_evaluations": 0, "factor": 0.7},
+        "clip": {"kind": "norm", "max_norm": 0.3},
+        "early_stopping": {"patience_evaluations": 1000},
+        "evaluation": {"every_steps": 2},
+        "checkpoint": {"every_steps": 1, "keep_last": 1},
+        "tracking": {"log_every_steps": 3},
+        "strategy": {"kind": strategy, "micro_batch": 2},
+        "diagnostics": {"every_steps": 2},
+    }
+    path = folder / f"{model}-{strategy}.yaml"
+    path.write_text(json.dumps(values))
+    return path
+
+
+def train_and_be_killed(config: str, name: str, step: int) -> int:
+    """Train on this rank; all ranks are killed as soon as rank zero has published the checkpoint of `step`."""
+    rename, gathered = os.rename, []
+    gather = Ranks.gather_objects
+
+    def gather_with_pids(self: Ranks, value: Any) -> list[Any]:
+        if not gathered:
+            gathered.extend(gather(self, os.getpid()))
+        return gather(self, value)
+
+    def rename_and_die(source: Any, target: Any) -> None:
+        rename(source, target)
+        if str(target).endswith(f"step-{step:08d}"):
+            for pid in sorted(gathered, key=lambda pid: pid == os.getpid()):  # oneself last
+                os.kill(pid, signal.SIGKILL)
+
+    Ranks.gather_objects = gather_with_pids  # type: ignore[method-assign]
+    os.rename = rename_and_die
+    return train_main(config, f"run.name={name}")
+
+
+def outcome_of(run: Path) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """Everything two equal runs share: the ledger but its times, and the bytes of the last weights and moments."""
+    lines = [{k: v for k, v in line.items() if k != "seconds"} for line in read_lines(run / "ledger.jsonl")]
+    folder = run / f"checkpoints/step-{UPDATES:08d}"
+    return lines, [path.read_bytes() for path in sorted(folder.glob("*.safetensors"))]
+
+
+def chain(folder: Path, *, model: str, strategy: str, world_size: int) -> Counter[str]:
+    """Run once alone and once killed after every update; count the kills and what differs."""
+    config = str(write_config(folder, model=model, strategy=strategy))
+    alone, killed = (f"{kind}-{model}-{strategy}-{world_size}" for kind in ("alone", "killed"))
+    counts: Counter[str] = Counter()
+    run_ranks(world_size, train_main, config, f"run.name={alone}", deadline_seconds=120)
+    for step in range(1, UPDATES):
+        port = free_port()
+        arguments = (config, killed, step)
+        started = [start_rank(rank, world_size, port, train_and_be_killed, arguments) for rank in range(world_size)]
+        for process, connection in started:
+            process.join(120)
+            counts["NOT KILLED"] += process.exitcode != -signal.SIGKILL
+            process.kill()
+            connection.close()
+        counts["kills"] += 1
+    codes = run_ranks(world_size, train_main, config, f"run.name={killed}", deadline_seconds=120)
+    counts["EXIT CODE NOT 0"] += codes != [0] * world_size
+    (found_lines, found_bits), (lines, bits) = outcome_of(folder / killed), outcome_of(folder / alone)
+    counts["LEDGER DIFFERS"] += found_lines != lines
+    counts["WEIGHTS, MOMENTS OR RANDOM STATE DIFFER"] += found_bits != bits
+    counts["runs equal to the bit"] += found_lines == lines and found_bits == bits
+    return +counts
+
+
+def main() -> None:
+    for strategy in sys.argv[1:] or STRATEGIES:
+        with tempfile.TemporaryDirectory() as temporary:
+            write_images(Path(temporary))
+            counts: Counter[str] = Counter()
+            for model in MODELS:
+                for world_size in WORLD_SIZES:
+                    found = chain(Path(temporary), model=model, strategy=strategy, world_size=world_size)
+                    print(f"{strategy} {model} on {world_size}: {dict(found)}", file=sys.stderr, flush=True)
+                    counts += found
+        for outcome, count in sorted(counts.items()):
+            print(f"{strategy}  {count:4}  {outcome}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""A smoke of the campaigns that `make faults` runs in full."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults import corruption, exact_resume, kills
+
+pytestmark = pytest.mark.slow
+
+
+def test_whatever_is_damaged_all_ranks_fall_back_to_the_same_whole_checkpoint_or_all_refuse() -> None:
+    counts = corruption.campaign(60, seed=10_000)
+    outcomes = {name: count for name, count in counts.items() if not name.startswith("way: ")}
+    assert set(outcomes) == {"detected, all fell back alike", "detected, all refused"}
+    assert sum(outcomes.values()) == 60
+
+
+@pytest.mark.parametrize(("strategy", "every"), [("ddp", 9), ("zero1", 40), ("zero3", 40)])
+def test_wherever_a_save_is_killed_the_run_goes_on_from_a_whole_checkpoint_to_the_same_bits(
+    strategy: str, every: int
+) -> None:
+    counts = kills.campaign(strategy, every=every)
+    num_kills = counts.pop("kills")
+    assert num_kills >= 3
+    assert set(counts) <= {"resumed from step 10", "resumed from step 20"}
+    assert sum(counts.values()) == num_kills
+
+
+@pytest.mark.parametrize(
+    ("model", "strategy", "world_size"), [("mlp", "ddp", 2), ("cnn", "ddp", 8), ("mlp", "zero2", 2)]
+)
+def test_a_run_killed_after_every_update_is_the_run_that_was_left_alone(
+    model: str, strategy: str, world_size: int, tmp_path: Path
+) -> None:
+    exact_resume.write_images(tmp_path)
+    counts = exact_resume.chain(tmp_path, model=model, strategy=strategy, world_size=world_size)
+    assert counts == {"kills": exact_resume.UPDATES - 1, "runs equal to the bit": 1}
