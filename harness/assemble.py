@@ -11,13 +11,14 @@ from harness.data.batches import TrainingBatches, ValidationBatches
 from harness.data.order import BatchPlan
 from harness.data.sources import DataSplits
 from harness.errors import ConfigError
+from harness.models.registry import batch_norms
 from harness.observers.base import Observers
 from harness.run import Run
 from harness.schedule import check_fits
 from harness.stopping import Judge, StopSignals
 from harness.strategy.base import Ranks
 from harness.strategy.build import DTYPES, build_strategy
-from harness.tasks import batch_norms, build_task
+from harness.tasks.build import build_task
 
 
 def assemble(
@@ -46,7 +47,7 @@ def assemble(
     return Run(
         config=config,
         strategy=strategy,
-        task=build_task(config.task, num_outputs=splits.num_outputs),
+        task=build_task(config.task, splits),
         plan=plan,
         batches=batches,
         validation=ValidationBatches(

@@ -8,7 +8,7 @@ from harness.interval import Interval
 from harness.resume import finish_saving, save
 from harness.run import Run
 from harness.state import FitResult, TrainState, UpdateReport
-from harness.tasks import Scores
+from harness.tasks.base import Scores
 
 
 def fit(run: Run, state: TrainState) -> FitResult:

@@ -13,7 +13,7 @@ from harness.schedule import learning_rate
 from harness.state import StopReason, TrainState
 from harness.stopping import Judge, StopSignals
 from harness.strategy.base import Strategy
-from harness.tasks import TaskLoss
+from harness.tasks.base import TaskLoss
 
 
 @dataclass

@@ -23,7 +23,7 @@ LAYERS = {
         "harness/stopping.py",
         "harness/strategy/env.py",
     ),
-    2: ("harness/models/", "harness/data/", "harness/diagnostics/", "harness/optim.py", "harness/tasks.py"),
+    2: ("harness/models/", "harness/data/", "harness/diagnostics/", "harness/optim.py", "harness/tasks/"),
     3: ("harness/strategy/",),
     # Which rank brought a NaN is a question to every rank, so this diagnosis stands above the seam.
     4: ("harness/checkpoint/", "harness/observers/", "harness/diagnostics/nonfinite.py"),

@@ -15,8 +15,7 @@ from torch import nn
 
 from harness.config.models import Model
 from harness.errors import ConfigError
-from harness.models.registry import build_model
-from harness.tasks import batch_norms
+from harness.models.registry import batch_norms, build_model
 from tests.test_order import unhurried
 
 PARSER: TypeAdapter[Model] = TypeAdapter(Model)

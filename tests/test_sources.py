@@ -20,7 +20,8 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.config.data import ClassificationTask, ImageFolderData, Mnist5kData, RegressionTask, TableData
+from harness.config.data import ImageFolderData, Mnist5kData, TableData
+from harness.config.tasks import ClassificationTask, RegressionTask
 from harness.data.order import permutation_key, permute
 from harness.data.sources import DataSplits, load
 from harness.errors import DataError

@@ -1,8 +1,9 @@
 """What sections of a configuration cannot want at once; each problem is one `path: problem` line."""
 
 from harness.config import RunConfig
-from harness.config.data import RegressionTask, TableData
+from harness.config.data import TableData
 from harness.config.models import CnnModel
+from harness.config.tasks import RegressionTask
 from harness.config.training import PlateauSchedule, Schedule, WsdSchedule
 
 

@@ -1,12 +1,12 @@
-"""The sections that describe the rows (`source:`) and what is learned from them (`kind:`)."""
+"""The sections that describe the rows: one `source:` each."""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from harness.config.fields import Float, Int, PositiveInt, Section
+from harness.config.fields import Float, PositiveInt, Section
 
 
 class DataSection(Section):
@@ -43,21 +43,3 @@ class ImageFolderData(DataSection):
 
 
 Data = Annotated[Mnist5kData | TableData | ImageFolderData, Field(discriminator="source")]
-
-
-class ClassificationTask(Section):
-    """One integer label a row; cross-entropy."""
-
-    metrics: ClassVar = ("val/loss", "val/accuracy")
-    kind: Literal["classification"]
-    num_classes: Annotated[Int, Field(ge=2)]
-
-
-class RegressionTask(Section):
-    """One or more numbers a row; squared error."""
-
-    metrics: ClassVar = ("val/loss", "val/mse", "val/mae")
-    kind: Literal["regression"]
-
-
-Task = Annotated[ClassificationTask | RegressionTask, Field(discriminator="kind")]

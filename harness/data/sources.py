@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from harness.config.data import ClassificationTask, Data, ImageFolderData, Mnist5kData, TableData, Task
+from harness.config.data import Data, ImageFolderData, Mnist5kData, TableData
+from harness.config.tasks import ClassificationTask, Task
 from harness.data.batches import Columns
 from harness.data.images import class_folders, image_columns
 from harness.data.order import permutation_key, permute

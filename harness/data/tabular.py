@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from harness.config.data import ClassificationTask, Task
+from harness.config.tasks import ClassificationTask, Task
 from harness.data.batches import Columns
 from harness.errors import DataError, StorageError
 

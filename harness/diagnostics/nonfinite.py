@@ -6,7 +6,7 @@ import torch
 
 from harness.data.batches import Batch
 from harness.strategy.base import Strategy
-from harness.tasks import TaskLoss
+from harness.tasks.base import TaskLoss
 
 
 def ranks_with_nonfinite_gradient(strategy: Strategy, task: TaskLoss, micro_batches: Sequence[Batch]) -> list[int]:

@@ -13,3 +13,8 @@ def build_model(config: Model, *, input_shape: tuple[int, ...], num_outputs: int
             return mlp.build(config, input_shape=input_shape, num_outputs=num_outputs)
         case CnnModel():
             return cnn.build(config, input_shape=input_shape, num_outputs=num_outputs)
+
+
+def batch_norms(model: nn.Module) -> list[str]:
+    """Return the names of the layers that cannot train on a single value per channel."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm1d)]

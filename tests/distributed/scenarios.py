@@ -502,7 +502,7 @@ def load_and_train(
 def evaluate_with_a_liar(spec: Spec) -> dict[str, float]:
     """Evaluate where every rank but zero computes other scores."""
     from harness import loop
-    from harness.tasks import Scores
+    from harness.tasks.base import Scores
 
     class Liar(Scores):
         def compute(self, sum_over_ranks: Any) -> dict[str, float]:

@@ -1,17 +1,12 @@
-"""What is learned: the loss of a batch, and the scores of the validation split."""
+"""What a task is to the loop: the loss of a batch, and the scores of the validation split."""
 
 import warnings
 from collections.abc import Callable
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy
-from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError
-
-from harness.config.data import ClassificationTask, Task
 
 
 class TaskLoss(Protocol):
@@ -26,41 +21,6 @@ class TaskLoss(Protocol):
     def metrics(self) -> dict[str, Metric]:
         """Return fresh metrics by name, each updated with (predictions, targets)."""
         ...
-
-
-class Classification:
-    """Cross-entropy of (B, num_classes) logits against (B,) int64 labels."""
-
-    targets_per_row = 1
-
-    def __init__(self, num_classes: int) -> None:
-        self._num_classes = num_classes
-
-    def loss_sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs, targets, reduction="sum")
-
-    def metrics(self) -> dict[str, Metric]:
-        return {"accuracy": MulticlassAccuracy(self._num_classes, average="micro")}
-
-
-class Regression:
-    """Squared error of (B, K) predictions against (B, K) targets; each of the K numbers is a target."""
-
-    def __init__(self, num_outputs: int) -> None:
-        self.targets_per_row = num_outputs
-
-    def loss_sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.mse_loss(outputs, targets, reduction="sum")
-
-    def metrics(self) -> dict[str, Metric]:
-        return {"mse": MeanSquaredError(), "mae": MeanAbsoluteError()}
-
-
-def build_task(config: Task, *, num_outputs: int) -> TaskLoss:
-    """Return the task of `config`."""
-    if isinstance(config, ClassificationTask):
-        return Classification(config.num_classes)
-    return Regression(num_outputs)
 
 
 class Scores:
@@ -93,8 +53,3 @@ class Scores:
             # torchmetrics adds up its own counts over the ranks here.
             scores = {f"val/{name}": float(metric.compute()) for name, metric in self._metrics.items()}
         return {"val/loss": loss / num_targets, **scores}
-
-
-def batch_norms(model: nn.Module) -> list[str]:
-    """Return the names of the layers that cannot train on a single value per channel."""
-    return [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm1d)]
