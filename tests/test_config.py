@@ -259,8 +259,10 @@ def test_every_key_of_every_kind_has_a_message_in_plain_words(refuse: Refuse) ->
 def test_the_global_batch_must_divide_over_the_ranks(load: Load, refuse: Refuse) -> None:
     assert load(world_size=4).config.data.global_batch == 64
     assert refuse(world_size=6) == [
-        "data.global_batch: 64 does not divide over 6 ranks; use 60 or 66, or start 4 or 8 ranks"
+        "data.global_batch: 64 does not divide over 6 ranks; use 60 or 66, or start 1, 2, 4, 8, 16, 32 or 64 ranks"
     ]
+    assert refuse("strategy.micro_batch=8", world_size=6)[0].endswith("or start 1, 2, 4 or 8 ranks")
+    assert refuse("data.global_batch=67", world_size=6)[0].endswith("use 66 or 72, or start 1 ranks")
 
 
 def test_a_micro_batch_is_no_larger_than_a_ranks_share_and_divides_it(load: Load, refuse: Refuse) -> None:

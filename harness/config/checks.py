@@ -47,7 +47,7 @@ def batch_problems(config: RunConfig, *, world_size: int) -> list[str]:
         sizes = " or ".join(str(size) for size in (below, above) if size)
         return [
             f"data.global_batch: {global_batch} does not divide over {world_size} ranks; use {sizes}, "
-            f"or start {_nearest_divisors(global_batch, world_size)} ranks"
+            f"or start {_possible_ranks(config, world_size=world_size)} ranks"
         ]
     share = global_batch // world_size
     if micro_batch is not None and micro_batch > share:
@@ -61,6 +61,15 @@ def batch_problems(config: RunConfig, *, world_size: int) -> list[str]:
             f"{micro_batch}; use {_nearest_divisors(share, micro_batch)}"
         ]
     return []
+
+
+def _possible_ranks(config: RunConfig, *, world_size: int) -> str:
+    """Return every number of ranks up to 64, or to twice those wanted, that the batch divides over."""
+    global_batch, micro_batch = config.data.global_batch, config.strategy.micro_batch or 1
+    pieces = global_batch // micro_batch if global_batch % micro_batch == 0 else global_batch
+    # 100,000 at most: a mistyped number of ranks must not be counted through.
+    sizes = [str(n) for n in range(1, max(64, 2 * world_size) + 1)[:100_000] if pieces % n == 0]
+    return " or ".join(filter(None, [", ".join(sizes[:-1]), sizes[-1]]))
 
 
 def _nearest_divisors(total: int, wanted: int) -> str:

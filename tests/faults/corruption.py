@@ -1,13 +1,9 @@
-"""Damages checkpoints in hundreds of seeded ways, and has three ranks load what is left.
-
-`python -m tests.faults.corruption [NUM]` prints what was done and what came of it.
-"""
+"""Damages checkpoints in hundreds of seeded ways, and has three ranks load what is left."""
 
 from __future__ import annotations
 
 import random
 import shutil
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -182,8 +178,3 @@ def campaign(num_injections: int, *, seed: int) -> Counter[str]:
             else:
                 counts["detected, all fell back alike" if answers[0] != "none" else "detected, all refused"] += 1
     return counts
-
-
-if __name__ == "__main__":
-    for outcome, count in sorted(campaign(int(sys.argv[1]) if sys.argv[1:] else 600, seed=0).items()):
-        print(f"{count:6}  {outcome}")

@@ -1,8 +1,8 @@
 """Kills every rank after every update of a run, starts it again each time, and compares it with one left alone.
 
-`python -m tests.faults.exact_resume [STRATEGY ...]` prints what came of it. A chain of launches: each resumes from
-where the one before was killed, makes one update more, and is killed as soon as its checkpoint is published. So every
-cut point of the run is passed, and what any of them forgets stays in the ledger and in the weights.
+A chain of launches: each resumes from where the one before was killed, makes one update more, and is killed as soon as
+its checkpoint is published. So every cut point of the run is passed, and what any of them forgets stays in the ledger
+and in the weights.
 """
 
 from __future__ import annotations
@@ -109,8 +109,9 @@ def chain(folder: Path, *, model: str, strategy: str, world_size: int) -> Counte
             counts["NOT KILLED"] += process.exitcode != -signal.SIGKILL
             process.kill()
             connection.close()
-        counts["kills"] += 1
+        counts["kills after an update"] += 1
     codes = run_ranks(world_size, train_main, config, f"run.name={killed}", deadline_seconds=120)
+    counts["runs"] += 1
     counts["EXIT CODE NOT 0"] += codes != [0] * world_size
     (found_lines, found_bits), (lines, bits) = outcome_of(folder / killed), outcome_of(folder / alone)
     counts["LEDGER DIFFERS"] += found_lines != lines
@@ -119,19 +120,14 @@ def chain(folder: Path, *, model: str, strategy: str, world_size: int) -> Counte
     return +counts
 
 
-def main() -> None:
-    for strategy in sys.argv[1:] or STRATEGIES:
-        with tempfile.TemporaryDirectory() as temporary:
-            write_images(Path(temporary))
-            counts: Counter[str] = Counter()
-            for model in MODELS:
-                for world_size in WORLD_SIZES:
-                    found = chain(Path(temporary), model=model, strategy=strategy, world_size=world_size)
-                    print(f"{strategy} {model} on {world_size}: {dict(found)}", file=sys.stderr, flush=True)
-                    counts += found
-        for outcome, count in sorted(counts.items()):
-            print(f"{strategy}  {count:4}  {outcome}", flush=True)
-
-
-if __name__ == "__main__":
-    main()
+def campaign(strategy: str) -> Counter[str]:
+    """Every model at every number of ranks; the outcomes that begin with a capital must not be."""
+    counts: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as temporary:
+        write_images(Path(temporary))
+        for model in MODELS:
+            for world_size in WORLD_SIZES:
+                found = chain(Path(temporary), model=model, strategy=strategy, world_size=world_size)
+                print(f"{strategy} {model} on {world_size}: {dict(found)}", file=sys.stderr, flush=True)
+                counts += found
+    return counts

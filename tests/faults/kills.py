@@ -1,7 +1,6 @@
 """Kills every rank at every call to the disk that a save makes, and starts again.
 
-`python -m tests.faults.kills [STRATEGY ...]` prints what came of it. Production code has no hooks: the calls of the
-operating system are wrapped in the processes that are to die.
+Production code has no hooks: the calls of the operating system are wrapped in the processes that are to die.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -158,13 +156,7 @@ def campaign(strategy: str, *, every: int = 1) -> Counter[str]:
         found = run_ranks(WORLD_SIZE, resume_all, strategy, folders, saved, deadline_seconds=200)
         for answers in zip(*found, strict=True):
             counts[answers[0] if len(set(answers)) == 1 else f"RANKS DISAGREE: {answers}"] += 1
-        counts["kills"] = len(points)
+        counts["kills in a save"] = len(points)
         for folder in folders:
             shutil.rmtree(folder)
     return +counts
-
-
-if __name__ == "__main__":
-    for name in sys.argv[1:] or STRATEGIES:
-        for outcome, count in sorted(campaign(name).items()):
-            print(f"{name}  {count:4}  {outcome}", flush=True)
