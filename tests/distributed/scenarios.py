@@ -312,7 +312,7 @@ def fit_spec(spec: Spec, directory: str, log_every_steps: int = 10, diagnostics_
         error = f"{raised.exit_code} {raised}"
     weights = dict(run.strategy.state())
     parameters = {name: weights[f"model/{name}"].detach().clone() for name in run.strategy.parameter_names}
-    run.observers.seal()
+    run.observers.close()
     return {"reason": reason, "step": state.step, "position": state.position, "error": error, "parameters": parameters}
 
 

@@ -184,6 +184,8 @@ def test_a_run_gives_up_after_three_in_a_row_and_names_rank_and_parameter(tmp_pa
     after_one = run_ranks(4, harness_trace, PoisonedSpec(updates=30), 1)[0].parameters
     for result in results:  # the weights are those after the one good update
         assert all(torch.equal(result["parameters"][name], parameter) for name, parameter in after_one.items())
+    lines = [line for line in read_lines(tmp_path / "ledger.jsonl") if line["event"] == "update"]
+    assert [line["applied"] for line in lines] == [True, False, False, False], "the ledger tells how it came to that"
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
