@@ -109,17 +109,6 @@ class _Machine:
 
 PLAIN = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINBYTES", "SHORT_BINBYTES", "BYTEARRAY8")
 TEXT = ("BINUNICODE", "SHORT_BINUNICODE")
-    "BININT",
-    "BININT1",
-    "BININT2",
-    "LONG1",
-    "BINFLOAT",
-    "SHORT_BINUNICODE",
-    "BINUNICODE",
-    "SHORT_BINBYTES",
-    "BINBYTES",
-    "BYTEARRAY8",
-)
 OPCODES: dict[str, Callable[[_Machine, Any], None]] = {
     **dict.fromkeys((*PLAIN, *TEXT), _Machine.push),
     **dict.fromkeys(("BINGET", "LONG_BINGET"), _Machine.get),
