@@ -39,7 +39,7 @@ def assemble(
     agenda = Agenda(config, plan.steps_per_epoch)
     with ranks.together("putting the run together"):
         check_fits(config.schedule, total_updates=agenda.total_updates)
-        check_batch_norm(model, plan)
+        check_batch_norm(model, plan, input_shape=splits.input_shape)
     strategy = build_strategy(config, model, ranks)
     device, dtype = ranks.device, DTYPES[config.strategy.precision]
     batches = TrainingBatches(splits.train, plan, rank=ranks.rank, device=device, dtype=dtype)
@@ -72,13 +72,13 @@ def assemble(
     )
 
 
-def check_batch_norm(model: nn.Module, plan: BatchPlan) -> None:
+def check_batch_norm(model: nn.Module, plan: BatchPlan, *, input_shape: tuple[int, ...]) -> None:
     """Refuse a batch arithmetic that would give BatchNorm a single row to take the variance of.
 
     Raises:
         ConfigError: names the layer and the batch that is too small.
     """
-    layers = batch_norms(model)
+    layers = batch_norms(model, input_shape=input_shape)
     if not layers:
         return
     for position in {0, plan.steps_per_epoch - 1}:

@@ -2,8 +2,8 @@
 
 from harness.config import RunConfig
 from harness.config.data import TableData
-from harness.config.models import CnnModel
-from harness.config.tasks import RegressionTask
+from harness.config.models import CnnModel, MlpModel, PerceptronModel
+from harness.config.tasks import ClassificationTask, RegressionTask
 from harness.config.training import PlateauSchedule, Schedule, WsdSchedule
 
 
@@ -20,9 +20,24 @@ def contradictions(config: RunConfig) -> list[str]:
         problems.append(f"model.kind: cnn wants images, data.source is {config.data.source}; use model.kind=mlp")
     if isinstance(config.task, RegressionTask) and not isinstance(config.data, TableData):
         problems.append(f"task.kind: {config.data.source} has labels; use task.kind=classification")
+    if isinstance(config.task, ClassificationTask):
+        problems += [
+            f"{path}: softmax is part of the loss of classification already, which wants what goes into it; "
+            f"use {path}={wanted}"
+            for path, wanted in _softmax_outputs(config)
+        ]
     if config.run.max_steps is not None:
         problems += phase_problems(config.schedule, total_updates=config.run.max_steps)
     return problems
+
+
+def _softmax_outputs(config: RunConfig) -> list[tuple[str, str]]:
+    match config.model:
+        case PerceptronModel(activation="softmax"):
+            return [("model.activation", "none")]
+        case MlpModel(output="softmax"):
+            return [("model.output", "linear")]
+    return []
 
 
 def phase_problems(schedule: Schedule, *, total_updates: int) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 
 def _not_bool(value: Any) -> Any:
@@ -32,6 +32,11 @@ Fraction = Annotated[Float, Field(ge=0, le=1)]
 Probability = Annotated[Float, Field(ge=0, lt=1)]
 RunName = Annotated[str, AfterValidator(_check_run_name)]
 Mode = Literal["min", "max"]
+OneOrEach = Annotated[
+    Annotated[T, Tag("value")] | Annotated[tuple[T, ...], Tag("list")],
+    Discriminator(lambda given: "list" if isinstance(given, list | tuple) else "value"),
+]
+"""One value for all, or a list with one for each."""
 
 
 class Section(BaseModel):

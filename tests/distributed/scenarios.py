@@ -9,21 +9,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from harness.assemble import assemble
 from harness.checkpoint.store import CheckpointStore
 from harness.config import RunConfig
+from harness.config.models import Model
 from harness.config.run import Diagnostics, Tracking
 from harness.data.batches import Columns
 from harness.data.order import BatchPlan
 from harness.data.sources import DataSplits
 from harness.loop import train_step
+from harness.models.registry import build_model
 from harness.run import Run
 from harness.stopping import StopSignals
 from harness.strategy.base import Ranks
 from harness.strategy.build import DTYPES, join_ranks
 from harness.strategy.env import placement
+
+MODELS: dict[str, dict[str, Any]] = {
+    "perceptron": {"kind": "perceptron", "activation": "sigmoid"},
+    "robust_mlp": {"kind": "mlp", "hidden": [16, 16], "norm": "batch"},
+    "deep_mlp": {"kind": "mlp", "hidden": [12, 8], "norm": ["layer", "none"], "activation": "swiglu"},
+    "residual_mlp": {"kind": "mlp", "hidden": [12, 12, 8], "norm": "layer", "activation": "gelu", "residual": True},
+    "resnet": {"kind": "cnn", "channels": [4, 6], "hidden": [8], "norm": "layer", "residual": True},
+}
+"""Networks of ours, from ten numbers or an image of 8x8 to logits of 5 classes."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +88,7 @@ class Spec:
     @property
     def is_classification(self) -> bool:
         """Whether the network ends in logits of 5 classes."""
-        return self.network in ("cnn", "norm_mlp", "transformer")
+        return self.network in ("cnn", "norm_mlp", "transformer", *MODELS)
 
     def model(self) -> nn.Module:
         """The network with its first weights."""
@@ -97,18 +109,15 @@ class Spec:
                 )
             case "norm_mlp":
                 return nn.Sequential(nn.Linear(10, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 5))
-            case "transformer":
-                return TinyTransformer()
-            case "odd":
-                return OddOneOut()
-            case "steep":
-                return Steep()
-        raise ValueError(self.network)
+            case name if name in MODELS:
+                shape = tuple(self.columns().inputs.shape[1:])
+                return build_model(TypeAdapter(Model).validate_python(MODELS[name]), input_shape=shape, num_outputs=5)
+        return {"transformer": TinyTransformer, "odd": OddOneOut, "steep": Steep}[self.network]()
 
     def columns(self) -> Columns:
         """Its rows."""
         generator = torch.Generator().manual_seed(1)
-        shape = (1, 8, 8) if self.network == "cnn" else (10,)
+        shape = (1, 8, 8) if self.network in ("cnn", "resnet") else (10,)
         inputs = torch.randn(self.rows, *shape, generator=generator)
         if self.is_classification:
             return Columns(inputs, torch.randint(5, (self.rows,), generator=generator))

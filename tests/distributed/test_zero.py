@@ -8,6 +8,7 @@ import torch
 
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import (
+    MODELS,
     PoisonedSpec,
     Spec,
     build_with,
@@ -43,6 +44,17 @@ def test_an_update_is_that_of_plain_pytorch_under_every_strategy(
     traces = run_ranks(2, harness_trace, spec)
     assert_ranks_agree(traces)
     assert_same(traces[0], plain_pytorch(spec), gradient=1e-6, norm=1e-6, parameter=1e-5)
+
+
+@pytest.mark.parametrize("network", MODELS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_kind_of_network_learns_as_under_plain_pytorch_under_every_strategy(strategy: str, network: str) -> None:
+    has_batch_norm = network == "robust_mlp"
+    spec = Spec(strategy=strategy, network=network, optimizer="sgd", rows=80, micro_batch=None if has_batch_norm else 4)
+    traces = run_ranks(2, harness_trace, spec)
+    assert_ranks_agree(traces)
+    wanted = plain_pytorch(spec, num_slices=2 if has_batch_norm else 1)
+    assert_same(traces[0], wanted, gradient=1e-6, norm=1e-6, parameter=1e-5)
 
 
 @pytest.mark.parametrize(("network", "world_size"), [("mlp", 1), ("cnn", 4), ("norm_mlp", 4), ("transformer", 8)])
