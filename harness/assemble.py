@@ -8,7 +8,7 @@ from harness.agenda import Agenda
 from harness.checkpoint.store import CheckpointStore
 from harness.config import RunConfig
 from harness.data.batches import TrainingBatches, ValidationBatches
-from harness.data.order import BatchPlan
+from harness.data.order import BalancedRows, BatchPlan
 from harness.data.sources import DataSplits
 from harness.errors import ConfigError
 from harness.models.registry import batch_norms
@@ -35,6 +35,9 @@ def assemble(
         world_size=ranks.world_size,
         micro_batch=config.strategy.micro_batch,
         seed=config.run.seed,
+        balance=BalancedRows(splits.train.targets.numpy(), seed=config.run.seed)
+        if config.data.sampling == "balanced"
+        else None,
     )
     agenda = Agenda(config, plan.steps_per_epoch)
     with ranks.together("putting the run together"):

@@ -20,6 +20,8 @@ def contradictions(config: RunConfig) -> list[str]:
         problems.append(f"model.kind: cnn wants images, data.source is {config.data.source}; use model.kind=mlp")
     if isinstance(config.task, RegressionTask) and not isinstance(config.data, TableData):
         problems.append(f"task.kind: {config.data.source} has labels; use task.kind=classification")
+    if isinstance(config.task, RegressionTask) and config.data.sampling == "balanced":
+        problems.append("data.sampling: balanced wants labels; use data.sampling=uniform, or task.kind=classification")
     if config.run.max_steps is not None:
         problems += phase_problems(config.schedule, total_updates=config.run.max_steps)
     return problems

@@ -16,6 +16,8 @@ class DataSection(Section):
     validation_fraction: Annotated[Float, Field(gt=0, lt=1)] = 0.2
     stratify: bool = True
     """Where rows have labels, each class has the same share of the rows that are set aside for validation."""
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    """balanced takes as many rows of each class in an epoch: a sample of a large one, those of a small one again."""
 
 
 class Mnist5kData(DataSection):
