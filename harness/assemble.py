@@ -7,6 +7,8 @@ from torch import nn
 from harness.agenda import Agenda
 from harness.checkpoint.store import CheckpointStore
 from harness.config import RunConfig
+from harness.config.data import ImageSection
+from harness.data.augment import Augmentation
 from harness.data.batches import TrainingBatches, ValidationBatches
 from harness.data.order import BalancedRows, BatchPlan
 from harness.data.sources import DataSplits
@@ -45,7 +47,9 @@ def assemble(
         check_batch_norm(model, plan)
     strategy = build_strategy(config, model, ranks)
     device, dtype = ranks.device, DTYPES[config.strategy.precision]
-    batches = TrainingBatches(splits.train, plan, rank=ranks.rank, device=device, dtype=dtype)
+    batches = TrainingBatches(
+        splits.train, plan, rank=ranks.rank, device=device, dtype=dtype, augmentation=_augmentation(config)
+    )
     strategy.warm_up(batches.at(0)[0].inputs)
     return Run(
         config=config,
@@ -72,6 +76,15 @@ def assemble(
             "preprocessing": splits.preprocessing,
         },
         observers=Observers(),
+    )
+
+
+def _augmentation(config: RunConfig) -> Augmentation | None:
+    data = config.data
+    if not isinstance(data, ImageSection) or not (data.augment_shift_pixels or data.augment_horizontal_flip):
+        return None
+    return Augmentation(
+        shift_pixels=data.augment_shift_pixels, horizontal_flip=data.augment_horizontal_flip, seed=config.run.seed
     )
 
 

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from harness.observers.ledger import read_lines
 from tests.distributed.ranks import run_ranks
@@ -56,3 +58,27 @@ def test_a_balanced_run_is_the_same_on_two_ranks_and_after_a_resume(tmp_path: Pa
     config = write_config(tmp_path / "a", **rows)
     assert run_ranks(1, train_main, config, f"run.output_root={tmp_path / 'uniform'}") == [0]
     assert losses(tmp_path / "uniform") != losses(tmp_path / "a/one")
+
+
+def test_augmented_images_are_the_same_on_two_ranks_and_after_a_resume_and_validation_is_left_alone(
+    tmp_path: Path,
+) -> None:
+    for number in range(48):
+        path = tmp_path / "images" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (6, 5), np.uint8)).save(path)
+    images = {"source": "imagefolder", "path": str(tmp_path / "images"), "validation_fraction": 0.25}
+    augmented = {"augment_shift_pixels": 2, "augment_horizontal_flip": True}
+    check_ranks_and_resume(tmp_path / "a", **images, **augmented)
+    config = write_config(tmp_path / "a", **images)
+    still = ["optim.peak_lr=1e-30", "run.max_steps=3"]  # nothing is learned, so that only the rows can differ
+    scores = {}
+    for name, overrides in (
+        ("plain", []),
+        ("augmented", [f"data.{key}={str(value).lower()}" for key, value in augmented.items()]),
+    ):
+        assert run_ranks(1, train_main, config, f"run.output_root={tmp_path / name}", *still, *overrides) == [0]
+        lines = read_lines(tmp_path / name / "run/ledger.jsonl")
+        scores[name] = [line["metrics"]["val/loss"] for line in lines if line["event"] == "evaluation"]
+    assert scores["plain"] == scores["augmented"]
+    assert losses(tmp_path / "plain") != losses(tmp_path / "augmented")
