@@ -79,15 +79,6 @@ def assemble(
     )
 
 
-def _augmentation(config: RunConfig) -> Augmentation | None:
-    data = config.data
-    if not isinstance(data, ImageSection) or not (data.augment_shift_pixels or data.augment_horizontal_flip):
-        return None
-    return Augmentation(
-        shift_pixels=data.augment_shift_pixels, horizontal_flip=data.augment_horizontal_flip, seed=config.run.seed
-    )
-
-
 def check_batch_norm(model: nn.Module, plan: BatchPlan) -> None:
     """Refuse a batch arithmetic that would give BatchNorm a single row to take the variance of.
 
@@ -107,3 +98,12 @@ def check_batch_norm(model: nn.Module, plan: BatchPlan) -> None:
                     f"{layers[0]}) wants two or more; with {plan.num_rows:,} training rows use another "
                     "data.global_batch, strategy.micro_batch or number of ranks, or model.norm=none"
                 )
+
+
+def _augmentation(config: RunConfig) -> Augmentation | None:
+    data = config.data
+    if not isinstance(data, ImageSection) or not (data.augment_shift_pixels or data.augment_horizontal_flip):
+        return None
+    return Augmentation(
+        shift_pixels=data.augment_shift_pixels, horizontal_flip=data.augment_horizontal_flip, seed=config.run.seed
+    )
