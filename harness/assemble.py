@@ -7,8 +7,10 @@ from torch import nn
 from harness.agenda import Agenda
 from harness.checkpoint.store import CheckpointStore
 from harness.config import RunConfig
+from harness.config.data import ImageSection
+from harness.data.augment import Augmentation
 from harness.data.batches import TrainingBatches, ValidationBatches
-from harness.data.order import BatchPlan
+from harness.data.order import BalancedRows, BatchPlan
 from harness.data.sources import DataSplits
 from harness.errors import ConfigError
 from harness.models.registry import batch_norms
@@ -35,6 +37,9 @@ def assemble(
         world_size=ranks.world_size,
         micro_batch=config.strategy.micro_batch,
         seed=config.run.seed,
+        balance=BalancedRows(splits.train.targets.numpy(), seed=config.run.seed)
+        if config.data.sampling == "balanced"
+        else None,
     )
     agenda = Agenda(config, plan.steps_per_epoch)
     with ranks.together("putting the run together"):
@@ -42,7 +47,9 @@ def assemble(
         check_batch_norm(model, plan, input_shape=splits.input_shape)
     strategy = build_strategy(config, model, ranks)
     device, dtype = ranks.device, DTYPES[config.strategy.precision]
-    batches = TrainingBatches(splits.train, plan, rank=ranks.rank, device=device, dtype=dtype)
+    batches = TrainingBatches(
+        splits.train, plan, rank=ranks.rank, device=device, dtype=dtype, augmentation=_augmentation(config)
+    )
     strategy.warm_up(batches.at(0)[0].inputs)
     return Run(
         config=config,
@@ -91,3 +98,12 @@ def check_batch_norm(model: nn.Module, plan: BatchPlan, *, input_shape: tuple[in
                     f"{layers[0]}) wants two or more; with {plan.num_rows:,} training rows use another "
                     "data.global_batch, strategy.micro_batch or number of ranks, or model.norm=none"
                 )
+
+
+def _augmentation(config: RunConfig) -> Augmentation | None:
+    data = config.data
+    if not isinstance(data, ImageSection) or not (data.augment_shift_pixels or data.augment_horizontal_flip):
+        return None
+    return Augmentation(
+        shift_pixels=data.augment_shift_pixels, horizontal_flip=data.augment_horizontal_flip, seed=config.run.seed
+    )

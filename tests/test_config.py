@@ -529,3 +529,9 @@ def test_sections_that_contradict_each_other_are_found_before_anything_starts(
     refuse: Refuse, override: str, problem: str
 ) -> None:
     assert any(line.startswith(problem) for line in refuse(override, "run.max_steps=5"))
+
+
+def test_balanced_sampling_wants_labels(refuse: Refuse) -> None:
+    table = "data={source: csv, path: a, targets: [y], global_batch: 8, sampling: balanced}"
+    lines = refuse(table, "model={kind: mlp, hidden: [4]}", "task={kind: regression}")
+    assert lines == ["data.sampling: balanced wants labels; use data.sampling=uniform, or task.kind=classification"]

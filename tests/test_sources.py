@@ -282,6 +282,8 @@ def test_a_file_that_is_not_there_is_named_in_full(tmp_path: Path) -> None:
     path.mkdir()
     with pytest.raises(DataError, match=rf"{path}: Is a directory"):
         load(table(path), classes(2), seed=0)
+    with pytest.raises(DataError, match=r"digits\.parquet: No such file .* Type: harness data prepare digits$"):
+        load(table(tmp_path / "digits.parquet"), classes(2), seed=0)
 
 
 def test_a_column_that_does_not_exist_is_told_with_the_nearest(tmp_path: Path) -> None:

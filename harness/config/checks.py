@@ -16,6 +16,8 @@ def contradictions(config: RunConfig) -> list[str]:
     for path, metric in metrics.items():
         if metric not in config.task.metrics:
             problems.append(f"{path}: {config.task.kind} has no {metric!r}; it has {', '.join(config.task.metrics)}")
+    if isinstance(config.task, RegressionTask) and config.data.sampling == "balanced":
+        problems.append("data.sampling: balanced wants labels; use data.sampling=uniform, or task.kind=classification")
     if isinstance(config.model, CnnModel) and isinstance(config.data, TableData):
         problems.append(f"model.kind: cnn wants images, data.source is {config.data.source}; use model.kind=mlp")
     if isinstance(config.task, RegressionTask) and not isinstance(config.data, TableData):

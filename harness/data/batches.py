@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from harness.data.augment import Augmentation, changed
 from harness.data.order import BatchPlan
 from harness.errors import DataError
 
@@ -65,26 +66,43 @@ class TrainingBatches:
         rank: of this process.
         device: where the model is.
         dtype: of the model's inputs.
+        augmentation: of inputs that are images; on the device.
     Raises:
         DataError: a number is too large for `dtype`.
     """
 
     def __init__(
-        self, columns: Columns, plan: BatchPlan, *, rank: int, device: torch.device, dtype: torch.dtype
+        self,
+        columns: Columns,
+        plan: BatchPlan,
+        *,
+        rank: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        augmentation: Augmentation | None = None,
     ) -> None:
         assert plan.num_rows == len(columns), f"a plan for {plan.num_rows} rows met columns of {len(columns)}"
         self._rows = _Rows(columns, device=device, dtype=dtype)
         self._plan = plan
         self._rank = rank
+        self._augmentation = augmentation
         self._ahead = range(0)  # positions whose ids are known
         self._ids: tuple[Tensor, ...] = ()  # of these positions' micro-batches, one after another
+        self._draws: tuple[Tensor, ...] = ()  # of the augmentation, likewise
 
     def at(self, position: int) -> list[Batch]:
         """Return this rank's micro-batches of one update: on every rank as many, at least one."""
         if position not in self._ahead:
             self._look_ahead(position)
         first = (position - self._ahead.start) * self._micro_batches
-        return [self._rows.batch(ids) for ids in self._ids[first : first + self._micro_batches]]
+        batches = [self._rows.batch(ids) for ids in self._ids[first : first + self._micro_batches]]
+        if self._augmentation is None:
+            return batches
+        draws = self._draws[first : first + self._micro_batches]
+        return [
+            batch if batch.is_padding else batch._replace(inputs=changed(batch.inputs, drawn.to(batch.inputs.device)))
+            for batch, drawn in zip(batches, draws, strict=True)
+        ]
 
     def _look_ahead(self, position: int) -> None:
         """Compute the ids of many positions at once; the last of an epoch, if it is smaller, is looked at alone."""
@@ -97,7 +115,12 @@ class TrainingBatches:
         ids = torch.from_numpy(plan.sample_ids(position, self._rank, num_positions=num_positions))
         self._ahead = range(position, position + num_positions)
         self._micro_batches = len(sizes)
-        self._ids = torch.split(ids.to(self._rows.inputs.device), sizes * num_positions)
+        home = self._rows.inputs.device
+        self._ids = torch.split(ids.to(home), sizes * num_positions)
+        if self._augmentation is not None:
+            places = plan.places(position, self._rank, num_positions=num_positions)
+            draws = self._augmentation.draw(places, epoch=plan.epoch_of(position))
+            self._draws = torch.split(draws.to(home), sizes * num_positions)
 
 
 class ValidationBatches:

@@ -94,6 +94,12 @@ def _load_images(data: Mnist5kData | ImageFolderData, task: ClassificationTask, 
     if validation is None:
         rows, other_rows = split_rows(train.targets, data, seed=seed)
         train, validation = _take(train, rows), _take(train, other_rows)
+    height, width = train.inputs.shape[2:]
+    if data.augment_shift_pixels >= min(height, width):
+        raise DataError(
+            f"data.augment_shift_pixels: {data.augment_shift_pixels} can shift all of an image of {height}x{width} "
+            f"pixels out of sight; use {min(height, width) // 8} or so"
+        )
     return DataSplits(train, validation, tuple(train.inputs.shape[1:]), task.num_classes, {"classes": classes})
 
 

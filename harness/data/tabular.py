@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from harness.config.tasks import ClassificationTask, Task
+from harness.data.prepare import PREPARATIONS
 from harness.errors import DataError, StorageError
 
 ROWS = "rows count from 0, without header and blank lines"
@@ -75,8 +76,9 @@ def load_table(kind: str, path: Path, **options: Any) -> Table:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
     except OSError as error:
+        example = f" Type: harness data prepare {path.stem}" if path.stem in PREPARATIONS else ""
         raise DataError(
-            f"{path.absolute()}: {error.strerror}. data.path and data.validation_path want a {kind} file."
+            f"{path.absolute()}: {error.strerror}. data.path and data.validation_path want a {kind} file.{example}"
         ) from error
     num_bytes = path.stat().st_size
     if num_bytes == 0:
