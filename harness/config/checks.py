@@ -1,9 +1,10 @@
 """What sections of a configuration cannot want at once; each problem is one `path: problem` line."""
 
 from harness.config import RunConfig
-from harness.config.data import TableData
+from harness.config.data import TableData, TextData
+from harness.config.gpt import GptModel
 from harness.config.models import CnnModel
-from harness.config.tasks import RegressionTask
+from harness.config.tasks import CausalLmTask, RegressionTask
 from harness.config.training import PlateauSchedule, Schedule, WsdSchedule
 
 
@@ -18,11 +19,29 @@ def contradictions(config: RunConfig) -> list[str]:
             problems.append(f"{path}: {config.task.kind} has no {metric!r}; it has {', '.join(config.task.metrics)}")
     if isinstance(config.model, CnnModel) and isinstance(config.data, TableData):
         problems.append(f"model.kind: cnn wants images, data.source is {config.data.source}; use model.kind=mlp")
-    if isinstance(config.task, RegressionTask) and not isinstance(config.data, TableData):
+    problems += _language_problems(config)
+    if isinstance(config.task, RegressionTask) and not isinstance(config.data, TableData | TextData):
         problems.append(f"task.kind: {config.data.source} has labels; use task.kind=classification")
     if config.run.max_steps is not None:
         problems += phase_problems(config.schedule, total_updates=config.run.max_steps)
     return problems
+
+
+def _language_problems(config: RunConfig) -> list[str]:
+    """Running text, the task causal_lm and a model of sequences go together or not at all."""
+    parts = {
+        "data.source": (config.data.source, isinstance(config.data, TextData), "text"),
+        "task.kind": (config.task.kind, isinstance(config.task, CausalLmTask), "causal_lm"),
+        "model.kind": (config.model.kind, isinstance(config.model, GptModel), "gpt"),
+    }
+    if len({is_language for _, is_language, _ in parts.values()}) == 1:
+        return []
+    present = " and ".join(f"{path}={found}" for path, (found, is_language, _) in parts.items() if is_language)
+    return [
+        f"{path}: {found} does not go with {present}; use {path}={wanted}"
+        for path, (found, is_language, wanted) in parts.items()
+        if not is_language
+    ]
 
 
 def phase_problems(schedule: Schedule, *, total_updates: int) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from harness.config.fields import Float, PositiveInt, Section
+from harness.config.text import TextSection
 
 
 class DataSection(Section):
@@ -42,4 +43,8 @@ class ImageFolderData(DataSection):
     validation_path: str | None = None
 
 
-Data = Annotated[Mnist5kData | TableData | ImageFolderData, Field(discriminator="source")]
+class TextData(DataSection, TextSection):
+    """Running text for a causal language model."""
+
+
+Data = Annotated[Mnist5kData | TableData | ImageFolderData | TextData, Field(discriminator="source")]

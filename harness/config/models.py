@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from harness.config.fields import PositiveInt, Probability, Section
+from harness.config.gpt import GptModel
 
 
 class MlpModel(Section):
@@ -33,4 +34,4 @@ class CnnModel(Section):
     dropout: Probability = 0.0
 
 
-Model = Annotated[MlpModel | CnnModel, Field(discriminator="kind")]
+Model = Annotated[MlpModel | CnnModel | GptModel, Field(discriminator="kind")]
