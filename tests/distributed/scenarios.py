@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from harness.assemble import assemble
 from harness.checkpoint.store import CheckpointStore
@@ -18,12 +19,22 @@ from harness.config.run import Diagnostics, Tracking
 from harness.data.batches import Columns
 from harness.data.order import BatchPlan
 from harness.data.sources import DataSplits
+from harness.data.tokenizers import Bytes
 from harness.loop import train_step
+from harness.models.registry import build_model
 from harness.run import Run
 from harness.stopping import StopSignals
 from harness.strategy.base import Ranks
 from harness.strategy.build import DTYPES, join_ranks
 from harness.strategy.env import placement
+
+BLOCK = 6
+"""Tokens of a row of the gpt networks."""
+GPT: dict[str, Any] = {"kind": "gpt", "layers": 2, "width": 16, "heads": 2}
+GPT_FORMS: dict[str, dict[str, Any]] = {
+    "gpt": GPT,
+    "gpt_swiglu": {**GPT, "norm": "rms", "activation": "swiglu", "tied_embeddings": False},
+}
 
 
 @dataclass(frozen=True)
@@ -56,9 +67,7 @@ class Spec:
         momentum = {"momentum": 0.9} if self.optimizer == "sgd" else {}
         values: dict[str, Any] = {
             "run": {"name": "spec", "max_steps": self.updates, "seed": 3},
-            "model": {"kind": "mlp", "hidden": [8]},
-            "data": {"source": "mnist_5k", "global_batch": self.global_batch},
-            "task": {"kind": "classification", "num_classes": 5} if self.is_classification else {"kind": "regression"},
+            **self._parts,
             "optim": {"kind": self.optimizer, "peak_lr": 1e-3, **weight_decay, **momentum},
             "schedule": {"kind": "cosine", "warmup_steps": 4} if self.updates > 4 else {"kind": "constant"},
             "clip": clip,
@@ -72,6 +81,21 @@ class Spec:
             },
         }
         return RunConfig.model_validate(values)
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        if self.network in GPT_FORMS:
+            return {
+                "model": GPT_FORMS[self.network],
+                "data": {"source": "text", "path": "none", "block": BLOCK, "global_batch": self.global_batch},
+                "task": {"kind": "causal_lm"},
+            }
+        task = {"kind": "classification", "num_classes": 5} if self.is_classification else {"kind": "regression"}
+        return {
+            "model": {"kind": "mlp", "hidden": [8]},
+            "data": {"source": "mnist_5k", "global_batch": self.global_batch},
+            "task": task,
+        }
 
     @property
     def is_classification(self) -> bool:
@@ -97,17 +121,18 @@ class Spec:
                 )
             case "norm_mlp":
                 return nn.Sequential(nn.Linear(10, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 5))
-            case "transformer":
-                return TinyTransformer()
-            case "odd":
-                return OddOneOut()
-            case "steep":
-                return Steep()
+            case "transformer" | "odd" | "steep":
+                return {"transformer": TinyTransformer, "odd": OddOneOut, "steep": Steep}[self.network]()
+            case "gpt" | "gpt_swiglu":
+                return build_model(self.config.model, input_shape=(BLOCK,), num_outputs=Bytes.num_tokens)
         raise ValueError(self.network)
 
     def columns(self) -> Columns:
         """Its rows."""
         generator = torch.Generator().manual_seed(1)
+        if self.network in GPT_FORMS:
+            ids = torch.randint(Bytes.num_tokens, (self.rows * BLOCK + 1,), generator=generator, dtype=torch.int16)
+            return Columns(ids[:-1].view(self.rows, BLOCK), ids[1:].view(self.rows, BLOCK))
         shape = (1, 8, 8) if self.network == "cnn" else (10,)
         inputs = torch.randn(self.rows, *shape, generator=generator)
         if self.is_classification:
@@ -117,6 +142,8 @@ class Spec:
     def splits(self) -> DataSplits:
         """Its rows, which validate as well."""
         columns = self.columns()
+        if self.network in GPT_FORMS:
+            return DataSplits(columns, columns, (BLOCK,), Bytes.num_tokens, Bytes())
         return DataSplits(columns, columns, tuple(columns.inputs.shape[1:]), 5 if self.is_classification else 1)
 
 
@@ -175,8 +202,10 @@ def plain_pytorch(spec: Spec, num_slices: int = 1) -> Trace:
     """
     dtype = DTYPES[spec.precision]
     model, columns, config = spec.model().to(dtype), spec.columns(), spec.config
-    inputs = columns.inputs.to(dtype)
-    targets = columns.targets if spec.is_classification else columns.targets.to(dtype)
+    inputs, targets = (
+        column.to(dtype) if column.is_floating_point() else column.long()
+        for column in (columns.inputs, columns.targets)
+    )
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     decayed = [p for _, p in named if p.dim() >= 2]
     others = [p for _, p in named if p.dim() < 2]
@@ -194,7 +223,7 @@ def plain_pytorch(spec: Spec, num_slices: int = 1) -> Trace:
         warm = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / 4, total_iters=3)
         decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=spec.updates - 4)
         schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warm, decay], milestones=[4])
-    loss_of: Callable[..., Tensor] = nn.functional.cross_entropy if spec.is_classification else nn.functional.mse_loss
+    loss_of: Callable[..., Tensor] = nn.functional.mse_loss if targets.is_floating_point() else cross_entropy
     plan = BatchPlan(
         num_rows=spec.rows, global_batch=spec.global_batch, world_size=1, micro_batch=None, seed=config.run.seed
     )
@@ -206,7 +235,10 @@ def plain_pytorch(spec: Spec, num_slices: int = 1) -> Trace:
         for part in (ids[start:stop] for start, stop in pairwise(cuts)):
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=spec.precision == "bf16"):
                 outputs.append(model(inputs[part]).to(dtype))
-        loss = loss_of(torch.cat(outputs), targets[ids])
+        predicted, wanted = torch.cat(outputs), targets[ids]
+        if spec.network in GPT_FORMS:
+            predicted, wanted = predicted.flatten(0, 1), wanted.flatten()
+        loss = loss_of(predicted, wanted)
         optimizer.zero_grad()
         loss.backward()
         trace.gradients.append({name: p.grad.clone() for name, p in named})
