@@ -74,6 +74,7 @@ def assemble(
             "input_shape": splits.input_shape,
             "num_outputs": splits.num_outputs,
             "preprocessing": splits.preprocessing,
+            "tokenizer": splits.tokenizer and splits.tokenizer.to_json(),
         },
         observers=Observers(),
     )

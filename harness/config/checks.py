@@ -1,9 +1,10 @@
 """What sections of a configuration cannot want at once; each problem is one `path: problem` line."""
 
 from harness.config import RunConfig
-from harness.config.data import TableData
+from harness.config.data import TableData, TextData
+from harness.config.gpt import GptModel
 from harness.config.models import CnnModel, MlpModel, PerceptronModel
-from harness.config.tasks import ClassificationTask, RegressionTask
+from harness.config.tasks import CausalLmTask, ClassificationTask, RegressionTask
 from harness.config.training import PlateauSchedule, Schedule, WsdSchedule
 
 
@@ -16,11 +17,12 @@ def contradictions(config: RunConfig) -> list[str]:
     for path, metric in metrics.items():
         if metric not in config.task.metrics:
             problems.append(f"{path}: {config.task.kind} has no {metric!r}; it has {', '.join(config.task.metrics)}")
-    if isinstance(config.task, RegressionTask) and config.data.sampling == "balanced":
+    if config.data.sampling == "balanced" and not isinstance(config.task, ClassificationTask):
         problems.append("data.sampling: balanced wants labels; use data.sampling=uniform, or task.kind=classification")
     if isinstance(config.model, CnnModel) and isinstance(config.data, TableData):
         problems.append(f"model.kind: cnn wants images, data.source is {config.data.source}; use model.kind=mlp")
-    if isinstance(config.task, RegressionTask) and not isinstance(config.data, TableData):
+    problems += _language_problems(config)
+    if isinstance(config.task, RegressionTask) and not isinstance(config.data, TableData | TextData):
         problems.append(f"task.kind: {config.data.source} has labels; use task.kind=classification")
     if isinstance(config.task, ClassificationTask):
         problems += [
@@ -40,6 +42,23 @@ def _softmax_outputs(config: RunConfig) -> list[tuple[str, str]]:
         case MlpModel(output="softmax"):
             return [("model.output", "linear")]
     return []
+
+
+def _language_problems(config: RunConfig) -> list[str]:
+    """Running text, the task causal_lm and a model of sequences go together or not at all."""
+    parts = {
+        "data.source": (config.data.source, isinstance(config.data, TextData), "text"),
+        "task.kind": (config.task.kind, isinstance(config.task, CausalLmTask), "causal_lm"),
+        "model.kind": (config.model.kind, isinstance(config.model, GptModel), "gpt"),
+    }
+    if len({is_language for _, is_language, _ in parts.values()}) == 1:
+        return []
+    present = " and ".join(f"{path}={found}" for path, (found, is_language, _) in parts.items() if is_language)
+    return [
+        f"{path}: {found} does not go with {present}; use {path}={wanted}"
+        for path, (found, is_language, wanted) in parts.items()
+        if not is_language
+    ]
 
 
 def phase_problems(schedule: Schedule, *, total_updates: int) -> list[str]:

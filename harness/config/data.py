@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from harness.config.fields import CountInt, Float, PositiveInt, Section
+from harness.config.text import TextSection
 
 
 class DataSection(Section):
@@ -68,4 +69,8 @@ class ImageFolderData(ImageSection):
     validation_path: str | None = None
 
 
-Data = Annotated[Mnist5kData | TableData | ImageFolderData, Field(discriminator="source")]
+class TextData(DataSection, TextSection):
+    """Running text for a causal language model."""
+
+
+Data = Annotated[Mnist5kData | TableData | ImageFolderData | TextData, Field(discriminator="source")]

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from harness.config.fields import OneOrEach, PositiveInt, Probability, Section
+from harness.config.gpt import GptModel
 
 PlainActivation = Literal["relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu"]
 Activation = Literal[PlainActivation, "swiglu"]
@@ -96,7 +97,7 @@ class CnnModel(HiddenLayers):
     """Of convolutions and hidden layers, before the activation. `layer` is over channels and places of an image."""
 
 
-Model = Annotated[PerceptronModel | MlpModel | CnnModel, Field(discriminator="kind")]
+Model = Annotated[PerceptronModel | MlpModel | CnnModel | GptModel, Field(discriminator="kind")]
 
 
 def _for_each(given: T | tuple[T, ...], count: int) -> Sequence[T]:

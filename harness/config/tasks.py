@@ -24,4 +24,11 @@ class RegressionTask(Section):
     kind: Literal["regression"]
 
 
-Task = Annotated[ClassificationTask | RegressionTask, Field(discriminator="kind")]
+class CausalLmTask(Section):
+    """Each token of a text from those before it; cross-entropy over every token."""
+
+    metrics: ClassVar = ("val/loss", "val/perplexity", "val/bits_per_byte")
+    kind: Literal["causal_lm"]
+
+
+Task = Annotated[ClassificationTask | RegressionTask | CausalLmTask, Field(discriminator="kind")]

@@ -24,9 +24,9 @@ class Columns:
     """All rows of one split, in memory."""
 
     inputs: Tensor
-    """(N, ...) floats, contiguous."""
+    """(N, ...) floats, or (N, T) ids of tokens in any type of integers; contiguous."""
     targets: Tensor
-    """(N,) int64 labels or (N, K) floats, contiguous."""
+    """(N,) int64 labels, (N, K) floats or (N, T) ids, contiguous; it may share memory with `inputs`."""
 
     def __post_init__(self) -> None:
         assert len(self.inputs) == len(self.targets) > 0, "a split wants as many targets as inputs, and at least one"
@@ -41,7 +41,7 @@ class Columns:
         digest = hashlib.blake2b(f"{tuple(self.inputs.shape)} {tuple(self.targets.shape)}".encode(), digest_size=8)
         every = -(-len(self) // 1024)
         for column in (self.targets, self.inputs[::every]):
-            digest.update(column.contiguous().numpy().tobytes())
+            digest.update(column.contiguous().numpy().data)
         return digest.hexdigest()
 
 
@@ -61,7 +61,7 @@ class TrainingBatches:
     """This rank's micro-batches of any position of the plan, in the numbers' final type and place.
 
     Args:
-        columns: floats are converted to `dtype` here, once; labels stay int64.
+        columns: floats are converted to `dtype` here, once; integers come out as int64.
         plan: which rows each position and rank has.
         rank: of this process.
         device: where the model is.
@@ -127,7 +127,7 @@ class ValidationBatches:
     """Every row once over all ranks, in order, and on every rank the same number of batches.
 
     Args:
-        columns: floats are converted to `dtype` here, once; labels stay int64.
+        columns: floats are converted to `dtype` here, once; integers come out as int64.
         rank, world_size: which contiguous share of the rows is visited here.
         batch_rows: rows of one batch; the last one of a rank may have fewer, or be padding.
         device: where the model is.
@@ -181,7 +181,12 @@ class _Rows:
         if self._copy_to is not None:
             inputs = inputs.pin_memory().to(self._copy_to, non_blocking=True)
             targets = targets.pin_memory().to(self._copy_to, non_blocking=True)
-        return Batch(inputs, targets, is_padding)
+        return Batch(_widened(inputs), _widened(targets), is_padding)
+
+
+def _widened(numbers: Tensor) -> Tensor:
+    """Return ids as int64, which embeddings and cross-entropy want; all rows are kept in the type they came in."""
+    return numbers if numbers.is_floating_point() else numbers.long()
 
 
 def _convert(column: Tensor, dtype: torch.dtype) -> Tensor:

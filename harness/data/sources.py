@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from harness.config.data import Data, DataSection, ImageFolderData, Mnist5kData, TableData
+from harness.config.data import Data, DataSection, ImageFolderData, Mnist5kData, TableData, TextData
 from harness.config.tasks import ClassificationTask, Task
 from harness.data.batches import Columns
 from harness.data.images import class_folders, image_columns
 from harness.data.order import permutation_key, permute
 from harness.data.preprocess import apply_features, fit_features, unknown_categories
 from harness.data.tabular import check_names, feature_names, load_table, numbers_of, table_targets
+from harness.data.text import load_text, prepare_text
+from harness.data.tokenizers import TextTokenizer
 from harness.errors import DataError
 
 
@@ -28,13 +30,25 @@ class DataSplits:
     train: Columns
     validation: Columns
     input_shape: tuple[int, ...]
-    """Of one row: (F,) or (C, H, W)."""
+    """Of one row: (F,), (C, H, W), or (T,) tokens."""
     num_outputs: int
-    """Classes, or numbers to predict."""
+    """Classes, numbers to predict, or different tokens."""
     preprocessing: dict[str, Any] = field(default_factory=dict)
     """Plain data: how rows became `inputs` ("features", see preprocess.py) and names labels ("classes")."""
     notices: tuple[str, ...] = ()
     """Sentences for whoever started the run."""
+    tokenizer: TextTokenizer | None = None
+    """Of running text."""
+
+
+def prepare(data: Data, *, seed: int) -> None:
+    """Write what all ranks will read from one place; for one rank, before any of them calls `load`.
+
+    Raises:
+        DataError, StorageError: as `prepare_text` says.
+    """
+    if isinstance(data, TextData):
+        prepare_text(data, seed=seed)
 
 
 def load(data: Data, task: Task, *, seed: int) -> DataSplits:
@@ -45,6 +59,11 @@ def load(data: Data, task: Task, *, seed: int) -> DataSplits:
     Raises:
         DataError: the files are missing or unreadable, hold something else than the task needs, or too few rows.
     """
+    if isinstance(data, TextData):
+        text = load_text(data, seed=seed)
+        return DataSplits(
+            text.train, text.validation, (data.block,), text.tokenizer.num_tokens, tokenizer=text.tokenizer
+        )
     if isinstance(data, TableData):
         splits = _load_table(data, task, seed=seed)
     elif isinstance(task, ClassificationTask):

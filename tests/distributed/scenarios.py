@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from harness.assemble import assemble
 from harness.checkpoint.store import CheckpointStore
@@ -20,6 +21,7 @@ from harness.config.run import Diagnostics, Tracking
 from harness.data.batches import Columns
 from harness.data.order import BatchPlan
 from harness.data.sources import DataSplits
+from harness.data.tokenizers import Bytes
 from harness.loop import train_step
 from harness.models.registry import build_model
 from harness.run import Run
@@ -36,6 +38,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "resnet": {"kind": "cnn", "channels": [4, 6], "hidden": [8], "norm": "layer", "residual": True},
 }
 """Networks of ours, from ten numbers or an image of 8x8 to logits of 5 classes."""
+BLOCK = 6
+"""Tokens of a row of the gpt networks."""
+GPT: dict[str, Any] = {"kind": "gpt", "layers": 2, "width": 16, "heads": 2}
+GPT_FORMS: dict[str, dict[str, Any]] = {
+    "gpt": GPT,
+    "gpt_swiglu": {**GPT, "norm": "rms", "activation": "swiglu", "tied_embeddings": False},
+}
 
 
 @dataclass(frozen=True)
@@ -68,9 +77,7 @@ class Spec:
         momentum = {"momentum": 0.9} if self.optimizer == "sgd" else {}
         values: dict[str, Any] = {
             "run": {"name": "spec", "max_steps": self.updates, "seed": 3},
-            "model": {"kind": "mlp", "hidden": [8]},
-            "data": {"source": "mnist_5k", "global_batch": self.global_batch},
-            "task": {"kind": "classification", "num_classes": 5} if self.is_classification else {"kind": "regression"},
+            **self._parts,
             "optim": {"kind": self.optimizer, "peak_lr": 1e-3, **weight_decay, **momentum},
             "schedule": {"kind": "cosine", "warmup_steps": 4} if self.updates > 4 else {"kind": "constant"},
             "clip": clip,
@@ -84,6 +91,21 @@ class Spec:
             },
         }
         return RunConfig.model_validate(values)
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        if self.network in GPT_FORMS:
+            return {
+                "model": GPT_FORMS[self.network],
+                "data": {"source": "text", "path": "none", "block": BLOCK, "global_batch": self.global_batch},
+                "task": {"kind": "causal_lm"},
+            }
+        task = {"kind": "classification", "num_classes": 5} if self.is_classification else {"kind": "regression"}
+        return {
+            "model": {"kind": "mlp", "hidden": [8]},
+            "data": {"source": "mnist_5k", "global_batch": self.global_batch},
+            "task": task,
+        }
 
     @property
     def is_classification(self) -> bool:
@@ -109,14 +131,21 @@ class Spec:
                 )
             case "norm_mlp":
                 return nn.Sequential(nn.Linear(10, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 5))
+            case "transformer" | "odd" | "steep":
+                return {"transformer": TinyTransformer, "odd": OddOneOut, "steep": Steep}[self.network]()
+            case "gpt" | "gpt_swiglu":
+                return build_model(self.config.model, input_shape=(BLOCK,), num_outputs=Bytes.num_tokens)
             case name if name in MODELS:
                 shape = tuple(self.columns().inputs.shape[1:])
                 return build_model(TypeAdapter(Model).validate_python(MODELS[name]), input_shape=shape, num_outputs=5)
-        return {"transformer": TinyTransformer, "odd": OddOneOut, "steep": Steep}[self.network]()
+        raise ValueError(self.network)
 
     def columns(self) -> Columns:
         """Its rows."""
         generator = torch.Generator().manual_seed(1)
+        if self.network in GPT_FORMS:
+            ids = torch.randint(Bytes.num_tokens, (self.rows * BLOCK + 1,), generator=generator, dtype=torch.int16)
+            return Columns(ids[:-1].view(self.rows, BLOCK), ids[1:].view(self.rows, BLOCK))
         shape = (1, 8, 8) if self.network in ("cnn", "resnet") else (10,)
         inputs = torch.randn(self.rows, *shape, generator=generator)
         if self.is_classification:
@@ -126,6 +155,8 @@ class Spec:
     def splits(self) -> DataSplits:
         """Its rows, which validate as well."""
         columns = self.columns()
+        if self.network in GPT_FORMS:
+            return DataSplits(columns, columns, (BLOCK,), Bytes.num_tokens, Bytes())
         return DataSplits(columns, columns, tuple(columns.inputs.shape[1:]), 5 if self.is_classification else 1)
 
 
@@ -184,8 +215,10 @@ def plain_pytorch(spec: Spec, num_slices: int = 1) -> Trace:
     """
     dtype = DTYPES[spec.precision]
     model, columns, config = spec.model().to(dtype), spec.columns(), spec.config
-    inputs = columns.inputs.to(dtype)
-    targets = columns.targets if spec.is_classification else columns.targets.to(dtype)
+    inputs, targets = (
+        column.to(dtype) if column.is_floating_point() else column.long()
+        for column in (columns.inputs, columns.targets)
+    )
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     decayed = [p for _, p in named if p.dim() >= 2]
     others = [p for _, p in named if p.dim() < 2]
@@ -203,7 +236,7 @@ def plain_pytorch(spec: Spec, num_slices: int = 1) -> Trace:
         warm = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / 4, total_iters=3)
         decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=spec.updates - 4)
         schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warm, decay], milestones=[4])
-    loss_of: Callable[..., Tensor] = nn.functional.cross_entropy if spec.is_classification else nn.functional.mse_loss
+    loss_of: Callable[..., Tensor] = nn.functional.mse_loss if targets.is_floating_point() else cross_entropy
     plan = BatchPlan(
         num_rows=spec.rows, global_batch=spec.global_batch, world_size=1, micro_batch=None, seed=config.run.seed
     )
@@ -215,7 +248,10 @@ def plain_pytorch(spec: Spec, num_slices: int = 1) -> Trace:
         for part in (ids[start:stop] for start, stop in pairwise(cuts)):
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=spec.precision == "bf16"):
                 outputs.append(model(inputs[part]).to(dtype))
-        loss = loss_of(torch.cat(outputs), targets[ids])
+        predicted, wanted = torch.cat(outputs), targets[ids]
+        if spec.network in GPT_FORMS:
+            predicted, wanted = predicted.flatten(0, 1), wanted.flatten()
+        loss = loss_of(predicted, wanted)
         optimizer.zero_grad()
         loss.backward()
         trace.gradients.append({name: p.grad.clone() for name, p in named})

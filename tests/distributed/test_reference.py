@@ -32,7 +32,7 @@ def assert_ranks_agree(traces: list[Trace]) -> None:
         assert (trace.norms, trace.losses) == (traces[0].norms, traces[0].losses)
 
 
-@pytest.mark.parametrize("network", ["mlp", "cnn"])
+@pytest.mark.parametrize("network", ["mlp", "cnn", "gpt"])
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("world_size", WORLDS)
 def test_an_update_is_that_of_plain_pytorch_on_the_whole_batch(
