@@ -156,7 +156,7 @@ class Spec:
         """Its rows, which validate as well."""
         columns = self.columns()
         if self.network in GPT_FORMS:
-            return DataSplits(columns, columns, (BLOCK,), Bytes.num_tokens, Bytes())
+            return DataSplits(columns, columns, (BLOCK,), Bytes.num_tokens, tokenizer=Bytes())
         return DataSplits(columns, columns, tuple(columns.inputs.shape[1:]), 5 if self.is_classification else 1)
 
 
