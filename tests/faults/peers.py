@@ -33,6 +33,7 @@ NOTES = (
     "torch.save and DCP do not choose what to load: here that is the newest folder with checkpoint.pt, or .metadata.",
     "One checkpoint kept: keep_last=1, total_limit=1 (Accelerate), or the same name every time (the others).",
     "Exchanged: both checkpoints are damaged, so there is nothing whole to resume from.",
+    "At another number of ranks weights and moments are compared, random states are not.",
 )
 
 
