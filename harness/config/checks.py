@@ -18,6 +18,8 @@ def contradictions(config: RunConfig) -> list[str]:
             problems.append(f"{path}: {config.task.kind} has no {metric!r}; it has {', '.join(config.task.metrics)}")
     if isinstance(config.task, RegressionTask) and config.data.sampling == "balanced":
         problems.append("data.sampling: balanced wants labels; use data.sampling=uniform, or task.kind=classification")
+    if isinstance(config.data, TableData) and not config.data.in_memory and config.strategy.precision == "fp64":
+        problems.append("data.in_memory: false keeps columns in fp32, strategy.precision is fp64; use fp32")
     if isinstance(config.model, CnnModel) and isinstance(config.data, TableData):
         problems.append(f"model.kind: cnn wants images, data.source is {config.data.source}; use model.kind=mlp")
     if isinstance(config.task, RegressionTask) and not isinstance(config.data, TableData):

@@ -49,6 +49,8 @@ class TableData(DataSection):
     """Features that become a column of 0 and 1 for each value; no value is one too."""
     impute: Literal["none", "mean", "median"] = "none"
     """What stands for a number that is missing; none refuses it."""
+    in_memory: bool = True
+    """false: the columns are written to the cache of `datasets` once and mapped, for tables larger than memory."""
     standardize: bool = False
     """Bring features that are numbers to mean 0 and standard deviation 1."""
 

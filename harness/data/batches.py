@@ -165,7 +165,7 @@ class _Rows:
     """Columns in their final type, on the device if they are small, from which batches are taken."""
 
     def __init__(self, columns: Columns, *, device: torch.device, dtype: torch.dtype) -> None:
-        inputs, targets = (_convert(column, dtype) for column in (columns.inputs, columns.targets))
+        inputs, targets = (converted(column, dtype) for column in (columns.inputs, columns.targets))
         is_resident = inputs.nbytes + targets.nbytes <= RESIDENT_BYTES
         home = device if is_resident else torch.device("cpu")
         self.inputs, self.targets = inputs.to(home), targets.to(home)
@@ -184,15 +184,20 @@ class _Rows:
         return Batch(inputs, targets, is_padding)
 
 
-def _convert(column: Tensor, dtype: torch.dtype) -> Tensor:
+def converted(column: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return floats as `dtype`, and labels as they are.
+
+    Raises:
+        DataError: a number is too large for `dtype`.
+    """
     if column.dtype == dtype or not column.is_floating_point():
         return column
-    converted = column.to(dtype)
-    too_large = converted.isinf() & column.isfinite()
+    result = column.to(dtype)
+    too_large = result.isinf() & column.isfinite()
     if too_large.any():
         place = too_large.nonzero()[0].tolist()
         raise DataError(
             f"{int(too_large.sum())} numbers are too large for {dtype}, the first {column[tuple(place)].item():g} in "
             f"row {place[0]}; bring the columns to a smaller unit, or set strategy.precision: fp64"
         )
-    return converted
+    return result

@@ -70,16 +70,25 @@ def load_files(kind: str, path: Path, *, pattern: str = "", **options: Any) -> A
         raise DataError(f"{path}: cannot be read as {kind}: {reason}. Mend the file, or write it again.") from error
 
 
-def load_table(kind: str, path: Path, **options: Any) -> Table:
-    """Return the content of one csv, parquet or json file; options and errors as of `load_files`."""
+def file_digest(kind: str, path: Path) -> str:
+    """Return 32 hexadecimal digits that change with the content of a file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+            return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
     except OSError as error:
         example = f" Type: harness data prepare {path.stem}" if path.stem in PREPARATIONS else ""
         raise DataError(
             f"{path.absolute()}: {error.strerror}. data.path and data.validation_path want a {kind} file.{example}"
         ) from error
+
+
+def load_table(kind: str, path: Path, **options: Any) -> Table:
+    """Return the content of one csv, parquet or json file; options and errors as of `load_files`."""
+    digest = file_digest(kind, path)
     num_bytes = path.stat().st_size
     if num_bytes == 0:
         raise DataError(f"{path}: is empty (0 bytes). Write it again.")
