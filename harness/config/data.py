@@ -62,6 +62,33 @@ class TableData(DataSection):
         return self
 
 
+class ShardedTableData(TableData):
+    """A table of numbers in many parquet files that are read in place, one at a time, and never copied.
+
+    Every row is seen once an epoch; an update takes its rows from one file, or two, so rows that stand sorted over the
+    files are not well mixed. Nothing is learned from the rows before training, so they have to be numbers as they are.
+    """
+
+    source: Literal["parquet_shards"]  # type: ignore[assignment]
+    path: str
+    """A pattern, such as `rows/*.parquet`, or a URL with one, of any file system that fsspec knows here."""
+    validation_path: str
+    """One local parquet file; where labels are texts, it has all of them."""
+
+    @model_validator(mode="after")
+    def _nothing_is_learned(self) -> ShardedTableData:
+        asked = {
+            "categorical": bool(self.categorical),
+            "impute": self.impute != "none",
+            "standardize": self.standardize,
+            "in_memory": not self.in_memory,
+            "sampling": self.sampling != "uniform",
+        }
+        for name in [name for name, is_asked in asked.items() if is_asked]:
+            raise ValueError(f"{name}: parquet_shards are read as they are, a file at a time; leave {name} out")
+        return self
+
+
 class ImageFolderData(ImageSection):
     """A local folder of images of one size, one sub-folder a class, labelled in alphabetical order."""
 
@@ -70,4 +97,4 @@ class ImageFolderData(ImageSection):
     validation_path: str | None = None
 
 
-Data = Annotated[Mnist5kData | TableData | ImageFolderData, Field(discriminator="source")]
+Data = Annotated[Mnist5kData | TableData | ShardedTableData | ImageFolderData, Field(discriminator="source")]

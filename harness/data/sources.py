@@ -12,14 +12,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from harness.config.data import Data, DataSection, ImageFolderData, Mnist5kData, TableData
+from harness.config.data import Data, DataSection, ImageFolderData, Mnist5kData, ShardedTableData, TableData
 from harness.config.tasks import ClassificationTask, Task
 from harness.data.batches import Columns
 from harness.data.images import class_folders, image_columns
 from harness.data.mapped import Facts, cached, open_columns, write_columns
 from harness.data.order import permutation_key, permute
 from harness.data.preprocess import Feature, apply_features, fit_features, unknown_categories
-from harness.data.tabular import Table, check_names, feature_names, file_digest, load_table, numbers_of, table_targets
+from harness.data.shards import ShardedColumns
+from harness.data.tabular import (
+    Table,
+    check_names,
+    feature_names,
+    file_digest,
+    load_table,
+    matrix,
+    numbers_of,
+    table_targets,
+)
 from harness.errors import DataError
 
 BLOCK_ROWS = 65_536  # of a table that is written to files
@@ -29,7 +39,7 @@ BLOCK_ROWS = 65_536  # of a table that is written to files
 class DataSplits:
     """What a run trains on, what it is judged by, and the sizes that the model follows from."""
 
-    train: Columns
+    train: Columns | ShardedColumns
     validation: Columns
     input_shape: tuple[int, ...]
     """Of one row: (F,) or (C, H, W)."""
@@ -49,7 +59,9 @@ def load(data: Data, task: Task, *, seed: int) -> DataSplits:
     Raises:
         DataError: the files are missing or unreadable, hold something else than the task needs, or too few rows.
     """
-    if isinstance(data, TableData):
+    if isinstance(data, ShardedTableData):
+        splits = _open_shards(data, task)
+    elif isinstance(data, TableData):
         splits = _load_table(data, task, seed=seed)
     elif isinstance(task, ClassificationTask):
         splits = _load_images(data, task, seed=seed)
@@ -58,10 +70,22 @@ def load(data: Data, task: Task, *, seed: int) -> DataSplits:
             f"data.source: {data.source} has a class for each image, but task.kind is {task.kind}. Set task.kind: "
             "classification, or take numbers to predict from a table (csv, parquet, json)."
         )
-    shape, other_shape = tuple(splits.train.inputs.shape[1:]), tuple(splits.validation.inputs.shape[1:])
+    shape, other_shape = splits.input_shape, tuple(splits.validation.inputs.shape[1:])
     if shape != other_shape:
         raise DataError(f"a training row has shape {shape}, a validation row {other_shape}; bring them to one size")
     return splits
+
+
+def _open_shards(data: ShardedTableData, task: Task) -> DataSplits:
+    table = load_table("parquet", Path(data.validation_path))
+    names = feature_names(table, data.features, data.targets)
+    check_names(table, names, data.targets, ())
+    targets, classes = table_targets(table, data.targets, task, None)
+    validation = Columns(torch.from_numpy(matrix(table, names)), targets)
+    train = ShardedColumns(data.path, features=names, targets=data.targets, task=task, classes=classes)
+    num_outputs = task.num_classes if isinstance(task, ClassificationTask) else targets.shape[1]
+    features = [{"name": name, "fill": None, "mean": 0.0, "scale": 1.0} for name in names]
+    return DataSplits(train, validation, (len(names),), num_outputs, {"features": features, "classes": classes})
 
 
 def _load_table(data: TableData, task: Task, *, seed: int) -> DataSplits:

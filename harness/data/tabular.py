@@ -121,8 +121,7 @@ def table_targets(
         DataError: a column holds anything but finite numbers, or labels that are not classes of the task.
     """
     if not isinstance(task, ClassificationTask):
-        matrix = [numbers_of(table, name) for name in names]
-        return torch.from_numpy(np.stack(matrix, axis=1).astype(np.result_type(np.float32, *matrix))), None
+        return torch.from_numpy(matrix(table, names)), None
     if len(names) > 1:
         raise DataError(
             f"data.targets: {', '.join(names)} are {len(names)} columns, but classification wants one column of "
@@ -164,6 +163,16 @@ def _labels(table: Table, name: str, num_classes: int) -> NDArray[np.int64]:
         )
     labels: NDArray[np.int64] = numbers.astype(np.int64)
     return labels
+
+
+def matrix(table: Table, names: Sequence[str]) -> NDArray[Any]:
+    """Return columns side by side, (N, len(names)), in float32 if that holds each of them exactly, else float64.
+
+    Raises:
+        DataError: a column holds anything but finite numbers.
+    """
+    columns = [numbers_of(table, name) for name in names]
+    return np.stack(columns, axis=1).astype(np.result_type(np.float32, *columns))
 
 
 def _is_text(table: Table, name: str) -> bool:
