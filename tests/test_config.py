@@ -182,7 +182,10 @@ def test_an_unknown_key_is_named_with_the_nearest_and_all_allowed(refuse: Refuse
         ("evaluation={every_steps: 1, every_epochs: 1}", "evaluation: set every_epochs or every_steps, not both"),
         ("schedule.kind=wsd", "schedule.decay_steps: missing; wanted: a whole number, at least 1"),
         ("clip={max_norm: 1}", "clip.kind: missing; wanted: one of none, norm, value"),
-        ("data={global_batch: 1}", "data.source: missing; wanted: one of csv, imagefolder, json, mnist_5k, parquet, parquet_shards"),
+        (
+            "data={global_batch: 1}",
+            "data.source: missing; wanted: one of csv, imagefolder, json, mnist_5k, parquet, parquet_shards",
+        ),
     ],
 )  # fmt: skip
 def test_a_problem_says_where_what_was_found_and_what_is_allowed(refuse: Refuse, override: str, problem: str) -> None:
