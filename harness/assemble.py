@@ -10,7 +10,8 @@ from harness.config import RunConfig
 from harness.config.data import ImageSection
 from harness.data.augment import Augmentation
 from harness.data.batches import TrainingBatches, ValidationBatches
-from harness.data.order import BalancedRows, BatchPlan
+from harness.data.order import BalancedRows, BatchPlan, RowOrder, ShardedRows
+from harness.data.shards import ShardedColumns
 from harness.data.sources import DataSplits
 from harness.errors import ConfigError
 from harness.models.registry import batch_norms
@@ -37,9 +38,7 @@ def assemble(
         world_size=ranks.world_size,
         micro_batch=config.strategy.micro_batch,
         seed=config.run.seed,
-        balance=BalancedRows(splits.train.targets.numpy(), seed=config.run.seed)
-        if config.data.sampling == "balanced"
-        else None,
+        order=_row_order(config, splits),
     )
     agenda = Agenda(config, plan.steps_per_epoch)
     with ranks.together("putting the run together"):
@@ -99,6 +98,14 @@ def check_batch_norm(model: nn.Module, plan: BatchPlan, *, input_shape: tuple[in
                     f"{layers[0]}) wants two or more; with {plan.num_rows:,} training rows use another "
                     "data.global_batch, strategy.micro_batch or number of ranks, or model.norm=none"
                 )
+
+
+def _row_order(config: RunConfig, splits: DataSplits) -> RowOrder | None:
+    if isinstance(splits.train, ShardedColumns):
+        return ShardedRows(splits.train.rows_per_shard, seed=config.run.seed)
+    if config.data.sampling == "balanced":
+        return BalancedRows(splits.train.targets.numpy(), seed=config.run.seed)
+    return None
 
 
 def _augmentation(config: RunConfig) -> Augmentation | None:

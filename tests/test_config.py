@@ -188,7 +188,7 @@ def test_an_unknown_key_is_named_with_the_nearest_and_all_allowed(refuse: Refuse
         ("clip={max_norm: 1}", "clip.kind: missing; wanted: one of none, norm, value"),
         (
             "data={global_batch: 1}",
-            "data.source: missing; wanted: one of csv, imagefolder, json, mnist_5k, parquet, text",
+            "data.source: missing; wanted: one of csv, imagefolder, json, mnist_5k, parquet, parquet_shards, text",
         ),
     ],
 )  # fmt: skip

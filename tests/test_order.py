@@ -203,14 +203,14 @@ LABELS = np.repeat([0, 1, 3], [90, 7, 1])[permute(np.arange(98), size=98, key=1)
 def balanced(
     *, world_size: int = 1, micro_batch: int | None = None, global_batch: int = 16, seed: int = 5
 ) -> BatchPlan:
-    balance = BalancedRows(LABELS, seed=seed)
+    order = BalancedRows(LABELS, seed=seed)
     return BatchPlan(
         num_rows=98,
         global_batch=global_batch,
         world_size=world_size,
         micro_batch=micro_batch,
         seed=seed,
-        balance=balance,
+        order=order,
     )
 
 

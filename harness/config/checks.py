@@ -19,6 +19,8 @@ def contradictions(config: RunConfig) -> list[str]:
             problems.append(f"{path}: {config.task.kind} has no {metric!r}; it has {', '.join(config.task.metrics)}")
     if config.data.sampling == "balanced" and not isinstance(config.task, ClassificationTask):
         problems.append("data.sampling: balanced wants labels; use data.sampling=uniform, or task.kind=classification")
+    if isinstance(config.data, TableData) and not config.data.in_memory and config.strategy.precision == "fp64":
+        problems.append("data.in_memory: false keeps columns in fp32, strategy.precision is fp64; use fp32")
     if isinstance(config.model, CnnModel) and isinstance(config.data, TableData):
         problems.append(f"model.kind: cnn wants images, data.source is {config.data.source}; use model.kind=mlp")
     problems += _language_problems(config)

@@ -50,6 +50,8 @@ class TableData(DataSection):
     """Features that become a column of 0 and 1 for each value; no value is one too."""
     impute: Literal["none", "mean", "median"] = "none"
     """What stands for a number that is missing; none refuses it."""
+    in_memory: bool = True
+    """false: the columns are written to the cache of `datasets` once and mapped, for tables larger than memory."""
     standardize: bool = False
     """Bring features that are numbers to mean 0 and standard deviation 1."""
 
@@ -58,6 +60,33 @@ class TableData(DataSection):
         for name in self.categorical:
             if name in self.targets or (self.features is not None and name not in self.features):
                 raise ValueError(f"categorical: {name!r} is not one of the features")
+        return self
+
+
+class ShardedTableData(TableData):
+    """A table of numbers in many parquet files that are read in place, one at a time, and never copied.
+
+    Every row is seen once an epoch; an update takes its rows from one file, or two, so rows that stand sorted over the
+    files are not well mixed. Nothing is learned from the rows before training, so they have to be numbers as they are.
+    """
+
+    source: Literal["parquet_shards"]  # type: ignore[assignment]
+    path: str
+    """A pattern, such as `rows/*.parquet`, or a URL with one, of any file system that fsspec knows here."""
+    validation_path: str
+    """One local parquet file; where labels are texts, it has all of them."""
+
+    @model_validator(mode="after")
+    def _nothing_is_learned(self) -> ShardedTableData:
+        asked = {
+            "categorical": bool(self.categorical),
+            "impute": self.impute != "none",
+            "standardize": self.standardize,
+            "in_memory": not self.in_memory,
+            "sampling": self.sampling != "uniform",
+        }
+        for name in [name for name, is_asked in asked.items() if is_asked]:
+            raise ValueError(f"{name}: parquet_shards are read as they are, a file at a time; leave {name} out")
         return self
 
 
@@ -73,4 +102,4 @@ class TextData(DataSection, TextSection):
     """Running text for a causal language model."""
 
 
-Data = Annotated[Mnist5kData | TableData | ImageFolderData | TextData, Field(discriminator="source")]
+Data = Annotated[Mnist5kData | TableData | ShardedTableData | ImageFolderData | TextData, Field(discriminator="source")]

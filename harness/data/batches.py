@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.data.augment import Augmentation, changed
@@ -45,6 +47,20 @@ class Columns:
         return digest.hexdigest()
 
 
+class TakenColumns(Protocol):
+    """All rows of one split, read when they are wanted."""
+
+    def __len__(self) -> int: ...
+
+    def digest(self) -> str:
+        """Return what changes with the rows."""
+        ...
+
+    def take(self, ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Return the inputs and targets of some rows, on the CPU."""
+        ...
+
+
 class Batch(NamedTuple):
     """Some rows on the device of the model.
 
@@ -73,7 +89,7 @@ class TrainingBatches:
 
     def __init__(
         self,
-        columns: Columns,
+        columns: Columns | TakenColumns,
         plan: BatchPlan,
         *,
         rank: int,
@@ -82,7 +98,11 @@ class TrainingBatches:
         augmentation: Augmentation | None = None,
     ) -> None:
         assert plan.num_rows == len(columns), f"a plan for {plan.num_rows} rows met columns of {len(columns)}"
-        self._rows = _Rows(columns, device=device, dtype=dtype)
+        self._rows = (
+            _Rows(columns, device=device, dtype=dtype)
+            if isinstance(columns, Columns)
+            else _RowsTaken(columns, device=device, dtype=dtype)
+        )
         self._plan = plan
         self._rank = rank
         self._augmentation = augmentation
@@ -115,7 +135,7 @@ class TrainingBatches:
         ids = torch.from_numpy(plan.sample_ids(position, self._rank, num_positions=num_positions))
         self._ahead = range(position, position + num_positions)
         self._micro_batches = len(sizes)
-        home = self._rows.inputs.device
+        home = self._rows.home
         self._ids = torch.split(ids.to(home), sizes * num_positions)
         if self._augmentation is not None:
             places = plan.places(position, self._rank, num_positions=num_positions)
@@ -158,16 +178,16 @@ class ValidationBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         for start, stop in self._pieces:
-            yield self._rows.batch(torch.arange(start, stop, device=self._rows.inputs.device))
+            yield self._rows.batch(torch.arange(start, stop, device=self._rows.home))
 
 
 class _Rows:
     """Columns in their final type, on the device if they are small, from which batches are taken."""
 
     def __init__(self, columns: Columns, *, device: torch.device, dtype: torch.dtype) -> None:
-        inputs, targets = (_convert(column, dtype) for column in (columns.inputs, columns.targets))
+        inputs, targets = (converted(column, dtype) for column in (columns.inputs, columns.targets))
         is_resident = inputs.nbytes + targets.nbytes <= RESIDENT_BYTES
-        home = device if is_resident else torch.device("cpu")
+        self.home = home = device if is_resident else torch.device("cpu")
         self.inputs, self.targets = inputs.to(home), targets.to(home)
         self._padding = torch.zeros(1, dtype=torch.int64, device=home)
         self._copy_to = None if home.type == device.type else device
@@ -189,15 +209,35 @@ def _widened(numbers: Tensor) -> Tensor:
     return numbers if numbers.is_floating_point() else numbers.long()
 
 
-def _convert(column: Tensor, dtype: torch.dtype) -> Tensor:
+class _RowsTaken:
+    """Rows that are read when a batch wants them."""
+
+    def __init__(self, columns: TakenColumns, *, device: torch.device, dtype: torch.dtype) -> None:
+        self.home = torch.device("cpu")
+        self._columns, self._device, self._dtype = columns, device, dtype
+
+    def batch(self, ids: Tensor) -> Batch:
+        """Return the rows `ids`; without any, padding."""
+        is_padding = ids.numel() == 0
+        rows = torch.zeros(1, dtype=torch.int64) if is_padding else ids
+        inputs, targets = (converted(column, self._dtype) for column in self._columns.take(rows.numpy()))
+        return Batch(inputs.to(self._device), targets.to(self._device), is_padding)
+
+
+def converted(column: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return floats as `dtype`, and labels as they are.
+
+    Raises:
+        DataError: a number is too large for `dtype`.
+    """
     if column.dtype == dtype or not column.is_floating_point():
         return column
-    converted = column.to(dtype)
-    too_large = converted.isinf() & column.isfinite()
+    result = column.to(dtype)
+    too_large = result.isinf() & column.isfinite()
     if too_large.any():
         place = too_large.nonzero()[0].tolist()
         raise DataError(
             f"{int(too_large.sum())} numbers are too large for {dtype}, the first {column[tuple(place)].item():g} in "
             f"row {place[0]}; bring the columns to a smaller unit, or set strategy.precision: fp64"
         )
-    return converted
+    return result

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +70,14 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x
 
 
+class RowOrder(Protocol):
+    """Which row stands at each place of an epoch, where it is not every row once in one random order."""
+
+    def at(self, places: NDArray[np.int64], *, epoch: int) -> NDArray[np.int64]:
+        """Return the row at each of some places, (n,) each in 0..N-1, whatever else is asked for."""
+        ...
+
+
 class BalancedRows:
     """Puts rows of every class, equally often, in the places of an epoch; keeps the rows by class, and no position.
 
@@ -80,6 +89,7 @@ class BalancedRows:
     """
 
     def __init__(self, labels: NDArray[np.int64], *, seed: int) -> None:
+        self._num_rows = len(labels)
         counts = np.bincount(labels)
         firsts = np.cumsum(counts) - counts
         self._classes = [(int(firsts[label]), int(counts[label]), int(label)) for label in np.flatnonzero(counts)]
@@ -87,13 +97,41 @@ class BalancedRows:
         self._seed = seed
 
     def at(self, places: NDArray[np.int64], *, epoch: int) -> NDArray[np.int64]:
-        """Return the row in each of the places of an epoch, (n,) each in 0..N-1, whatever else was asked for."""
+        """Return the row at each of some places, as of `RowOrder`."""
+        places = permute(places, size=self._num_rows, key=permutation_key(self._seed, epoch))
         class_of, turns = places % len(self._classes), places // len(self._classes)
         rows = np.empty_like(places)
         for index, (first, count, label) in enumerate(self._classes):
             mine = np.flatnonzero(class_of == index)
             key = permutation_key(self._seed, epoch, f"class {label}")
             rows[mine] = self._rows_by_class[first + permute(turns[mine] % count, size=count, key=key)]
+        return rows
+
+
+class ShardedRows:
+    """Every row once an epoch, a shard of rows after another: shards and the rows in each in pseudo-random order.
+
+    Args:
+        rows_per_shard: (S,) rows number through the shards.
+    """
+
+    def __init__(self, rows_per_shard: NDArray[np.int64], *, seed: int) -> None:
+        self._counts, self._seed = rows_per_shard, seed
+        self._firsts = np.cumsum(rows_per_shard) - rows_per_shard
+
+    def at(self, places: NDArray[np.int64], *, epoch: int) -> NDArray[np.int64]:
+        """Return the row at each of some places, as of `RowOrder`."""
+        num_shards = len(self._counts)
+        shards = permute(np.arange(num_shards), size=num_shards, key=permutation_key(self._seed, epoch, "shards"))
+        ends = np.cumsum(self._counts[shards])
+        turns = np.searchsorted(ends, places, side="right")
+        rows = np.empty_like(places)
+        for turn in np.unique(turns):
+            shard, mine = shards[turn], np.flatnonzero(turns == turn)
+            count = int(self._counts[shard])
+            key = permutation_key(self._seed, epoch, f"shard {shard}")
+            within = places[mine] - (ends[turn] - count)
+            rows[mine] = self._firsts[shard] + permute(within, size=count, key=key)
         return rows
 
 
@@ -118,8 +156,8 @@ class BatchPlan:
     micro_batch: int | None
     """Rows of one forward and backward on one rank; None is a rank's whole share."""
     seed: int
-    balance: BalancedRows | None = None
-    """Takes every class equally often; None is every row once."""
+    order: RowOrder | None = None
+    """None is every row once, in one pseudo-random order."""
 
     def __post_init__(self) -> None:
         sizes = (self.num_rows, self.global_batch, self.world_size, self.micro_batch or 1)
@@ -173,8 +211,9 @@ class BatchPlan:
         """
         epoch = self.epoch_of(position)
         places = self.places(position, rank, num_positions=num_positions)
-        ids = permute(places, size=self.num_rows, key=permutation_key(self.seed, epoch))
-        return ids if self.balance is None else self.balance.at(ids, epoch=epoch)
+        if self.order is not None:
+            return self.order.at(places, epoch=epoch)
+        return permute(places, size=self.num_rows, key=permutation_key(self.seed, epoch))
 
     def _start(self, position: int) -> int:
         return position % self.steps_per_epoch * self.global_batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,23 +12,44 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from harness.config.data import Data, DataSection, ImageFolderData, Mnist5kData, TableData, TextData
+from harness.config.data import (
+    Data,
+    DataSection,
+    ImageFolderData,
+    Mnist5kData,
+    ShardedTableData,
+    TableData,
+    TextData,
+)
 from harness.config.tasks import ClassificationTask, Task
 from harness.data.batches import Columns
 from harness.data.images import class_folders, image_columns
+from harness.data.mapped import Facts, cached, open_columns, write_columns
 from harness.data.order import permutation_key, permute
-from harness.data.preprocess import apply_features, fit_features, unknown_categories
-from harness.data.tabular import check_names, feature_names, load_table, numbers_of, table_targets
+from harness.data.preprocess import Feature, apply_features, fit_features, unknown_categories
+from harness.data.shards import ShardedColumns
+from harness.data.tabular import (
+    Table,
+    check_names,
+    feature_names,
+    file_digest,
+    load_table,
+    matrix,
+    numbers_of,
+    table_targets,
+)
 from harness.data.text import load_text, prepare_text
 from harness.data.tokenizers import TextTokenizer
 from harness.errors import DataError
+
+BLOCK_ROWS = 65_536  # of a table that is written to files
 
 
 @dataclass(frozen=True)
 class DataSplits:
     """What a run trains on, what it is judged by, and the sizes that the model follows from."""
 
-    train: Columns
+    train: Columns | ShardedColumns
     validation: Columns
     input_shape: tuple[int, ...]
     """Of one row: (F,), (C, H, W), or (T,) tokens."""
@@ -64,7 +86,9 @@ def load(data: Data, task: Task, *, seed: int) -> DataSplits:
         return DataSplits(
             text.train, text.validation, (data.block,), text.tokenizer.num_tokens, tokenizer=text.tokenizer
         )
-    if isinstance(data, TableData):
+    if isinstance(data, ShardedTableData):
+        splits = _open_shards(data, task)
+    elif isinstance(data, TableData):
         splits = _load_table(data, task, seed=seed)
     elif isinstance(task, ClassificationTask):
         splits = _load_images(data, task, seed=seed)
@@ -73,36 +97,109 @@ def load(data: Data, task: Task, *, seed: int) -> DataSplits:
             f"data.source: {data.source} has a class for each image, but task.kind is {task.kind}. Set task.kind: "
             "classification, or take numbers to predict from a table (csv, parquet, json)."
         )
-    shape, other_shape = tuple(splits.train.inputs.shape[1:]), tuple(splits.validation.inputs.shape[1:])
+    shape, other_shape = splits.input_shape, tuple(splits.validation.inputs.shape[1:])
     if shape != other_shape:
         raise DataError(f"a training row has shape {shape}, a validation row {other_shape}; bring them to one size")
     return splits
 
 
+def _open_shards(data: ShardedTableData, task: Task) -> DataSplits:
+    table = load_table("parquet", Path(data.validation_path))
+    names = feature_names(table, data.features, data.targets)
+    check_names(table, names, data.targets, ())
+    targets, classes = table_targets(table, data.targets, task, None)
+    validation = Columns(torch.from_numpy(matrix(table, names)), targets)
+    train = ShardedColumns(data.path, features=names, targets=data.targets, task=task, classes=classes)
+    num_outputs = task.num_classes if isinstance(task, ClassificationTask) else targets.shape[1]
+    features = [{"name": name, "fill": None, "mean": 0.0, "scale": 1.0} for name in names]
+    return DataSplits(train, validation, (len(names),), num_outputs, {"features": features, "classes": classes})
+
+
 def _load_table(data: TableData, task: Task, *, seed: int) -> DataSplits:
-    table = other = load_table(data.source, Path(data.path))
+    if data.in_memory:
+        return _read_table(data, task, seed=seed).splits()
+    paths = [Path(path) for path in (data.path, data.validation_path) if path is not None]
+    digests = [file_digest(data.source, path) for path in paths]
+    described = [digests, data.model_dump(mode="json"), task.model_dump(mode="json"), seed]
+    folder, facts = cached(described, lambda folder: _read_table(data, task, seed=seed).write(folder))
+    train, validation = (
+        open_columns(folder, name, facts[name], has_labels=isinstance(task, ClassificationTask))
+        for name in ("train", "validation")
+    )
+    shape = tuple(train.inputs.shape[1:])
+    return DataSplits(train, validation, shape, facts["num_outputs"], facts["preprocessing"], tuple(facts["notices"]))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The rows of a table that train, or that validate."""
+
+    table: Table
+    targets: torch.Tensor
+    """Of all rows of the table."""
+    rows: NDArray[np.int64]
+    """In ascending order."""
+
+    def columns(self, features: Sequence[Feature]) -> Columns:
+        inputs = torch.from_numpy(apply_features(self.table, features))
+        return Columns(inputs[self.rows], self.targets[self.rows])
+
+    def write(self, folder: Path, name: str, features: Sequence[Feature]) -> Facts:
+        return write_columns(folder, name, self._blocks(features), self.targets[self.rows])
+
+    def _blocks(self, features: Sequence[Feature]) -> Iterator[torch.Tensor]:
+        for start in range(0, len(self.targets), BLOCK_ROWS):
+            first, last = np.searchsorted(self.rows, [start, start + BLOCK_ROWS])
+            if first < last:
+                block = Table(self.table.path, self.table.arrow.slice(start, BLOCK_ROWS))
+                yield torch.from_numpy(apply_features(block, features)[self.rows[first:last] - start])
+
+
+@dataclass(frozen=True)
+class _ReadTable:
+    """A table, or two, of which everything is known but the inputs."""
+
+    train: _Part
+    validation: _Part
+    features: Sequence[Feature]
+    num_outputs: int
+    preprocessing: dict[str, Any]
+    notices: Sequence[str]
+
+    def splits(self) -> DataSplits:
+        train, validation = self.train.columns(self.features), self.validation.columns(self.features)
+        shape = tuple(train.inputs.shape[1:])
+        return DataSplits(train, validation, shape, self.num_outputs, self.preprocessing, tuple(self.notices))
+
+    def write(self, folder: Path) -> Facts:
+        return {
+            "train": self.train.write(folder, "train", self.features),
+            "validation": self.validation.write(folder, "validation", self.features),
+            "num_outputs": self.num_outputs,
+            "preprocessing": self.preprocessing,
+            "notices": list(self.notices),
+        }
+
+
+def _read_table(data: TableData, task: Task, *, seed: int) -> _ReadTable:
+    table = load_table(data.source, Path(data.path))
     names = feature_names(table, data.features, data.targets)
     check_names(table, names, data.targets, data.categorical)
     targets, classes = table_targets(table, data.targets, task, None)
     if data.validation_path is None:
-        other_targets = targets
-        train, validation = split_rows(targets, data, seed=seed)
+        rows, other_rows = split_rows(targets, data, seed=seed)
+        train, validation = _Part(table, targets, rows), _Part(table, targets, other_rows)
     else:
         other = load_table(data.source, Path(data.validation_path))
         check_names(other, names, data.targets, data.categorical)
         other_targets, _ = table_targets(other, data.targets, task, classes)
-        train, validation = np.arange(len(targets)), np.arange(len(other_targets))
-    features = fit_features(table, names, data, rows=train)
-    inputs = torch.from_numpy(apply_features(table, features))
-    other_inputs = inputs if other is table else torch.from_numpy(apply_features(other, features))
-    return DataSplits(
-        Columns(inputs[train], targets[train]),
-        Columns(other_inputs[validation], other_targets[validation]),
-        tuple(inputs.shape[1:]),
-        task.num_classes if isinstance(task, ClassificationTask) else targets.shape[1],
-        {"features": features, "classes": classes},
-        tuple(unknown_categories(other, features, rows=validation)),
-    )
+        train = _Part(table, targets, np.arange(len(targets)))
+        validation = _Part(other, other_targets, np.arange(len(other_targets)))
+    features = fit_features(table, names, data, rows=train.rows)
+    notices = unknown_categories(validation.table, features, rows=validation.rows)
+    num_outputs = task.num_classes if isinstance(task, ClassificationTask) else targets.shape[1]
+    preprocessing = {"features": features, "classes": classes}
+    return _ReadTable(train, validation, features, num_outputs, preprocessing, notices)
 
 
 def _load_images(data: Mnist5kData | ImageFolderData, task: ClassificationTask, *, seed: int) -> DataSplits:
@@ -161,7 +258,7 @@ def _load_mnist(task: ClassificationTask) -> Columns:
 
 
 def split_rows(targets: torch.Tensor, data: DataSection, *, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the (training, validation) rows; which is which follows from the seed and the labels alone.
+    """Return the (training, validation) rows in ascending order; which is which follows from seed and labels alone.
 
     Args:
         targets: (N,) labels, or (N, K) numbers, which are not stratified.
@@ -180,7 +277,7 @@ def split_rows(targets: torch.Tensor, data: DataSection, *, seed: int) -> tuple[
     is_validation = np.arange(num_rows) < num_validation  # in this order
     if data.stratify and targets.ndim == 1:
         is_validation = _first_of_each_class(targets.numpy()[order], num_validation)
-    return order[~is_validation], order[is_validation]
+    return np.sort(order[~is_validation]), np.sort(order[is_validation])
 
 
 def _first_of_each_class(labels: NDArray[np.int64], num_wanted: int) -> NDArray[np.bool_]:

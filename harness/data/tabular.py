@@ -70,16 +70,25 @@ def load_files(kind: str, path: Path, *, pattern: str = "", **options: Any) -> A
         raise DataError(f"{path}: cannot be read as {kind}: {reason}. Mend the file, or write it again.") from error
 
 
-def load_table(kind: str, path: Path, **options: Any) -> Table:
-    """Return the content of one csv, parquet or json file; options and errors as of `load_files`."""
+def file_digest(kind: str, path: Path) -> str:
+    """Return 32 hexadecimal digits that change with the content of a file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+            return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
     except OSError as error:
         example = f" Type: harness data prepare {path.stem}" if path.stem in PREPARATIONS else ""
         raise DataError(
             f"{path.absolute()}: {error.strerror}. data.path and data.validation_path want a {kind} file.{example}"
         ) from error
+
+
+def load_table(kind: str, path: Path, **options: Any) -> Table:
+    """Return the content of one csv, parquet or json file; options and errors as of `load_files`."""
+    digest = file_digest(kind, path)
     num_bytes = path.stat().st_size
     if num_bytes == 0:
         raise DataError(f"{path}: is empty (0 bytes). Write it again.")
@@ -112,8 +121,7 @@ def table_targets(
         DataError: a column holds anything but finite numbers, or labels that are not classes of the task.
     """
     if not isinstance(task, ClassificationTask):
-        matrix = [numbers_of(table, name) for name in names]
-        return torch.from_numpy(np.stack(matrix, axis=1).astype(np.result_type(np.float32, *matrix))), None
+        return torch.from_numpy(matrix(table, names)), None
     if len(names) > 1:
         raise DataError(
             f"data.targets: {', '.join(names)} are {len(names)} columns, but classification wants one column of "
@@ -155,6 +163,16 @@ def _labels(table: Table, name: str, num_classes: int) -> NDArray[np.int64]:
         )
     labels: NDArray[np.int64] = numbers.astype(np.int64)
     return labels
+
+
+def matrix(table: Table, names: Sequence[str]) -> NDArray[Any]:
+    """Return columns side by side, (N, len(names)), in float32 if that holds each of them exactly, else float64.
+
+    Raises:
+        DataError: a column holds anything but finite numbers.
+    """
+    columns = [numbers_of(table, name) for name in names]
+    return np.stack(columns, axis=1).astype(np.result_type(np.float32, *columns))
 
 
 def _is_text(table: Table, name: str) -> bool:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -82,3 +84,22 @@ def test_augmented_images_are_the_same_on_two_ranks_and_after_a_resume_and_valid
         scores[name] = [line["metrics"]["val/loss"] for line in lines if line["event"] == "evaluation"]
     assert scores["plain"] == scores["augmented"]
     assert losses(tmp_path / "plain") != losses(tmp_path / "augmented")
+
+
+def test_a_run_on_mapped_columns_is_the_run_in_memory_on_any_ranks_and_after_a_resume(tmp_path: Path) -> None:
+    rows = {"source": "csv", "path": str(rare_rows(tmp_path)), "targets": ["y"], "standardize": True}
+    check_ranks_and_resume(tmp_path / "mapped", **rows, in_memory=False)
+    config = write_config(tmp_path / "mapped", **rows)
+    assert run_ranks(1, train_main, config, f"run.output_root={tmp_path / 'memory'}") == [0]
+    assert losses(tmp_path / "memory") == losses(tmp_path / "mapped/one")
+
+
+def test_a_run_on_shards_is_the_same_on_two_ranks_and_after_a_resume(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    for number, size in enumerate((30, 17, 40)):
+        numbers = np.arange(size) + 100 * number
+        table = pyarrow.table({"x": np.sin(numbers), "y": numbers % 2})
+        pyarrow.parquet.write_table(table, tmp_path / f"rows/{number}.parquet")
+    pyarrow.parquet.write_table(table, tmp_path / "validation.parquet")
+    shards = {"path": str(tmp_path / "rows/*.parquet"), "validation_path": str(tmp_path / "validation.parquet")}
+    check_ranks_and_resume(tmp_path / "a", source="parquet_shards", targets=["y"], **shards)
