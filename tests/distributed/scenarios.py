@@ -4,6 +4,7 @@ import contextlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ class Spec:
     strategy: str = "ddp"
     activation_checkpointing: bool = False
     kept_whole: int = 0
+    task: tuple[tuple[str, Any], ...] = ()
+    """More keys of the task's section."""
     mutant: str | None = None
 
     @property
@@ -66,11 +69,12 @@ class Spec:
             clip = {"kind": "value", "max_value": self.max_value}
         weight_decay = {} if self.optimizer == "adam" else {"weight_decay": 0.1}
         momentum = {"momentum": 0.9} if self.optimizer == "sgd" else {}
+        kind = {"kind": "classification", "num_classes": 5} if self.is_classification else {"kind": "regression"}
         values: dict[str, Any] = {
             "run": {"name": "spec", "max_steps": self.updates, "seed": 3},
             "model": {"kind": "mlp", "hidden": [8]},
             "data": {"source": "mnist_5k", "global_batch": self.global_batch},
-            "task": {"kind": "classification", "num_classes": 5} if self.is_classification else {"kind": "regression"},
+            "task": {**kind, **dict(self.task)},
             "optim": {"kind": self.optimizer, "peak_lr": 1e-3, **weight_decay, **momentum},
             "schedule": {"kind": "cosine", "warmup_steps": 4} if self.updates > 4 else {"kind": "constant"},
             "clip": clip,
@@ -176,6 +180,22 @@ class Trace:
     parameters: dict[str, Tensor]
 
 
+def plain_loss(spec: Spec, targets: Tensor) -> Callable[..., Tensor]:
+    """Return torch's loss for the spec's task, the mean over a batch.
+
+    Args:
+        targets: of all training rows.
+    """
+    if not spec.is_classification:
+        return nn.functional.mse_loss
+    options: dict[str, Any] = dict(spec.task)
+    weights = options.get("class_weights")
+    if weights == "balanced":
+        weights = [len(targets) / (5 * sum(int(label) == c for label in targets)) for c in range(5)]
+    weight = None if weights is None else torch.tensor(weights, dtype=DTYPES[spec.precision])
+    return partial(nn.functional.cross_entropy, weight=weight, label_smoothing=options.get("label_smoothing", 0.0))
+
+
 def plain_pytorch(spec: Spec, num_slices: int = 1) -> Trace:
     """Train on the whole global batch in one process, with nothing of the harness but its order of rows.
 
@@ -203,7 +223,7 @@ def plain_pytorch(spec: Spec, num_slices: int = 1) -> Trace:
         warm = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / 4, total_iters=3)
         decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=spec.updates - 4)
         schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warm, decay], milestones=[4])
-    loss_of: Callable[..., Tensor] = nn.functional.cross_entropy if spec.is_classification else nn.functional.mse_loss
+    loss_of = plain_loss(spec, targets)
     plan = BatchPlan(
         num_rows=spec.rows, global_batch=spec.global_batch, world_size=1, micro_batch=None, seed=config.run.seed
     )
@@ -514,8 +534,8 @@ def evaluate_with_a_liar(spec: Spec) -> dict[str, float]:
     from harness.tasks.base import Scores
 
     class Liar(Scores):
-        def compute(self, sum_over_ranks: Any) -> dict[str, float]:
-            true = super().compute(sum_over_ranks)
+        def compute(self, gather: Any) -> dict[str, float]:
+            true = super().compute(gather)
             return {name: value + run.strategy.rank for name, value in true.items()}
 
     run = assemble_spec(spec)
