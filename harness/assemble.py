@@ -46,6 +46,8 @@ def assemble(
         check_batch_norm(model, plan, input_shape=splits.input_shape)
     strategy = build_strategy(config, model, ranks)
     device, dtype = ranks.device, DTYPES[config.strategy.precision]
+    with ranks.together("preparing the task"):
+        task = build_task(config.task, splits, device=device, dtype=dtype)
     batches = TrainingBatches(
         splits.train, plan, rank=ranks.rank, device=device, dtype=dtype, augmentation=_augmentation(config)
     )
@@ -53,7 +55,7 @@ def assemble(
     return Run(
         config=config,
         strategy=strategy,
-        task=build_task(config.task, splits),
+        task=task,
         plan=plan,
         batches=batches,
         validation=ValidationBatches(

@@ -1,5 +1,7 @@
 """The training loop: the screen to read first. Every rank runs every line."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -40,15 +42,23 @@ def train_step(run: Run, position: int, learning_rate: Tensor) -> UpdateReport:
     """
     strategy = run.strategy
     micro_batches = run.batches.at(position)
-    num_targets = run.plan.rows_at(position) * run.task.targets_per_row  # of the global batch
+    weight = weight_of_global_batch(run, position, micro_batches)
     losses = []
     for index, batch in enumerate(micro_batches, start=1):
         with strategy.accumulate(is_last=index == len(micro_batches)):
-            loss = loss_sum(run, batch) / num_targets
+            loss = loss_sum(run, batch) / weight
             strategy.backward(loss)
         losses.append(loss.detach())
     # Gradients are now the sum over micro-batches and ranks, whole and unclipped; update() measures, clips and applies.
     return UpdateReport(loss=sum(losses[1:], start=losses[0]), gradient=strategy.update(learning_rate))
+
+
+def weight_of_global_batch(run: Run, position: int, micro_batches: list[Batch]) -> Tensor | int:
+    """Return what the sum of the loss over every target on every rank is divided by. Collective with class weights."""
+    if not run.task.is_weighted:
+        return run.plan.rows_at(position) * run.task.targets_per_row
+    mine = [torch.as_tensor(run.task.weight_sum(batch.targets)) * (not batch.is_padding) for batch in micro_batches]
+    return run.strategy.sum(torch.stack(mine)).sum()
 
 
 def loss_sum(run: Run, batch: Batch) -> Tensor:
@@ -63,7 +73,7 @@ def loss_sum(run: Run, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(run: Run) -> dict[str, float]:
+def evaluate(run: Run) -> dict[str, Any]:
     """Return the validation scores over the rows of all ranks, each seen once. Collective."""
     strategy = run.strategy
     strategy.share_buffers()
@@ -75,5 +85,5 @@ def evaluate(run: Run) -> dict[str, float]:
             scores.update(outputs, batch.targets)
     strategy.release()
     strategy.model.train()
-    result: dict[str, float] = strategy.broadcast(scores.compute(strategy.sum))
+    result: dict[str, Any] = strategy.broadcast(scores.compute(strategy.gather))
     return result

@@ -1,7 +1,7 @@
 """What sections of a configuration cannot want at once; each problem is one `path: problem` line."""
 
 from harness.config import RunConfig
-from harness.config.data import TableData, TextData
+from harness.config.data import Data, ShardedTableData, TableData, TextData
 from harness.config.gpt import GptModel
 from harness.config.models import CnnModel, MlpModel, PerceptronModel
 from harness.config.tasks import CausalLmTask, ClassificationTask, RegressionTask
@@ -27,6 +27,7 @@ def contradictions(config: RunConfig) -> list[str]:
     if isinstance(config.task, RegressionTask) and not isinstance(config.data, TableData | TextData):
         problems.append(f"task.kind: {config.data.source} has labels; use task.kind=classification")
     if isinstance(config.task, ClassificationTask):
+        problems += _imbalance_problems(config.task, config.data)
         problems += [
             f"{path}: softmax is part of the loss of classification already, which wants what goes into it; "
             f"use {path}={wanted}"
@@ -35,6 +36,14 @@ def contradictions(config: RunConfig) -> list[str]:
     if config.run.max_steps is not None:
         problems += phase_problems(config.schedule, total_updates=config.run.max_steps)
     return problems
+
+
+def _imbalance_problems(task: ClassificationTask, data: Data) -> list[str]:
+    if task.class_weights is not None and data.sampling == "balanced":
+        return ["task.class_weights: rare classes count more already by data.sampling: balanced; leave one of them out"]
+    if task.class_weights == "balanced" and isinstance(data, ShardedTableData):
+        return [f"task.class_weights: the labels of {data.source} are not counted beforehand; list the weights"]
+    return []
 
 
 def _softmax_outputs(config: RunConfig) -> list[tuple[str, str]]:

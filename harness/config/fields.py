@@ -21,6 +21,7 @@ def _check_run_name(value: str) -> str:
 
 
 T = TypeVar("T")
+V = TypeVar("V")
 Number = BeforeValidator(_not_bool)
 Int = Annotated[int, Number]
 Float = Annotated[float, Number, Field(allow_inf_nan=False)]
@@ -32,10 +33,11 @@ Fraction = Annotated[Float, Field(ge=0, le=1)]
 Probability = Annotated[Float, Field(ge=0, lt=1)]
 RunName = Annotated[str, AfterValidator(_check_run_name)]
 Mode = Literal["min", "max"]
-OneOrEach = Annotated[
-    Annotated[T, Tag("value")] | Annotated[tuple[T, ...], Tag("list")],
+ValueOrList = Annotated[
+    Annotated[V, Tag("value")] | Annotated[tuple[T, ...], Tag("list")],
     Discriminator(lambda given: "list" if isinstance(given, list | tuple) else "value"),
 ]
+OneOrEach = ValueOrList[T, T]
 """One value for all, or a list with one for each."""
 
 

@@ -81,7 +81,7 @@ def _locate(loc: Sequence[str | int]) -> tuple[str, list[str], Schema]:
         if "discriminator" in section:  # pydantic names the kind in the location; the file does not
             schema = {"$ref": section["discriminator"]["mapping"][step]}
             continue
-        if "oneOf" in section:  # fields.OneOrEach
+        if "oneOf" in section:  # fields.ValueOrList
             schema = section["oneOf"][("value", "list").index(str(step))]
             continue
         parts.append(step)

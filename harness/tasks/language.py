@@ -16,12 +16,17 @@ class CausalLm:
         token_bytes: (V,) bytes of text that each token stands for.
     """
 
+    is_weighted = False
+
     def __init__(self, block: int, token_bytes: Tensor) -> None:
         self.targets_per_row = block
         self._token_bytes = token_bytes
 
     def loss_sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return nats(outputs, targets)
+
+    def weight_sum(self, targets: Tensor) -> int:
+        return targets.numel()
 
     def metrics(self) -> dict[str, Metric]:
         return {"perplexity": Perplexity(), "bits_per_byte": BitsPerByte(self._token_bytes)}

@@ -4,6 +4,7 @@ import contextlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from harness.assemble import assemble
 from harness.checkpoint.store import CheckpointStore
@@ -63,6 +63,8 @@ class Spec:
     strategy: str = "ddp"
     activation_checkpointing: bool = False
     kept_whole: int = 0
+    task: tuple[tuple[str, Any], ...] = ()
+    """More keys of the task's section."""
     mutant: str | None = None
 
     @property
@@ -104,7 +106,7 @@ class Spec:
         return {
             "model": {"kind": "mlp", "hidden": [8]},
             "data": {"source": "mnist_5k", "global_batch": self.global_batch},
-            "task": task,
+            "task": {**task, **dict(self.task)},
         }
 
     @property
@@ -207,6 +209,22 @@ class Trace:
     parameters: dict[str, Tensor]
 
 
+def plain_loss(spec: Spec, targets: Tensor) -> Callable[..., Tensor]:
+    """Return torch's loss for the spec's task, the mean over a batch.
+
+    Args:
+        targets: of all training rows.
+    """
+    if targets.is_floating_point():
+        return nn.functional.mse_loss
+    options: dict[str, Any] = dict(spec.task)
+    weights = options.get("class_weights")
+    if weights == "balanced":
+        weights = [len(targets) / (5 * sum(int(label) == c for label in targets)) for c in range(5)]
+    weight = None if weights is None else torch.tensor(weights, dtype=DTYPES[spec.precision])
+    return partial(nn.functional.cross_entropy, weight=weight, label_smoothing=options.get("label_smoothing", 0.0))
+
+
 def plain_pytorch(spec: Spec, num_slices: int = 1) -> Trace:
     """Train on the whole global batch in one process, with nothing of the harness but its order of rows.
 
@@ -236,7 +254,7 @@ def plain_pytorch(spec: Spec, num_slices: int = 1) -> Trace:
         warm = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / 4, total_iters=3)
         decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=spec.updates - 4)
         schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warm, decay], milestones=[4])
-    loss_of: Callable[..., Tensor] = nn.functional.mse_loss if targets.is_floating_point() else cross_entropy
+    loss_of = plain_loss(spec, targets)
     plan = BatchPlan(
         num_rows=spec.rows, global_batch=spec.global_batch, world_size=1, micro_batch=None, seed=config.run.seed
     )
@@ -550,8 +568,8 @@ def evaluate_with_a_liar(spec: Spec) -> dict[str, float]:
     from harness.tasks.base import Scores
 
     class Liar(Scores):
-        def compute(self, sum_over_ranks: Any) -> dict[str, float]:
-            true = super().compute(sum_over_ranks)
+        def compute(self, gather: Any) -> dict[str, float]:
+            true = super().compute(gather)
             return {name: value + run.strategy.rank for name, value in true.items()}
 
     run = assemble_spec(spec)

@@ -240,3 +240,11 @@ def test_an_update_reads_nothing_to_the_host_and_the_interval_reads_once(tmp_pat
         assert collectives == ({"c10d::allreduce_": 10} if world_size > 1 else {})  # one bucket: one all-reduce each
         at_the_end = sum(n for name, n in cost["settle"].items() if name.startswith("c10d"))
         assert at_the_end == (1 if world_size > 1 else 0)
+
+
+def test_class_weights_cost_one_small_collective_an_update_and_no_read(tmp_path: Path) -> None:
+    spec = Spec(network="deep_mlp", updates=1000, rows=640, task=(("class_weights", "balanced"),))
+    for cost in run_ranks(2, cost_of_spec, spec, str(tmp_path)):
+        assert "host reads" not in cost["updates"]
+        collectives = {name: n for name, n in cost["updates"].items() if name.startswith("c10d")}
+        assert collectives == {"c10d::allreduce_": 10, "c10d::_allgather_base_": 10}
