@@ -1,7 +1,7 @@
 """Takes the network out of a run: `python -m harness.export RUN --to DIR`, on one process, without any engine.
 
 DIR holds model.safetensors, every parameter and buffer by name, and config.json, from which `load_exported` builds the
-network again.
+network again; a language model has its tokenizer.json beside them (`tokenizer_from_json` reads it).
 """
 
 import argparse
@@ -27,7 +27,7 @@ from harness.files import json_bytes, storage_errors, write_durably
 from harness.models.registry import build_model
 from harness.strategy.base import model_tensors
 
-MODEL, CONFIG = "model.safetensors", "config.json"
+MODEL, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,6 +89,8 @@ def export(run: Path, checkpoint: Path, *, to: Path) -> None:
         try:
             write_tensors(temporary / MODEL, TensorFiles(checkpoint, read_manifest(checkpoint).names("model")))
             write_durably(temporary / CONFIG, [json_bytes(described)])
+            if trainer.get("tokenizer"):
+                write_durably(temporary / TOKENIZER, [trainer["tokenizer"].encode()])
             os.rename(temporary, to)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -28,7 +28,14 @@ LAYERS = {
     # Which rank brought a NaN is a question to every rank, so this diagnosis stands above the seam.
     4: ("harness/checkpoint/", "harness/observers/", "harness/diagnostics/nonfinite.py"),
     5: ("harness/loop.py", "harness/interval.py", "harness/resume.py", "harness/run.py"),
-    6: ("harness/train.py", "harness/assemble.py", "harness/agent.py", "harness/export.py", "harness/report/"),
+    6: (
+        "harness/train.py",
+        "harness/assemble.py",
+        "harness/agent.py",
+        "harness/export.py",
+        "harness/sample.py",
+        "harness/report/",
+    ),
     7: ("launch/",),
 }
 LAUNCH_LAYER, LAUNCH_MAY_USE = 7, (0, 1, 7)
