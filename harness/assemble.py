@@ -63,7 +63,11 @@ def assemble(
         signals=signals,
         checkpoints=CheckpointStore(directory / "checkpoints", strategy, config.checkpoint),
         data_digest=f"{splits.train.digest()}-{splits.validation.digest()}",
-        facts={"input_shape": splits.input_shape, "num_outputs": splits.num_outputs},
+        facts={
+            "input_shape": splits.input_shape,
+            "num_outputs": splits.num_outputs,
+            "preprocessing": splits.preprocessing,
+        },
         observers=Observers(),
     )
 

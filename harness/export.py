@@ -79,6 +79,7 @@ def export(run: Path, checkpoint: Path, *, to: Path) -> None:
     described: dict[str, Any] = {
         "model": config.model.model_dump(mode="json"),
         **{key: trainer[key] for key in ("input_shape", "num_outputs", "step", "metrics", "harness")},
+        "preprocessing": trainer.get("preprocessing", {}),
     }
     if to.exists():
         raise StorageError(f"{to} is there already; give the name of a new folder")

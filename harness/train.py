@@ -155,6 +155,7 @@ class Session:
         config, ranks = self.config, self.ranks
         with ranks.together("loading the data"):
             splits = load(config.data, config.task, seed=config.run.seed)
+        self.notices = [*self.notices, *splits.notices]
         with ranks.together("building the model"):
             torch.manual_seed(config.run.seed)  # the same first weights on every rank, at every world size
             model = build_model(config.model, input_shape=splits.input_shape, num_outputs=splits.num_outputs)

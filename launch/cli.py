@@ -16,7 +16,7 @@ from launch.plan import choose_ranks, launch_plan, this_machine
 from launch.summary import summary
 from launch.verify import checkpoint_lines
 
-TRAIN_MODULE, EXPORT_MODULE = "harness.train", "harness.export"
+TRAIN_MODULE, EXPORT_MODULE, DATA_MODULE = "harness.train", "harness.export", "harness.data.prepare"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -88,7 +88,12 @@ def export(arguments: list[str]) -> int:
     os.execv(sys.executable, [sys.executable, "-m", EXPORT_MODULE, *arguments])
 
 
-COMMANDS = {"train": train, "launch": launch, "check": check, "verify": verify, "export": export}
+def data(arguments: list[str]) -> int:
+    """write the data of the examples under a folder: harness data prepare NAME"""
+    os.execv(sys.executable, [sys.executable, "-m", DATA_MODULE, *arguments])
+
+
+COMMANDS = {"train": train, "launch": launch, "check": check, "verify": verify, "export": export, "data": data}
 
 
 def help_text() -> str:

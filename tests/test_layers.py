@@ -36,7 +36,7 @@ LAUNCH_LAYER, LAUNCH_MAY_USE = 7, (0, 1, 7)
 LIBRARIES = {
     0: set(),
     1: {"pydantic", "yaml"},
-    2: {"torch", "numpy", "datasets", "transformers", "torchmetrics", "PIL", "mlxtend"},
+    2: {"torch", "numpy", "datasets", "pyarrow", "transformers", "torchmetrics", "PIL", "mlxtend"},
     3: {"torch", "numpy", "accelerate", "deepspeed"},
     4: {"torch", "numpy", "safetensors", "xxhash", "rich", "wandb"},
     5: {"torch"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from harness.config.fields import Float, PositiveInt, Section
 
@@ -14,6 +14,8 @@ class DataSection(Section):
 
     global_batch: PositiveInt
     validation_fraction: Annotated[Float, Field(gt=0, lt=1)] = 0.2
+    stratify: bool = True
+    """Where rows have labels, each class has the same share of the rows that are set aside for validation."""
 
 
 class Mnist5kData(DataSection):
@@ -23,7 +25,7 @@ class Mnist5kData(DataSection):
 
 
 class TableData(DataSection):
-    """A local table of numbers."""
+    """A local table. What is learned of its columns is learned from the training rows, and saved."""
 
     source: Literal["csv", "parquet", "json"]
     path: str
@@ -32,6 +34,19 @@ class TableData(DataSection):
     targets: Annotated[tuple[str, ...], Field(min_length=1)]
     features: tuple[str, ...] | None = None
     """Columns the model sees, in this order; null is every column that is not a target."""
+    categorical: tuple[str, ...] = ()
+    """Features that become a column of 0 and 1 for each value; no value is one too."""
+    impute: Literal["none", "mean", "median"] = "none"
+    """What stands for a number that is missing; none refuses it."""
+    standardize: bool = False
+    """Bring features that are numbers to mean 0 and standard deviation 1."""
+
+    @model_validator(mode="after")
+    def _categorical_are_features(self) -> TableData:
+        for name in self.categorical:
+            if name in self.targets or (self.features is not None and name not in self.features):
+                raise ValueError(f"categorical: {name!r} is not one of the features")
+        return self
 
 
 class ImageFolderData(DataSection):

