@@ -154,7 +154,7 @@ def test_an_unknown_key_is_named_with_the_nearest_and_all_allowed(refuse: Refuse
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
-        ("model.kind=mpl", "model.kind: 'mpl' is not one of cnn, mlp (nearest: mlp)"),
+        ("model.kind=mpl", "model.kind: 'mpl' is not one of cnn, mlp, pretrained (nearest: mlp)"),
         ("strategy.kind=ddpp", "strategy.kind: 'ddpp' is not one of ddp, zero1, zero2, zero3 (nearest: ddp)"),
         ("early_stopping.mode=mn", "early_stopping.mode: 'mn' is not one of min, max (nearest: min)"),
         ("optim.kind=[1]", "optim.kind: [1] is not one of adam, adamw, sgd"),
@@ -182,7 +182,8 @@ def test_an_unknown_key_is_named_with_the_nearest_and_all_allowed(refuse: Refuse
         ("evaluation={every_steps: 1, every_epochs: 1}", "evaluation: set every_epochs or every_steps, not both"),
         ("schedule.kind=wsd", "schedule.decay_steps: missing; wanted: a whole number, at least 1"),
         ("clip={max_norm: 1}", "clip.kind: missing; wanted: one of none, norm, value"),
-        ("data={global_batch: 1}", "data.source: missing; wanted: one of csv, imagefolder, json, mnist_5k, parquet"),
+        ("data={global_batch: 1}",
+         "data.source: missing; wanted: one of csv, imagefolder, json, mnist_5k, parquet, text_table"),
     ],
 )  # fmt: skip
 def test_a_problem_says_where_what_was_found_and_what_is_allowed(refuse: Refuse, override: str, problem: str) -> None:
@@ -247,10 +248,11 @@ def test_every_key_of_every_kind_has_a_message_in_plain_words(refuse: Refuse) ->
     cases = list(keys_of_every_section())
     assert len(cases) > 50
     for section, tags, key in cases:
-        raw = {**yaml.safe_load(GOOD), section: {**tags, key: {"x": 1}}}
+        wrong = "x" if key == "lora" else {"x": 1}  # a mapping is looked into where a section is wanted
+        raw = {**yaml.safe_load(GOOD), section: {**tags, key: wrong}}
         lines = [line for line in refuse(text=yaml.safe_dump(raw)) if line.startswith(f"{section}.{key}: ")]
         assert len(lines) == 1, (section, tags, key)
-        assert lines[0].startswith(f"{section}.{key}: {{'x': 1}} is not "), lines
+        assert lines[0].startswith(f"{section}.{key}: {wrong!r} is not "), lines
 
 
 # ---------------------------------------------------------------- batches and ranks

@@ -36,7 +36,18 @@ LAUNCH_LAYER, LAUNCH_MAY_USE = 7, (0, 1, 7)
 LIBRARIES = {
     0: set(),
     1: {"pydantic", "yaml"},
-    2: {"torch", "numpy", "datasets", "pyarrow", "transformers", "torchmetrics", "PIL", "mlxtend"},
+    2: {
+        "torch",
+        "numpy",
+        "datasets",
+        "pyarrow",
+        "transformers",
+        "peft",
+        "tokenizers",
+        "torchmetrics",
+        "PIL",
+        "mlxtend",
+    },
     3: {"torch", "numpy", "accelerate", "deepspeed"},
     4: {"torch", "numpy", "safetensors", "xxhash", "rich", "wandb"},
     5: {"torch"},
@@ -51,9 +62,11 @@ PLACES = {
     "deepspeed": ("harness/strategy/",),
     "torch.distributed": ("harness/strategy/", "harness/agent.py"),
     "wandb": ("harness/observers/wandb.py",),
+    "transformers": ("harness/models/pretrained.py",),
+    "peft": ("harness/models/pretrained.py",),
 }
 """Names that only some files may use, whatever their layer."""
-ONLY_LATE = {"wandb"}
+ONLY_LATE = {"wandb", "transformers", "peft"}
 """Names that are imported in functions only, because their import takes seconds or does something."""
 
 

@@ -1,9 +1,9 @@
 """What sections of a configuration cannot want at once; each problem is one `path: problem` line."""
 
 from harness.config import RunConfig
-from harness.config.data import TableData
-from harness.config.models import CnnModel
-from harness.config.tasks import RegressionTask
+from harness.config.data import TableData, TextTableData
+from harness.config.models import CnnModel, PretrainedModel
+from harness.config.tasks import ClassificationTask, RegressionTask
 from harness.config.training import PlateauSchedule, Schedule, WsdSchedule
 
 
@@ -20,8 +20,28 @@ def contradictions(config: RunConfig) -> list[str]:
         problems.append(f"model.kind: cnn wants images, data.source is {config.data.source}; use model.kind=mlp")
     if isinstance(config.task, RegressionTask) and not isinstance(config.data, TableData):
         problems.append(f"task.kind: {config.data.source} has labels; use task.kind=classification")
+    problems += _text_problems(config)
     if config.run.max_steps is not None:
         problems += phase_problems(config.schedule, total_updates=config.run.max_steps)
+    return problems
+
+
+def _text_problems(config: RunConfig) -> list[str]:
+    """Return where texts, tokens and the task do not meet."""
+    model, data, task = config.model, config.data, config.task
+    problems = []
+    if isinstance(data, TextTableData) and not isinstance(task, ClassificationTask):
+        problems.append("task.kind: text_table has labels; use task.kind=classification")
+    if isinstance(data, TextTableData) and not isinstance(model, PretrainedModel):
+        problems.append(
+            f"model.kind: {model.kind} wants numbers, data.source is text_table; use model.kind=pretrained "
+            "model.path=DIRECTORY"
+        )
+    if isinstance(model, PretrainedModel) and isinstance(task, ClassificationTask):
+        if not isinstance(data, TextTableData):
+            problems.append(f"data.source: a pretrained model wants tokens, not {data.source}; use text_table")
+        if model.head != "sequence_classification":
+            problems.append(f"model.head: {model.head} does not fit task.kind classification; leave it out")
     return problems
 
 

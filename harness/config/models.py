@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from harness.config.fields import PositiveInt, Probability, Section
+from harness.config.fields import CountInt, Float, PositiveFloat, PositiveInt, Probability, Section
 
 
 class MlpModel(Section):
@@ -33,4 +33,31 @@ class CnnModel(Section):
     dropout: Probability = 0.0
 
 
-Model = Annotated[MlpModel | CnnModel, Field(discriminator="kind")]
+class Lora(Section):
+    """Train a low-rank addition to some matrices in place of the matrices (arXiv:2106.09685); needs `peft`."""
+
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 16.0
+    """The addition is multiplied by alpha / rank."""
+    dropout: Probability = 0.0
+    target_modules: tuple[str, ...] | None = None
+    """Last parts of the names of linear layers, such as query and value; null is peft's choice for the architecture."""
+
+
+class PretrainedModel(Section):
+    """A network of `transformers` from a local directory of config.json and safetensors; no code of it is run."""
+
+    kind: Literal["pretrained"]
+    path: str
+    head: Literal["sequence_classification", "causal_lm"] = "sequence_classification"
+    """What it ends in: logits of a row, or of every token."""
+    frozen_layers: CountInt | None = None
+    """These many lowest blocks, and the embeddings, stay as they are; 0 is the embeddings alone, null nothing."""
+    layer_lr_decay: Annotated[Float, Field(gt=0, le=1)] = 1.0
+    """Going down from the head, the learning rate of each block is this times that of the one above it."""
+    dropout: Probability | None = None
+    """Replaces every dropout rate of config.json; null keeps them."""
+    lora: Lora | None = None
+
+
+Model = Annotated[MlpModel | CnnModel | PretrainedModel, Field(discriminator="kind")]

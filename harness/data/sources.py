@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from harness.config.data import Data, DataSection, ImageFolderData, Mnist5kData, TableData
+from harness.config.data import Data, DataSection, ImageFolderData, Mnist5kData, TableData, TextTableData
 from harness.config.tasks import ClassificationTask, Task
 from harness.data.batches import Columns
 from harness.data.images import class_folders, image_columns
 from harness.data.order import permutation_key, permute
 from harness.data.preprocess import apply_features, fit_features, unknown_categories
 from harness.data.tabular import check_names, feature_names, load_table, numbers_of, table_targets
+from harness.data.text_table import read_texts, tokenized
 from harness.errors import DataError
 
 
@@ -28,7 +29,7 @@ class DataSplits:
     train: Columns
     validation: Columns
     input_shape: tuple[int, ...]
-    """Of one row: (F,) or (C, H, W)."""
+    """Of one row: (F,), (C, H, W), or (T,) tokens."""
     num_outputs: int
     """Classes, or numbers to predict."""
     preprocessing: dict[str, Any] = field(default_factory=dict)
@@ -47,6 +48,10 @@ def load(data: Data, task: Task, *, seed: int) -> DataSplits:
     """
     if isinstance(data, TableData):
         splits = _load_table(data, task, seed=seed)
+    elif isinstance(data, TextTableData) and isinstance(task, ClassificationTask):
+        splits = _load_texts(data, task, seed=seed)
+    elif isinstance(data, TextTableData):
+        raise DataError(f"data.source: text_table has labels, but task.kind is {task.kind}; use classification")
     elif isinstance(task, ClassificationTask):
         splits = _load_images(data, task, seed=seed)
     else:
@@ -83,6 +88,27 @@ def _load_table(data: TableData, task: Task, *, seed: int) -> DataSplits:
         task.num_classes if isinstance(task, ClassificationTask) else targets.shape[1],
         {"features": features, "classes": classes},
         tuple(unknown_categories(other, features, rows=validation)),
+    )
+
+
+def _load_texts(data: TextTableData, task: ClassificationTask, *, seed: int) -> DataSplits:
+    table, texts = read_texts(data.path, data)
+    targets, classes = table_targets(table, [data.target], task, None)
+    if data.validation_path is None:
+        rows, other_rows = split_rows(targets, data, seed=seed)
+        other_texts, other_targets = texts, targets
+    else:
+        other, other_texts = read_texts(data.validation_path, data)
+        other_targets, _ = table_targets(other, [data.target], task, classes)
+        rows, other_rows = np.arange(len(targets)), np.arange(len(other_targets))
+    tokens, notices = tokenized([texts[row] for row in rows] + [other_texts[row] for row in other_rows], data)
+    return DataSplits(
+        Columns(tokens[: len(rows)], targets[rows]),
+        Columns(tokens[len(rows) :], other_targets[other_rows]),
+        tuple(tokens.shape[1:]),
+        task.num_classes,
+        {"classes": classes},
+        notices,
     )
 
 

@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from harness.config.models import CnnModel, MlpModel, Model
-from harness.models import cnn, mlp
+from harness.config.models import CnnModel, MlpModel, Model, PretrainedModel
+from harness.models import cnn, mlp, pretrained
 
 
 def build_model(config: Model, *, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
@@ -13,6 +13,8 @@ def build_model(config: Model, *, input_shape: tuple[int, ...], num_outputs: int
             return mlp.build(config, input_shape=input_shape, num_outputs=num_outputs)
         case CnnModel():
             return cnn.build(config, input_shape=input_shape, num_outputs=num_outputs)
+        case PretrainedModel():
+            return pretrained.build(config, num_outputs=num_outputs)
 
 
 def batch_norms(model: nn.Module) -> list[str]:
