@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -86,11 +87,12 @@ class TransformersTensors(Mapping[str, Tensor]):
     """The tensors of a checkpoint by transformers' names, LoRA's additions added, each read when it is asked for.
 
     Args:
-        saved: by the names of the module that `build` returns.
+        saved: by the names of the module that `build` returns for this config.
     """
 
-    def __init__(self, saved: Mapping[str, Tensor], lora: Lora | None) -> None:
-        self._saved, self._lora = saved, lora
+    def __init__(self, saved: Mapping[str, Tensor], config: PretrainedModel, *, num_outputs: int) -> None:
+        self._saved, self._lora = saved, config.lora
+        self._transposed = set() if config.lora is None else _transposed_layers(config, num_outputs=num_outputs)
         names = [name.removeprefix(PREFIX) for name in saved if ".lora_" not in name]
         self._saved_name = {name.replace(".base_layer.", "."): f"{PREFIX}{name}" for name in names}
 
@@ -102,14 +104,22 @@ class TransformersTensors(Mapping[str, Tensor]):
             return tensor
         down, up = (self._saved[f"{layer}.lora_{side}.default.weight"] for side in "AB")  # (rank, in), (out, rank)
         addition = (up @ down) * (self._lora.alpha / self._lora.rank)
-        # transformers' Conv1D, of GPT-2, keeps its matrices as (in, out)
-        return tensor + (addition if addition.shape == tensor.shape else addition.T)
+        return tensor + (addition.T if layer.removeprefix(PREFIX) in self._transposed else addition)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._saved_name)
 
     def __len__(self) -> int:
         return len(self._saved_name)
+
+
+def _transposed_layers(config: PretrainedModel, *, num_outputs: int) -> set[str]:
+    """Return the names of the layers whose matrices are (in, out), as in GPT-2; no weight is read."""
+    transformers = _import_transformers()
+    architecture = _architecture(transformers, config, num_outputs=num_outputs)
+    with torch.device("meta"):
+        network = _family(transformers, config).from_config(architecture)
+    return {name for name, part in network.named_modules() if isinstance(part, transformers.pytorch_utils.Conv1D)}
 
 
 def _import_transformers() -> Any:
@@ -206,7 +216,9 @@ def _with_lora(network: Any, lora: Lora, *, path: str) -> Any:
     targets = None if lora.target_modules is None else list(lora.target_modules)
     options = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
     try:
-        return peft.inject_adapter_in_model(options, network)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # it mends that itself
+            return peft.inject_adapter_in_model(options, network)
     except ValueError as error:
         layers = {name.rpartition(".")[2] for name, part in network.named_modules() if isinstance(part, nn.Linear)}
         raise ConfigError(
