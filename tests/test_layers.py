@@ -48,6 +48,7 @@ LIBRARIES = {
         "numpy",
         "datasets",
         "fsspec",
+        "peft",
         "pyarrow",
         "tokenizers",
         "transformers",
@@ -69,9 +70,11 @@ PLACES = {
     "deepspeed": ("harness/strategy/",),
     "torch.distributed": ("harness/strategy/", "harness/agent.py"),
     "wandb": ("harness/observers/wandb.py",),
+    "transformers": ("harness/models/pretrained.py",),
+    "peft": ("harness/models/pretrained.py",),
 }
 """Names that only some files may use, whatever their layer."""
-ONLY_LATE = {"wandb"}
+ONLY_LATE = {"wandb", "transformers", "peft"}
 """Names that are imported in functions only, because their import takes seconds or does something."""
 
 

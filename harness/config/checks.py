@@ -1,9 +1,9 @@
 """What sections of a configuration cannot want at once; each problem is one `path: problem` line."""
 
 from harness.config import RunConfig
-from harness.config.data import Data, ShardedTableData, TableData, TextData
+from harness.config.data import Data, ShardedTableData, TableData, TextData, TextTableData
 from harness.config.gpt import GptModel
-from harness.config.models import CnnModel, MlpModel, PerceptronModel
+from harness.config.models import CnnModel, MlpModel, Model, PerceptronModel, PretrainedModel
 from harness.config.tasks import CausalLmTask, ClassificationTask, RegressionTask
 from harness.config.training import PlateauSchedule, Schedule, WsdSchedule
 
@@ -26,6 +26,7 @@ def contradictions(config: RunConfig) -> list[str]:
     problems += _language_problems(config)
     if isinstance(config.task, RegressionTask) and not isinstance(config.data, TableData | TextData):
         problems.append(f"task.kind: {config.data.source} has labels; use task.kind=classification")
+    problems += _text_problems(config)
     if isinstance(config.task, ClassificationTask):
         problems += _imbalance_problems(config.task, config.data)
         problems += [
@@ -60,7 +61,7 @@ def _language_problems(config: RunConfig) -> list[str]:
     parts = {
         "data.source": (config.data.source, isinstance(config.data, TextData), "text"),
         "task.kind": (config.task.kind, isinstance(config.task, CausalLmTask), "causal_lm"),
-        "model.kind": (config.model.kind, isinstance(config.model, GptModel), "gpt"),
+        "model.kind": (config.model.kind, _predicts_tokens(config.model), "gpt"),
     }
     if len({is_language for _, is_language, _ in parts.values()}) == 1:
         return []
@@ -70,6 +71,29 @@ def _language_problems(config: RunConfig) -> list[str]:
         for path, (found, is_language, wanted) in parts.items()
         if not is_language
     ]
+
+
+def _predicts_tokens(model: Model) -> bool:
+    return isinstance(model, GptModel) or (isinstance(model, PretrainedModel) and model.head == "causal_lm")
+
+
+def _text_problems(config: RunConfig) -> list[str]:
+    """Return where texts, tokens and the task do not meet."""
+    model, data, task = config.model, config.data, config.task
+    problems = []
+    if isinstance(data, TextTableData) and not isinstance(task, ClassificationTask):
+        problems.append("task.kind: text_table has labels; use task.kind=classification")
+    if isinstance(data, TextTableData) and not isinstance(model, PretrainedModel):
+        problems.append(
+            f"model.kind: {model.kind} wants numbers, data.source is text_table; use model.kind=pretrained "
+            "model.path=DIRECTORY"
+        )
+    if isinstance(model, PretrainedModel) and isinstance(task, ClassificationTask):
+        if not isinstance(data, TextTableData):
+            problems.append(f"data.source: a pretrained model wants tokens, not {data.source}; use text_table")
+        if model.head != "sequence_classification":
+            problems.append(f"model.head: {model.head} does not fit task.kind classification; leave it out")
+    return problems
 
 
 def phase_problems(schedule: Schedule, *, total_updates: int) -> list[str]:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from harness.config.fields import CountInt, Float, PositiveInt, Section
 from harness.config.text import TextSection
+
+TABLE_SUFFIXES = {".csv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
+
+
+def table_format(path: str) -> str:
+    """Return the path of a table, whose suffix says how it is read."""
+    if PurePath(path).suffix not in TABLE_SUFFIXES:
+        raise ValueError(f"a file name that ends with {', '.join(TABLE_SUFFIXES)} is wanted")
+    return path
 
 
 class DataSection(Section):
@@ -90,6 +100,22 @@ class ShardedTableData(TableData):
         return self
 
 
+class TextTableData(DataSection):
+    """A local table with a text and its label in each row."""
+
+    source: Literal["text_table"]
+    path: Annotated[str, AfterValidator(table_format)]
+    """A .csv, .parquet, .json or .jsonl file."""
+    validation_path: Annotated[str, AfterValidator(table_format)] | None = None
+    """A file of its own for validation; without it `validation_fraction` of the rows is set aside."""
+    text: str
+    target: str
+    tokenizer: str | None = None
+    """A directory with tokenizer.json and config.json; null is that of a pretrained model."""
+    max_tokens: PositiveInt = 128
+    """What a text has beyond is cut off, and counted in a notice."""
+
+
 class ImageFolderData(ImageSection):
     """A local folder of images of one size, one sub-folder a class, labelled in alphabetical order."""
 
@@ -102,4 +128,5 @@ class TextData(DataSection, TextSection):
     """Running text for a causal language model."""
 
 
-Data = Annotated[Mnist5kData | TableData | ShardedTableData | ImageFolderData | TextData, Field(discriminator="source")]
+Tables = TableData | ShardedTableData | TextTableData
+Data = Annotated[Mnist5kData | Tables | ImageFolderData | TextData, Field(discriminator="source")]

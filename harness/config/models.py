@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
-from harness.config.fields import OneOrEach, PositiveInt, Probability, Section
+from harness.config.fields import CountInt, Float, OneOrEach, PositiveFloat, PositiveInt, Probability, Section
 from harness.config.gpt import GptModel
 
 PlainActivation = Literal["relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu"]
@@ -97,7 +97,34 @@ class CnnModel(HiddenLayers):
     """Of convolutions and hidden layers, before the activation. `layer` is over channels and places of an image."""
 
 
-Model = Annotated[PerceptronModel | MlpModel | CnnModel | GptModel, Field(discriminator="kind")]
+class Lora(Section):
+    """Train a low-rank addition to some matrices in place of the matrices (arXiv:2106.09685); needs `peft`."""
+
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 16.0
+    """The addition is multiplied by alpha / rank."""
+    dropout: Probability = 0.0
+    target_modules: tuple[str, ...] | None = None
+    """Last parts of the names of linear layers, such as query and value; null is peft's choice for the architecture."""
+
+
+class PretrainedModel(Section):
+    """A network of `transformers` from a local directory of config.json and safetensors; no code of it is run."""
+
+    kind: Literal["pretrained"]
+    path: str
+    head: Literal["sequence_classification", "causal_lm"] = "sequence_classification"
+    """What it ends in: logits of a row, or of every token."""
+    frozen_layers: CountInt | None = None
+    """These many lowest blocks, and the embeddings, stay as they are; 0 is the embeddings alone, null nothing."""
+    layer_lr_decay: Annotated[Float, Field(gt=0, le=1)] = 1.0
+    """Going down from the head, the learning rate of each block is this times that of the one above it."""
+    dropout: Probability | None = None
+    """Replaces every dropout rate of config.json; null keeps them."""
+    lora: Lora | None = None
+
+
+Model = Annotated[PerceptronModel | MlpModel | CnnModel | GptModel | PretrainedModel, Field(discriminator="kind")]
 
 
 def _for_each(given: T | tuple[T, ...], count: int) -> Sequence[T]:

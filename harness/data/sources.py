@@ -20,6 +20,7 @@ from harness.config.data import (
     ShardedTableData,
     TableData,
     TextData,
+    TextTableData,
 )
 from harness.config.tasks import ClassificationTask, Task
 from harness.data.batches import Columns
@@ -39,6 +40,7 @@ from harness.data.tabular import (
     table_targets,
 )
 from harness.data.text import load_text, prepare_text
+from harness.data.text_table import read_texts, tokenized
 from harness.data.tokenizers import TextTokenizer
 from harness.errors import DataError
 
@@ -90,6 +92,10 @@ def load(data: Data, task: Task, *, seed: int) -> DataSplits:
         splits = _open_shards(data, task)
     elif isinstance(data, TableData):
         splits = _load_table(data, task, seed=seed)
+    elif isinstance(data, TextTableData) and isinstance(task, ClassificationTask):
+        splits = _load_texts(data, task, seed=seed)
+    elif isinstance(data, TextTableData):
+        raise DataError(f"data.source: text_table has labels, but task.kind is {task.kind}; use classification")
     elif isinstance(task, ClassificationTask):
         splits = _load_images(data, task, seed=seed)
     else:
@@ -200,6 +206,27 @@ def _read_table(data: TableData, task: Task, *, seed: int) -> _ReadTable:
     num_outputs = task.num_classes if isinstance(task, ClassificationTask) else targets.shape[1]
     preprocessing = {"features": features, "classes": classes}
     return _ReadTable(train, validation, features, num_outputs, preprocessing, notices)
+
+
+def _load_texts(data: TextTableData, task: ClassificationTask, *, seed: int) -> DataSplits:
+    table, texts = read_texts(data.path, data)
+    targets, classes = table_targets(table, [data.target], task, None)
+    if data.validation_path is None:
+        rows, other_rows = split_rows(targets, data, seed=seed)
+        other_texts, other_targets = texts, targets
+    else:
+        other, other_texts = read_texts(data.validation_path, data)
+        other_targets, _ = table_targets(other, [data.target], task, classes)
+        rows, other_rows = np.arange(len(targets)), np.arange(len(other_targets))
+    tokens, notices = tokenized([texts[row] for row in rows] + [other_texts[row] for row in other_rows], data)
+    return DataSplits(
+        Columns(tokens[: len(rows)], targets[rows]),
+        Columns(tokens[len(rows) :], other_targets[other_rows]),
+        tuple(tokens.shape[1:]),
+        task.num_classes,
+        {"classes": classes},
+        notices,
+    )
 
 
 def _load_images(data: Mnist5kData | ImageFolderData, task: ClassificationTask, *, seed: int) -> DataSplits:

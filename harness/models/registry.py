@@ -5,8 +5,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from harness.config.gpt import GptModel
-from harness.config.models import CnnModel, MlpModel, Model, PerceptronModel
-from harness.models import cnn, gpt, mlp
+from harness.config.models import CnnModel, MlpModel, Model, PerceptronModel, PretrainedModel
+from harness.models import cnn, gpt, mlp, pretrained
 
 
 def build_model(config: Model, *, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
@@ -20,6 +20,8 @@ def build_model(config: Model, *, input_shape: tuple[int, ...], num_outputs: int
             return cnn.build(config, input_shape=input_shape, num_outputs=num_outputs)
         case GptModel():
             return gpt.build(config, input_shape=input_shape, num_outputs=num_outputs)
+        case PretrainedModel():
+            return pretrained.build(config, num_outputs=num_outputs)
 
 
 def batch_norms(model: nn.Module, *, input_shape: tuple[int, ...]) -> list[str]:
