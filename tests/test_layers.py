@@ -11,13 +11,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = {
-    0: ("harness/__init__.py", "harness/errors.py", "harness/files.py", "harness/process.py"),
+    0: ("harness/__init__.py", "harness/errors.py", "harness/files.py", "harness/json_lines.py", "harness/process.py"),
     1: (
         "harness/config/",
         "harness/checkpoint/directory.py",
         "harness/checkpoint/manifest.py",
         "harness/agenda.py",
         "harness/run_directory.py",
+        "harness/run_status.py",
         "harness/schedule.py",
         "harness/state.py",
         "harness/stopping.py",
