@@ -23,6 +23,9 @@ SECONDS_OF_SILENCE = 600.0
 """After how long without a line a run on another machine counts as killed: its lock cannot be seen from here."""
 
 
+_UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
+
+
 @dataclass(frozen=True)
 class RunStatus:
     """One run; what its directory does not tell is None."""
@@ -134,3 +137,9 @@ def _object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path.name} is broken: it holds no JSON object")
     return value
+
+
+def duration(seconds: float) -> str:
+    """Return a time to two digits or more, in the largest unit of which there is at least one: 3 h."""
+    size, unit = next((pair for pair in _UNITS if seconds >= pair[0]), _UNITS[-1])
+    return f"{seconds / size:.0f} {unit}"

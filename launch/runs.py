@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import ConfigError
-from harness.run_status import RunStatus, find_runs, run_status
+from harness.run_status import RunStatus, duration, find_runs, run_status
 
 SORT_KEYS: dict[str, Callable[[RunStatus], Any]] = {
     "run": lambda run: str(run.directory),
@@ -18,7 +18,6 @@ SORT_KEYS: dict[str, Callable[[RunStatus], Any]] = {
     "ranks": lambda run: -(run.ranks or 0),
 }
 """What each column is sorted by: the furthest, the best, the youngest first."""
-_UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 
 def statuses(root: Path, *, sort: str, is_reversed: bool) -> list[RunStatus]:
@@ -57,12 +56,6 @@ def _row(run: RunStatus, root: Path) -> tuple[str, ...]:
         run.strategy or "-",
         "-" if run.ranks is None else str(run.ranks),
     )
-
-
-def duration(seconds: float) -> str:
-    """Return a time to two digits or more, in the largest unit of which there is at least one: 3 h."""
-    size, unit = next((pair for pair in _UNITS if seconds >= pair[0]), _UNITS[-1])
-    return f"{seconds / size:.0f} {unit}"
 
 
 def as_json(runs: Iterable[RunStatus]) -> str:

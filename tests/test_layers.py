@@ -41,7 +41,7 @@ LIBRARIES = {
     3: {"torch", "numpy", "accelerate", "deepspeed"},
     4: {"torch", "numpy", "safetensors", "xxhash", "rich", "wandb"},
     5: {"torch"},
-    6: {"torch", "numpy", "pydantic", "torchmetrics", "safetensors", "rich"},
+    6: {"torch", "numpy", "pydantic", "torchmetrics", "safetensors", "rich", "yaml", "jinja2", "matplotlib"},
     7: {"yaml"},
 }
 ONLY_FOR_TYPES = {1: {"torch"}}
@@ -52,6 +52,8 @@ PLACES = {
     "deepspeed": ("harness/strategy/",),
     "torch.distributed": ("harness/strategy/", "harness/agent.py"),
     "wandb": ("harness/observers/wandb.py",),
+    "matplotlib": ("harness/report/",),
+    "jinja2": ("harness/report/", "launch/"),
 }
 """Names that only some files may use, whatever their layer."""
 ONLY_LATE = {"wandb"}

@@ -14,9 +14,8 @@ import pytest
 
 from harness.config.io import load_config
 from harness.run_directory import RunDirectory
-from harness.run_status import END_BYTES, RunStatus, find_runs, run_status
+from harness.run_status import END_BYTES, RunStatus, duration, find_runs, run_status
 from launch import cli
-from launch.runs import duration
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
