@@ -52,7 +52,7 @@ def page(records: Sequence[Record], drawn: Sequence[Chart]) -> str:
     text = environment.get_template("page.html.j2").render(
         title=" · ".join(record.name for record in records),
         runs=about,
-        results=dict.fromkeys(name for record in about for name, _ in record["tiles"]),
+        results=dict.fromkeys(name for record in about for name, _, _ in record["tiles"]),
         figures=figures,
         differing=differing(records) if len(records) > 1 else [],
         num_colors=len(SERIES),
@@ -106,25 +106,26 @@ def _summary(record: Record) -> str:
     return f"{status.state}{code} {after}{again}{where}{f': {reason}' if reason else ''}"
 
 
-def _tiles(record: Record, *, num_bad: int) -> Iterator[tuple[str, str]]:
+def _tiles(record: Record, *, num_bad: int) -> Iterator[tuple[str, str, str]]:
+    """Yield the key figures: name, value, and what belongs to the value."""
     best = record.best
     if best.best is not None:
-        yield f"best {best.metric}", f"{best.best:.4g} at {best.best_step:,}"
+        yield f"best {best.metric}", f"{best.best:.4g}", f"at {best.best_step:,}"
     for name, value in record.final_metrics.items():
-        yield f"final {name}", f"{value:.4g}"
+        yield f"final {name}", f"{value:.4g}", ""
     throughput = samples_per_second(record)
     if np.isfinite(throughput).any():
-        yield "samples a second, median", f"{np.nanmedian(throughput):,.0f}"
+        yield "samples a second", f"{np.nanmedian(throughput):,.0f}", "median"
     if (time := wall_time(record)) and time.total:
-        yield "wall time", duration(time.total)
-        yield "goodput", f"{time.goodput:.0%}"
+        yield "wall time", duration(time.total), ""
+        yield "goodput", f"{time.goodput:.0%}", ""
     memory = record.updates["memory_bytes"]
     if np.isfinite(memory).any():
-        yield "memory, most of a rank", f"{np.nanmax(memory) / 2**30:,.2f} GiB"
+        yield "memory", f"{np.nanmax(memory) / 2**30:,.2f} GiB", "most of any rank"
     for start in record.starts[-1:]:
         if "num_parameters" in start:
-            yield "parameters", f"{start['num_parameters']:,}"
-    yield "incidents", str(num_bad)
+            yield "parameters", f"{start['num_parameters']:,}", ""
+    yield "incidents", str(num_bad), ""
 
 
 def _incidents(record: Record) -> Iterator[Row]:
@@ -135,8 +136,7 @@ def _incidents(record: Record) -> Iterator[Row]:
             continue
         if kind == "started":
             num_starts += 1
-            where = f"{event.get('strategy')} on {event.get('world_size')} ranks, {event.get('host')}"
-            text = f"started {'again, ' if num_starts > 1 else ''}after update {event['step']:,}: {where}"
+            text = f"started {'again ' if num_starts > 1 else ''}after update {event['step']:,} on {event.get('host')}"
         elif kind == "cut back":
             text = f"{event.get('updates')} updates ({event['seconds']:.1f} s) were lost and are made again"
         elif kind == "nonfinite":

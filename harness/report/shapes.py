@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 INK, MUTED, GRID, BAD = "#1b1f24", "#59626d", "#d9dde3", "#c4232b"
 SERIES = ("#1f6fb4", "#c95a08", "#17845a", "#a83f8a", "#85690a", "#04808c")
@@ -74,8 +74,13 @@ class LineChart:
                 axes.plot([mark.x], [mark.y], "*", color=color, markersize=11, markeredgewidth=0, zorder=4)
         if self.is_log:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=7))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_locator(NullLocator())
         elif self.from_zero:
             axes.set_ylim(bottom=0)
+        if not self.is_log and axes.get_ylim()[1] >= 10_000:
+            axes.yaxis.set_major_formatter(EngFormatter(sep=""))
         _over_updates(axes)
         axes.margins(x=0.02)
 
@@ -119,7 +124,9 @@ class HeatMap:
         if bar.solids is not None:
             bar.solids.set_rasterized(True)
         bar.outline.set_visible(False)
-        bar.ax.tick_params(which="both", length=0)
+        bar.ax.yaxis.set_major_formatter("{x:g}")
+        bar.ax.yaxis.set_minor_locator(NullLocator())
+        bar.ax.tick_params(length=0)
 
 
 @dataclass(frozen=True)
