@@ -60,7 +60,8 @@ def samples_per_second(record: Record) -> np.ndarray:
 
 
 def _curve(record: Record, y: np.ndarray, *, label: str, color: int) -> Series:
-    x = record.updates["step"]
+    is_known = np.isfinite(y)  # some figures are told once an interval
+    x, y = record.updates["step"][is_known], y[is_known]
     if len(x) <= 2 * MAX_POINTS:
         return Series(label, x, y, color)
     x, mean, low, high = thin(x, y)

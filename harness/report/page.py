@@ -177,11 +177,9 @@ def _provenance(record: Record) -> Iterator[tuple[str, str]]:
     start = record.starts[-1] if record.starts else {}
     yield "id", str(record.identity.get("id", "unknown"))
     yield "created", str(record.identity.get("created", "unknown"))
-    for key in ("host", "device", "git", "python"):
-        if key in start:
+    for key in ("host", "hosts", "slurm", "device", "precision", "git", "python", "versions"):
+        if start.get(key) is not None:
             yield key, _value(start[key])
-    if isinstance(start.get("versions"), dict):
-        yield "versions", ", ".join(f"{name} {number}" for name, number in start["versions"].items())
 
 
 def _value(value: Any) -> str:
@@ -191,4 +189,6 @@ def _value(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_value, value))}]"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_value(item)}" for key, item in value.items())
     return str(value)
