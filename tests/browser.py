@@ -45,11 +45,10 @@ class Page:
         assert "error" not in answer, f"{method}: {answer['error']}"
         return answer["result"]
 
-    def open(self, path: Path, *, width: int, dark: bool) -> None:
-        """Load a file in a window of this width, and wait until it is loaded."""
+    def open(self, path: Path, *, width: int, scheme: str) -> None:
+        """Load a file in a window of this width, for a reader who wants it `light` or `dark`; wait until it is loaded."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.events.clear()
         self.call("Page.navigate", url=path.as_uri())
         self._wait(lambda message: message.get("method") == "Page.loadEventFired")
