@@ -62,6 +62,20 @@ class Agenda:
             or self._budget_is_spent(state)
         )
 
+    def updates_until_evaluation(self, state: TrainState) -> int:
+        """Return how many updates come before the next evaluation, 0 if it is due, as long as all are applied."""
+        if self.evaluation_is_due(state):
+            return 0
+        run, evaluation = self.config.run, self.config.evaluation
+        left = [
+            *([evaluation.every_steps - state.step % evaluation.every_steps] if evaluation.every_steps else []),
+            *([run.max_steps - state.step] if run.max_steps else []),
+        ]
+        for epochs in (evaluation.every_epochs, run.max_epochs):
+            if epochs:
+                left.append(epochs * self.updates_per_epoch - state.position % (epochs * self.updates_per_epoch))
+        return max(0, min(left))
+
     def save_is_due(self, state: TrainState) -> bool:
         """Whether to save now, apart from the save that ends a run."""
         return state.is_best or _is_multiple(state.step, self.config.checkpoint.every_steps)

@@ -27,6 +27,7 @@ from harness.errors import (
     StorageError,
 )
 from harness.process import die_with_parent
+from harness.report.at_end import write_report
 from harness.run_directory import RunDirectory
 from harness.state import FitResult, TrainState
 from harness.stopping import StopSignals
@@ -47,26 +48,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train, and return the exit code of the run (see errors.py)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     rank = 0
-    try:
-        place = placement()
-        rank = place.rank
-        if not arguments or arguments[0].startswith("-"):
-            raise ConfigError(USAGE)
-        path, *overrides = arguments
-        return train(load_config(path, overrides, world_size=place.world_size), place)
-    except PeerError as error:
-        print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
-    except HarnessError as error:
-        if rank == 0:  # what all ranks know, rank zero says
-            print(error, file=sys.stderr, flush=True)
-        else:
-            time.sleep(SECONDS_FOR_RANK_ZERO)
-        return error.exit_code
+    with ExitStack() as when_all_is_said:
+        try:
+            place = placement()
+            rank = place.rank
+            if not arguments or arguments[0].startswith("-"):
+                raise ConfigError(USAGE)
+            path, *overrides = arguments
+            loaded = load_config(path, overrides, world_size=place.world_size)
+            return train(loaded, place, command=place.command(path, overrides), when_all_is_said=when_all_is_said)
+        except PeerError as error:
+            print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
+            return error.exit_code
+        except HarnessError as error:
+            if rank == 0:  # what all ranks know, rank zero says
+                print(error, file=sys.stderr, flush=True)
+            else:
+                time.sleep(SECONDS_FOR_RANK_ZERO)
+            return error.exit_code
 
 
-def train(loaded: LoadedConfig, place: Placement) -> int:
-    """Train on this rank and return the exit code. Collective."""
+def train(loaded: LoadedConfig, place: Placement, *, command: str, when_all_is_said: ExitStack) -> int:
+    """Train on this rank and return the exit code. Collective.
+
+    Args:
+        command: what starts this run again.
+        when_all_is_said: is given what is to be done after the run has ended, for no other rank to wait for.
+    """
     signals = StopSignals()
     signals.install(second_interrupt_ends=not place.under_torchrun)
     if place.under_torchrun:
@@ -81,11 +89,13 @@ def train(loaded: LoadedConfig, place: Placement) -> int:
         stack.enter_context(peers_answer())
         ranks = join_ranks(place, timeout_seconds=timeout_seconds, alone_in_group=is_zero)
         stack.callback(leave_ranks)
-        session = Session(loaded.config, ranks, RunDirectory(loaded.config), signals)
+        session = Session(loaded.config, ranks, RunDirectory(loaded.config), signals, command)
         with ranks.together("opening the run directory"):
             if ranks.rank == 0:
                 stack.enter_context(session.directory)
                 session.notices = [*loaded.notices, *session.directory.describe()]
+                if loaded.config.tracking.report:
+                    when_all_is_said.callback(write_report, session.directory.path)
         return session.run_to_the_end()
 
 
@@ -97,6 +107,7 @@ class Session:
     ranks: Ranks
     directory: RunDirectory
     signals: StopSignals
+    command: str
     notices: Sequence[str] = ()
     state: TrainState = field(default_factory=TrainState)
 
@@ -186,9 +197,11 @@ class Session:
             ledger = Ledger(self.directory.path, keep_bytes=trainer.get("ledger_bytes", 0))
         console = Console(
             self.directory.path,
-            total_updates=run.agenda.total_updates,
-            step=trainer.get("step", 0),
+            agenda=run.agenda,
+            state=self.state,
             samples_seen=trainer.get("samples_seen", 0),
+            command=self.command,
+            report=self.directory.path / "report.html" if self.config.tracking.report else None,
         )
         return Observers([ledger, console])
 
@@ -202,6 +215,7 @@ class Session:
         run.observers.happened(
             "started",
             step=step,
+            command=self.command,
             world_size=self.ranks.world_size,
             strategy=config.strategy.kind,
             device=str(self.ranks.device),
@@ -215,8 +229,7 @@ class Session:
             text=f"{f'resuming after update {step:,}' if step else 'starting'}: {config.run.name}, {config.model.kind} "
             f"with {num_parameters:,} parameters, {config.strategy.kind} on {self.ranks.world_size} "
             f"rank{'s' if self.ranks.world_size > 1 else ''} ({self.ranks.device.type}); {plan.num_rows:,} training "
-            f"rows, {plan.steps_per_epoch:,} updates an epoch, {run.agenda.total_updates:,} in all; run directory "
-            f"{self.directory.path}",
+            f"rows, {plan.steps_per_epoch:,} updates an epoch, {run.agenda.total_updates:,} in all",
         )
 
 

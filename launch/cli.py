@@ -13,10 +13,12 @@ from harness.config.io import load_config
 from harness.errors import ConfigError, HarnessError
 from launch import torchrun
 from launch.plan import choose_ranks, launch_plan, this_machine
+from launch.runs import SORT_KEYS, as_json, as_table, statuses
 from launch.summary import summary
 from launch.verify import checkpoint_lines
 
-TRAIN_MODULE, EXPORT_MODULE, DATA_MODULE = "harness.train", "harness.export", "harness.data.prepare"
+TRAIN_MODULE, EXPORT_MODULE = "harness.train", "harness.export"
+DATA_MODULE, REPORT_MODULE = "harness.data.prepare", "harness.report"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -93,7 +95,34 @@ def data(arguments: list[str]) -> int:
     os.execv(sys.executable, [sys.executable, "-m", DATA_MODULE, *arguments])
 
 
-COMMANDS = {"train": train, "launch": launch, "check": check, "verify": verify, "export": export, "data": data}
+def runs(arguments: list[str]) -> int:
+    """list the runs below a folder: state, step, best score, age, strategy, ranks"""
+    parser = _Parser(prog="harness runs", description=runs.__doc__, allow_abbrev=False)
+    parser.add_argument("root", metavar="ROOT", type=Path, nargs="?", default=Path("runs"), help="default: runs")
+    parser.add_argument("--sort", choices=SORT_KEYS, default="age", help="default: age, the youngest first")
+    parser.add_argument("--reverse", action="store_true", help="the other way round")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    given = parser.parse_args(arguments)
+    found = statuses(given.root, sort=given.sort, is_reversed=given.reverse)
+    print(as_json(found) if given.json else as_table(found, root=given.root))
+    return 0
+
+
+def report(arguments: list[str]) -> int:
+    """draw one or several runs: one HTML file that opens anywhere"""
+    os.execv(sys.executable, [sys.executable, "-m", REPORT_MODULE, *arguments])
+
+
+COMMANDS = {
+    "train": train,
+    "launch": launch,
+    "check": check,
+    "data": data,
+    "runs": runs,
+    "report": report,
+    "verify": verify,
+    "export": export,
+}
 
 
 def help_text() -> str:

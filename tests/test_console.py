@@ -1,16 +1,40 @@
 """What a person reads, on a terminal and in a pipe."""
 
 import io
+import math
+import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console as RichConsole
 
+from harness.agenda import Agenda
+from harness.config import RunConfig
+from harness.config.io import load_config
 from harness.observers.console import Console
-from harness.state import FitResult
+from harness.observers.pace import Pace
+from harness.state import FitResult, TrainState
 from harness.stopping import Patience
+
+REPOSITORY = Path(__file__).parent.parent
+CONFIG = """\
+run: {name: a, max_steps: 100}
+model: {kind: mlp, hidden: [8]}
+data: {source: mnist_5k, global_batch: 64}
+task: {kind: classification, num_classes: 10}
+optim: {kind: sgd, peak_lr: 0.1}
+"""
+
+
+def without_escapes(text: str) -> str:
+    """What is left of a terminal's text without colours and movements."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "")
 
 
 def update(step: int, **changes: Any) -> dict[str, Any]:
@@ -26,78 +50,198 @@ def update(step: int, **changes: Any) -> dict[str, Any]:
     return {**line, **changes}
 
 
-def told(*, is_terminal: bool, width: int = 80, step: int = 0) -> tuple[Console, io.StringIO]:
-    text = io.StringIO()
-    terminal = RichConsole(
-        file=text, force_terminal=is_terminal, width=width, highlight=False, soft_wrap=not is_terminal
-    )
-    return Console(Path("runs/a"), total_updates=100, step=step, samples_seen=64 * step, terminal=terminal), text
+BATCHES = 20
+"""Updates an epoch, and between two evaluations."""
 
 
-def test_the_first_line_in_a_pipe_has_step_and_throughput() -> None:
-    console, text = told(is_terminal=False)
-    console.on_update(update(1))
-    console.on_settled()
-    (line,) = text.getvalue().splitlines()
+def config_of(tmp_path: Path) -> RunConfig:
+    (tmp_path / "a.yaml").write_text(CONFIG)
+    return load_config(tmp_path / "a.yaml").config
+
+
+class Told:
+    """A console of a run of 100 updates that has made `step` of them, and what it wrote."""
+
+    def __init__(self, folder: Path, *, is_terminal: bool, width: int = 80, step: int = 0) -> None:
+        self.text = io.StringIO()
+        self.state = TrainState(position=step, step=step, evaluated_step=step)
+        terminal = RichConsole(
+            file=self.text, force_terminal=is_terminal, width=width, highlight=False, soft_wrap=not is_terminal
+        )
+        self.console = Console(
+            Path("runs/a"),
+            agenda=Agenda(config_of(folder), BATCHES),
+            state=self.state,
+            samples_seen=64 * step,
+            command="harness launch a.yaml --gpus 2",
+            report=Path("runs/a/report.html"),
+            links=lambda: ["https://tracker/run"],
+            terminal=terminal,
+        )
+
+    def settle(self, step: int, **changes: Any) -> str:
+        """Tell of one update as an interval; return what was written."""
+        before = len(self.text.getvalue())
+        self.console.on_update(update(step, **changes))
+        self.state.step = self.state.position = step
+        self.console.on_settled()
+        return self.text.getvalue()[before:]
+
+    @property
+    def lines(self) -> list[str]:
+        return self.text.getvalue().splitlines()
+
+
+Tell = Callable[..., Told]
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Tell:
+    return partial(Told, tmp_path)
+
+
+# ---------------------------------------------------------------- how far it is
+
+
+def test_the_first_line_in_a_pipe_has_step_and_throughput(told: Tell) -> None:
+    (line,) = told(is_terminal=False).settle(1).splitlines()
     assert line.startswith("update 1/100  ETA 0:00:")
     assert "loss 0.2500  norm 1.500  rate 1.0e-03" in line
     rows_a_second = float(line.split(" samples/s")[0].split()[-1].replace(",", ""))
     assert 100 < rows_a_second <= 128  # 64 rows in half a second
 
 
-def test_throughput_and_eta_of_a_resumed_run_count_its_own_updates() -> None:
-    console, text = told(is_terminal=False, step=50)
-    console.on_update(update(51))
-    console.on_settled()
-    assert "ETA 0:00:2" in text.getvalue()  # 49 updates of half a second
+def test_throughput_and_eta_of_a_resumed_run_count_its_own_updates(told: Tell) -> None:
+    assert "ETA 0:00:2" in told(is_terminal=False, step=50).settle(51)  # 49 updates of half a second
 
 
-def test_a_terminal_of_eighty_columns_shows_step_eta_and_loss() -> None:
-    console, text = told(is_terminal=True)
-    console.on_update(update(40))
-    console.on_settled()
-    console.close()
-    shown = text.getvalue().split("\r")[-1]
-    assert "update 40/100  ETA " in shown
-    assert "loss 0.2500" in shown
+def test_the_time_to_the_next_evaluation_is_that_of_the_updates_before_it(told: Tell) -> None:
+    assert "evaluation in 0:00:04" in told(is_terminal=False).settle(12)  # 8 of half a second before update 20
+    assert "evaluation in 0:00:00" in told(is_terminal=False).settle(20)  # due, and about to begin
 
 
-def test_an_evaluation_says_whether_it_is_the_best() -> None:
-    console, text = told(is_terminal=False)
+def test_lines_in_a_pipe_come_at_most_every_five_seconds(told: Tell) -> None:
+    run = told(is_terminal=False)
+    for step in range(1, 60):
+        run.settle(step)
+    assert len(run.lines) == 1
+
+
+def test_a_nan_is_shown_and_leaves_the_curve_alone(told: Tell) -> None:
+    run = told(is_terminal=True, width=140)
+    run.settle(1, loss=math.nan)
+    run.console._shown_at = -math.inf
+    assert "loss nan  norm" in run.settle(2, loss=math.nan)
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_a_terminal_has_a_bar_both_times_a_curve_and_the_best_score_and_no_line_is_cut(told: Tell, width: int) -> None:
+    run = told(is_terminal=True, width=width)
+    for step in range(1, 30):
+        run.settle(step, loss=30.0 - step)
+    best = Patience("val/loss", "min", 0.0, best=0.5, best_step=20)
+    run.console.on_evaluation({"event": "evaluation", "step": 20, "metrics": {"val/loss": 0.5}}, best)
+    run.console._shown_at = -math.inf  # the next frame is due
+    shown = without_escapes(run.settle(30, loss=0.25)).splitlines()[-3:]
+    assert shown[0].startswith("update 30/100 ")
+    assert "━" in shown[0]
+    assert re.search(r"\d:\d\d:\d\d left, evaluation in 0:00:05$", shown[0].rstrip())
+    assert re.match(r"loss 0\.2500  █[▁-█]*▁  norm 1\.500  rate 1\.0e-03  [\d,]+ samples/s$", shown[1].rstrip())
+    assert shown[2].strip() == "best val/loss 0.5000 at 20"
+    assert all(len(line.rstrip()) <= width for line in shown)
+
+
+def test_lines_in_a_pipe_have_no_escapes_even_where_colours_are_forced(tmp_path: Path) -> None:
+    script = f"""
+import pathlib
+from harness.agenda import Agenda
+from harness.observers.console import Console
+from harness.state import FitResult, TrainState
+from tests.test_console import config_of
+console = Console(pathlib.Path("a"), agenda=Agenda(config_of(pathlib.Path({str(tmp_path)!r})), 9),
+                  state=TrainState(), samples_seen=0, command="again")
+console.on_event({{"event": "started"}})
+console.on_end(FitResult("budget", 1, {{}}))
+"""
+    environment = {**os.environ, "FORCE_COLOR": "1", "TTY_COMPATIBLE": "1", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True, cwd=REPOSITORY
+    )
+    assert "\x1b" not in done.stdout
+    assert "run directory: a\n" in done.stdout
+
+
+def test_the_curve_is_as_wide_as_it_may_be_and_goes_from_least_to_most() -> None:
+    pace = Pace(Agenda.__new__(Agenda), TrainState(), samples_seen=0)
+    assert pace.sparkline(8) == ""
+    for loss in (1.0, 2.0, 3.0, math.inf, 8.0):
+        pace.hear(update(1, loss=loss))
+        pace.settle()
+    assert pace.sparkline(8) == "▁▂▃█"
+    assert pace.sparkline(2) == "▁█"  # means of 1 and 2, of 3 and 8
+
+
+# ---------------------------------------------------------------- what happens
+
+
+def test_a_start_says_where_the_run_is_where_it_can_be_seen_and_how_to_resume_it(told: Tell) -> None:
+    run = told(is_terminal=False)
+    run.console.on_event({"event": "started"})
+    assert run.lines == [
+        "run directory: runs/a",
+        "report: runs/a/report.html when it ends; until then: harness report runs/a",
+        "tracking: https://tracker/run",
+        "to resume: harness launch a.yaml --gpus 2",
+    ]
+    run = told(is_terminal=True)
+    run.console.on_event({"event": "started"})
+    assert "to resume      harness launch a.yaml --gpus 2" in without_escapes(run.text.getvalue())
+
+
+def test_an_evaluation_says_whether_it_is_the_best(told: Tell) -> None:
+    run = told(is_terminal=False)
     best = Patience("val/loss", "min", 0.0, best=0.5, best_step=10)
-    console.on_evaluation({"event": "evaluation", "step": 10, "metrics": {"val/loss": 0.5}}, best)
-    console.on_evaluation({"event": "evaluation", "step": 20, "metrics": {"val/loss": 0.7}}, best)
-    first, second = text.getvalue().splitlines()
+    run.console.on_evaluation({"event": "evaluation", "step": 10, "metrics": {"val/loss": 0.5}}, best)
+    run.console.on_evaluation({"event": "evaluation", "step": 20, "metrics": {"val/loss": 0.7}}, best)
+    first, second = run.lines
     assert first == "evaluation at update 10: val/loss 0.5000  best so far"
     assert second == "evaluation at update 20: val/loss 0.7000"
 
 
-def test_an_interrupted_run_says_what_was_saved_and_how_to_go_on() -> None:
-    console, text = told(is_terminal=False)
-    console.on_event({"event": "saved", "directory": "step-00000007", "step": 7, "is_best": False})
-    console.on_end(FitResult("interrupted", 7, {}))
-    assert text.getvalue() == (
+def test_an_interrupted_run_says_what_was_saved_and_how_to_go_on(told: Tell) -> None:
+    run = told(is_terminal=False)
+    run.console.on_event({"event": "saved", "directory": "step-00000007", "step": 7, "is_best": False})
+    run.console.on_end(FitResult("interrupted", 7, {}))
+    assert run.lines[0] == (
         "interrupted after update 7 of 100, saved as runs/a/checkpoints/step-00000007; "
-        "the same command goes on from there\n"
+        "the same command goes on from there"
     )
+    assert run.lines[-1] == "to resume: harness launch a.yaml --gpus 2"
 
 
-def test_a_finished_run_says_why_how_good_and_where() -> None:
-    console, text = told(is_terminal=False)
-    console.on_end(FitResult("early_stopping", 30, {"val/loss": 0.5}))
-    first, second = text.getvalue().splitlines()
-    assert first == "done after update 30 of 100, no better evaluation within the patience: val/loss 0.5000; no best"
-    assert second == "run directory runs/a"
+def test_a_finished_run_says_why_how_good_and_where(told: Tell) -> None:
+    run = told(is_terminal=False)
+    run.console.on_end(FitResult("early_stopping", 30, {"val/loss": 0.5}))
+    assert run.lines == [
+        "done after update 30 of 100, no better evaluation within the patience: val/loss 0.5000; no best",
+        "run directory: runs/a",
+        "report: runs/a/report.html",
+        "tracking: https://tracker/run",
+    ]
 
 
-def test_a_reader_that_goes_away_ends_nothing() -> None:
-    script = """
+def test_a_reader_that_goes_away_ends_nothing(tmp_path: Path) -> None:
+    script = f"""
 import pathlib, sys
+from harness.agenda import Agenda
 from harness.observers.console import Console
-console = Console(pathlib.Path("a"), total_updates=9)
+from harness.state import TrainState
+from tests.test_console import config_of
+console = Console(pathlib.Path("a"), agenda=Agenda(config_of(pathlib.Path({str(tmp_path)!r})), 9),
+                  state=TrainState(), samples_seen=0, command="again")
 sys.stdin.readline()  # until nobody reads any more
 for _ in range(3):
-    console.on_event({"event": "notice", "text": "x" * 100_000})
+    console.on_event({{"event": "notice", "text": "x" * 100_000}})
 print("still here", file=sys.stderr)
 """
     child = subprocess.Popen(
@@ -106,7 +250,7 @@ print("still here", file=sys.stderr)
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=REPOSITORY,
     )
     assert child.stdout is not None
     child.stdout.close()

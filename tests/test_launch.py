@@ -40,6 +40,7 @@ optim: {kind: adamw, peak_lr: 1e-3}
 schedule: {kind: cosine, warmup_steps: 5}
 clip: {kind: norm, max_norm: 1.0}
 early_stopping: {patience_evaluations: 5}
+tracking: {report: false}
 """
 
 

@@ -11,13 +11,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = {
-    0: ("harness/__init__.py", "harness/errors.py", "harness/files.py", "harness/process.py"),
+    0: ("harness/__init__.py", "harness/errors.py", "harness/files.py", "harness/json_lines.py", "harness/process.py"),
     1: (
         "harness/config/",
         "harness/checkpoint/directory.py",
         "harness/checkpoint/manifest.py",
         "harness/agenda.py",
         "harness/run_directory.py",
+        "harness/run_status.py",
         "harness/schedule.py",
         "harness/state.py",
         "harness/stopping.py",
@@ -59,7 +60,7 @@ LIBRARIES = {
     3: {"torch", "numpy", "accelerate", "deepspeed"},
     4: {"torch", "numpy", "safetensors", "xxhash", "rich", "wandb"},
     5: {"torch"},
-    6: {"torch", "numpy", "pydantic", "torchmetrics", "safetensors", "rich"},
+    6: {"torch", "numpy", "pydantic", "torchmetrics", "safetensors", "rich", "yaml", "jinja2", "matplotlib"},
     7: {"yaml"},
 }
 ONLY_FOR_TYPES = {1: {"torch"}}
@@ -72,6 +73,8 @@ PLACES = {
     "wandb": ("harness/observers/wandb.py",),
     "transformers": ("harness/models/pretrained.py",),
     "peft": ("harness/models/pretrained.py",),
+    "matplotlib": ("harness/report/",),
+    "jinja2": ("harness/report/", "launch/"),
 }
 """Names that only some files may use, whatever their layer."""
 ONLY_LATE = {"wandb", "transformers", "peft"}

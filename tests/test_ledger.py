@@ -152,6 +152,21 @@ def test_what_was_written_after_the_checkpoint_is_cut_off_and_written_anew(open_
     assert read_lines(tmp_path / "ledger.jsonl")[3:] == [{"step": 4, "segment": 2}]
 
 
+def test_updates_that_were_cut_off_and_the_time_they_took_are_an_event(open_ledger: Open, tmp_path: Path) -> None:
+    ledger = open_ledger()
+    ledger.on_update({"event": "update", "step": 1, "seconds": 0.25})
+    sealed = ledger.seal()
+    open_ledger(keep_bytes=sealed)
+    for step in (2, 3):
+        ledger.on_update({"event": "update", "step": step, "seconds": 0.5})
+    ledger.on_evaluation({"event": "evaluation", "step": 3, "metrics": {}}, BEST)
+    with (tmp_path / "ledger.jsonl").open("ab") as file:
+        file.write(b'{"event": "update", "step": 4, "sec')  # killed while it wrote
+    open_ledger(keep_bytes=sealed)
+    (told,) = read_lines(tmp_path / "events.jsonl")
+    assert told | {"time": ""} == {"time": "", "event": "cut back", "updates": 2, "seconds": 1.0}
+
+
 def test_a_ledger_that_was_cut_back_seals_at_its_new_length(open_ledger: Open) -> None:
     sealed, whole = write_seven(open_ledger())
     assert sealed < whole

@@ -65,7 +65,7 @@ class Changes:
 
 def compare(stored: RunConfig, given: RunConfig) -> Changes:
     """Return what changed between the configuration in the run directory and the one given on resume."""
-    before, after = dict(_leaves(stored.model_dump(mode="json"))), dict(_leaves(given.model_dump(mode="json")))
+    before, after = dict(leaves(stored.model_dump(mode="json"))), dict(leaves(given.model_dump(mode="json")))
     verdicts: dict[Verdict, list[Change]] = {"refused": [], "noticed": [], "allowed": []}
     for path in before | after:
         change = Change(path, before.get(path), after.get(path))
@@ -74,10 +74,11 @@ def compare(stored: RunConfig, given: RunConfig) -> Changes:
     return Changes(**{verdict: tuple(changes) for verdict, changes in verdicts.items()})
 
 
-def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every key of nested sections with its dotted path, in their order."""
     for key, value in values.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

@@ -75,6 +75,8 @@ class Tracking(Section):
     """How often reports are reduced over ranks, read to the host and written."""
 
     log_every_steps: PositiveInt = 10
+    report: bool = True
+    """Draw report.html in the run directory when a launch ends, which takes a second or two."""
 
 
 class Diagnostics(Section):

@@ -30,6 +30,10 @@ class Observer:
     def on_end(self, result: FitResult) -> None:
         """Hear how the run ended."""
 
+    def links(self) -> list[str]:
+        """Return where this observer shows the run, or what to type to see it there; a line each."""
+        return []
+
     def seal(self) -> int:
         """Close what was heard so far; the ledger returns its length in bytes."""
         return 0

@@ -1,21 +1,30 @@
-"""What a person sees: one moving line on a terminal, plain lines elsewhere. It can never end a run."""
+"""What a person sees: a few moving lines on a terminal, plain lines elsewhere. It can never end a run."""
 
 import os
 import sys
 import time
-from datetime import timedelta
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import HORIZONTALS
 from rich.console import Console as RichConsole
-from rich.progress import Progress, TextColumn
-from rich.table import Column
+from rich.console import Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
+from harness.agenda import Agenda
 from harness.observers.base import Line, Observer
-from harness.state import FitResult
+from harness.observers.pace import Pace
+from harness.state import FitResult, TrainState
 from harness.stopping import Patience
 
 SECONDS_BETWEEN_LINES = 5.0
+SECONDS_BETWEEN_FRAMES = 0.2
+_REASONS = {"budget": "the budget is spent", "early_stopping": "no better evaluation within the patience"}
 
 
 class _Terminal(RichConsole):
@@ -31,112 +40,170 @@ class Console(Observer):
 
     Args:
         directory: of the run.
-        total_updates: of the whole run.
-        step, samples_seen: before this segment.
+        state: of the run, which changes as it trains.
+        samples_seen: before this launch.
+        command: what starts the run again.
+        report: where its report will be, if one is drawn.
+        links: where else the run can be looked at, a line each; asked at the start and again at the end.
     """
 
     def __init__(
         self,
         directory: Path,
         *,
-        total_updates: int,
-        step: int = 0,
-        samples_seen: int = 0,
+        agenda: Agenda,
+        state: TrainState,
+        samples_seen: int,
+        command: str,
+        report: Path | None = None,
+        links: Callable[[], Sequence[str]] = list,
         terminal: RichConsole | None = None,
     ) -> None:
-        self._out = terminal or _Terminal(highlight=False, soft_wrap=True)
-        self._directory, self._total = directory, total_updates
-        self._first_step, self._first_samples = step, samples_seen
-        self._began: float | None = None
-        self._printed = -SECONDS_BETWEEN_LINES
-        self._line: Line | None = None
+        # Not what rich makes of FORCE_COLOR and the like: a log file gets plain lines whatever they say.
+        self._out = terminal or _Terminal(force_terminal=sys.stdout.isatty(), highlight=False, soft_wrap=True)
+        self._directory, self._command, self._report, self._links = directory, command, report, links
+        self._pace = Pace(agenda, state, samples_seen=samples_seen)
+        self._shown_at = -SECONDS_BETWEEN_LINES
         self._best = ""
         self._saved = ""
-        self._progress: Progress | None = None
-        if self._out.is_terminal:
-            whole_line = TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis"))
-            self._progress = Progress(whole_line, console=self._out)
-            self._task = self._progress.add_task("")
-            self._progress.start()
+        self._live: Live | None = None
+        if self._out.is_terminal and not self._out.is_dumb_terminal:
+            self._live = Live(console=self._out, auto_refresh=False, transient=True)
 
     def on_update(self, line: Line) -> None:
-        if self._began is None:
-            self._began = time.monotonic() - line["seconds"]
-        self._line = line
+        self._pace.hear(line)
 
     def on_settled(self) -> None:
-        if self._progress:
-            self._progress.update(self._task, description=self._figures())
-        elif time.monotonic() - self._printed >= SECONDS_BETWEEN_LINES:
+        self._pace.settle()
+        wait = SECONDS_BETWEEN_FRAMES if self._live else SECONDS_BETWEEN_LINES
+        if self._pace.line is None or time.monotonic() - self._shown_at < wait:
+            return
+        self._shown_at = time.monotonic()
+        if self._live:
+            self._safely(self._show)
+        else:
             self._print(self._figures())
-            self._printed = time.monotonic()
 
     def on_evaluation(self, line: Line, best: Patience) -> None:
         scores = "  ".join(_scores(line["metrics"]))
-        mark = "  best so far" if best.best_step == line["step"] else ""
+        is_best = best.best_step == line["step"]
         self._best = f"best {best.metric} {best.best:.4f} at {best.best_step:,}" if best.best is not None else ""
-        self._print(f"evaluation at update {line['step']:,}: {scores}{mark}")
+        mark = "  best so far" if is_best else ""
+        self._print(f"evaluation at update {line['step']:,}: {scores}{mark}", style="bold" if is_best else "")
 
     def on_event(self, line: Line) -> None:
-        if line["event"] == "nonfinite":
+        if line["event"] == "started":
+            self._print_panel(self._facts(is_over=False))
+        elif line["event"] == "nonfinite":
             ranks = ", ".join(map(str, line["ranks"])) or "none"
             self._print(
                 f"update {line['step']:,} was not applied: the gradient is not finite, first in {line['parameter']} "
-                f"(ranks with a non-finite loss: {ranks})"
+                f"(ranks with a non-finite loss: {ranks})",
+                style="red",
             )
         elif line["event"] == "saved":
             self._saved = line["directory"]
         elif line["event"] == "save failed":
             self._print(
                 f"the save at update {line['step']:,} failed (at {line['limit']} in a row the run gives up, this is "
-                f"number {line['in_a_row']}): {line['reason']}"
+                f"number {line['in_a_row']}): {line['reason']}",
+                style="red",
             )
+        elif line["event"] == "cut back":
+            self._print(f"{line['updates']:,} updates after the last save were lost; they are made again")
         elif line["event"] == "notice":
             self._print(line["text"])
 
     def on_end(self, result: FitResult) -> None:
-        if self._line and not self._progress:
+        if self._pace.line and not self._live:
             self._print(self._figures())
         self.close()
-        where = f"after update {result.step:,} of {self._total:,}"
+        where = f"after update {result.step:,} of {self._pace.total:,}"
         if result.reason == "interrupted":
             saved = f"saved as {self._directory / 'checkpoints' / self._saved}" if self._saved else "already saved"
-            self._print(f"interrupted {where}, {saved}; the same command goes on from there")
-            return
-        why = {"budget": "the budget is spent", "early_stopping": "no better evaluation within the patience"}
-        scores = ", ".join(_scores(result.metrics))
-        self._print(f"done {where}, {why[result.reason]}: {scores or 'not evaluated'}; {self._best or 'no best'}")
-        self._print(f"run directory {self._directory}")
+            self._print(f"interrupted {where}, {saved}; the same command goes on from there", style="bold yellow")
+        else:
+            scores = ", ".join(_scores(result.metrics))
+            best = self._best or "no best"
+            text = f"done {where}, {_REASONS[result.reason]}: {scores or 'not evaluated'}; {best}"
+            self._print(text, style="bold green")
+        self._print_panel(self._facts(is_over=result.reason != "interrupted"))
 
     def close(self) -> None:
-        if self._progress:
-            self._progress.stop()
-            self._progress = None
+        if self._live:
+            live, self._live = self._live, None
+            self._safely(live.stop)
 
-    def _print(self, text: str) -> None:
+    def _facts(self, *, is_over: bool) -> list[tuple[str, str]]:
+        """Return where things are and what to type, for a panel."""
+        facts = [("run directory", str(self._directory))]
+        if self._report:
+            until_then = "" if is_over else f" when it ends; until then: harness report {self._directory}"
+            facts.append(("report", f"{self._report}{until_then}"))
+        facts += [("tracking", link) for link in self._links()]
+        if not is_over:
+            facts.append(("to resume", self._command))
+        return facts
+
+    def _print_panel(self, facts: list[tuple[str, str]]) -> None:
+        if not self._out.is_terminal:
+            for name, text in facts:
+                self._print(f"{name}: {text}")
+            return
+        grid = Table.grid(padding=(0, 2))
+        for name, text in facts:
+            grid.add_row(Text(name, style="dim"), Text(text, overflow="fold"))
+        # No borders at the sides: what is between them is there to be copied.
+        panel = Panel(grid, box=HORIZONTALS, title=self._directory.name, title_align="left", border_style="dim")
+        self._safely(lambda: self._out.print(panel, soft_wrap=False))
+
+    def _print(self, text: str, *, style: str = "") -> None:
+        self._safely(lambda: self._out.print(Text(text, style=style), soft_wrap=True))
+
+    def _safely(self, show: Callable[[], None]) -> None:
         try:
-            self._out.print(text, markup=False)
+            show()
         except OSError:  # the terminal is gone; the ledger and events.jsonl have everything
             self._out.quiet = True
 
-    def _figures(self) -> str:
-        """Return one line, what matters most first, since a narrow terminal cuts its end."""
-        line = self._line
-        if line is None or self._began is None:
-            return ""
-        seconds = max(1e-9, time.monotonic() - self._began)
-        rate = (line["step"] - self._first_step) / seconds
-        eta = timedelta(seconds=round((self._total - line["step"]) / rate)) if rate > 0 else "unknown"
-        figures = (
-            f"update {line['step']:,}/{self._total:,}",
-            f"ETA {eta}",
-            f"loss {line['loss']:.4f}",
+    def _show(self) -> None:
+        assert self._live, "only a terminal has moving lines"
+        if not self._live.is_started:
+            self._live.start()
+        self._live.update(self._frame(), refresh=True)
+
+    def _frame(self) -> Group:
+        pace = self._pace
+        line = pace.line or {}
+        progress = Table.grid(padding=(0, 1), expand=True)
+        progress.add_column(no_wrap=True)
+        progress.add_column(ratio=1)
+        progress.add_column(no_wrap=True)
+        progress.add_row(
+            f"update {line['step']:,}/{pace.total:,}",
+            ProgressBar(total=pace.total, completed=line["step"]),
+            f"{pace.time_left} left, evaluation in {pace.time_to_evaluation}",
+        )
+        curve = "" if self._out.options.ascii_only else pace.sparkline(max(8, min(40, self._out.width - 62)))
+        figures = "  ".join(filter(None, [f"loss {line['loss']:.4f}", curve, *self._gauges(line)]))
+        return Group(
+            progress, *(Text(text, no_wrap=True, overflow="ellipsis") for text in (figures, self._best) if text)
+        )
+
+    def _gauges(self, line: Line) -> list[str]:
+        return [
             f"norm {line['grad_norm']:.3f}",
             f"rate {line['learning_rate']:.1e}",
-            f"{(line['samples_seen'] - self._first_samples) / seconds:,.0f} samples/s",
-            self._best,
-        )
-        return "  ".join(figure for figure in figures if figure)
+            f"{self._pace.samples_per_second:,.0f} samples/s",
+        ]
+
+    def _figures(self) -> str:
+        """Return one line, what matters most first."""
+        line, pace = self._pace.line, self._pace
+        assert line, "there is nothing to tell before the first update"
+        times = [f"ETA {pace.time_left}", f"evaluation in {pace.time_to_evaluation}"]
+        words = [f"update {line['step']:,}/{pace.total:,}", *times, f"loss {line['loss']:.4f}", *self._gauges(line)]
+        return "  ".join([*words, *filter(None, [self._best])])
 
 
 def _scores(metrics: dict[str, Any]) -> list[str]:

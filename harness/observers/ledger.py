@@ -13,6 +13,7 @@ from typing import Any
 
 from harness.errors import StorageError
 from harness.files import storage_errors
+from harness.json_lines import whole_lines
 from harness.observers.base import Line, Observer
 from harness.stopping import Patience
 
@@ -38,10 +39,14 @@ class Ledger(Observer):
                 "Put the whole file back, or start afresh under another run.name"
             )
         with storage_errors("write", path):
+            cut_off = updates_after(path, keep_bytes) if found > keep_bytes else []
             self._ledger = _Appender(path, keep_bytes=keep_bytes)
         with storage_errors("write", directory / "events.jsonl"):
             self._events = _Appender(directory / "events.jsonl")
         self._lines: list[Line] = []
+        if cut_off:
+            seconds = math.fsum(line["seconds"] for line in cut_off)
+            self.on_event({"event": "cut back", "updates": len(cut_off), "seconds": seconds})
 
     def on_update(self, line: Line) -> None:
         self._lines.append(line)
@@ -126,6 +131,13 @@ class _Appender:
             self._file.close()
             if problem:
                 raise problem
+
+
+def updates_after(path: Path, num_bytes: int) -> list[Line]:
+    """Return the updates told after the first `num_bytes` of a ledger: they were lost, and are made again."""
+    with path.open("rb") as file:
+        file.seek(num_bytes)
+        return [line for line in whole_lines(file) if line.get("event") == "update" and "seconds" in line]
 
 
 def encode(line: Line) -> bytes:

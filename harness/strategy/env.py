@@ -1,7 +1,8 @@
 """The launcher's environment, read in one place: which rank this process is, and of how many. Never imports torch."""
 
 import os
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.errors import ConfigError
@@ -17,6 +18,12 @@ class Placement:
     world_size: int = 1
     local_rank: int = 0
     under_torchrun: bool = False
+
+    def command(self, config: str, overrides: Sequence[str]) -> str:
+        """Return what a person types to start a run again as this process was started."""
+        is_alone = self.world_size == 1 and not self.under_torchrun
+        ranks = [] if is_alone else ["--gpus", str(self.world_size)]
+        return shlex.join(["harness", "train" if is_alone else "launch", config, *ranks, *overrides])
 
 
 def placement(environment: Mapping[str, str] = os.environ) -> Placement:

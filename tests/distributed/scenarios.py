@@ -328,10 +328,10 @@ def harness_trace(spec: Spec, updates: int | None = None) -> Trace:
 
 
 def train_main(*arguments: str) -> int:
-    """Run `python -m harness.train` in this process, as one rank."""
+    """Run `python -m harness.train` in this process, as one rank, without the report at its end."""
     from harness.train import main
 
-    return main(list(arguments))
+    return main([*arguments, "tracking.report=false"])
 
 
 def train_main_and_listen(*arguments: str) -> tuple[int, str]:

@@ -1,0 +1,86 @@
+"""How fast a run goes, when it will be done, and which way its loss went."""
+
+import math
+import time
+from collections import deque
+from datetime import timedelta
+
+from harness.agenda import Agenda
+from harness.observers.base import Line
+from harness.state import TrainState
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_REMEMBERED = 240
+
+
+class Pace:
+    """Counts what a launch does from its start on.
+
+    Args:
+        state: of the run, which changes as it trains.
+        samples_seen: before this launch.
+    """
+
+    def __init__(self, agenda: Agenda, state: TrainState, *, samples_seen: int) -> None:
+        self._agenda, self._state = agenda, state
+        self._first_step, self._first_samples = state.step, samples_seen
+        self._began: float | None = None
+        self._losses: deque[float] = deque(maxlen=_REMEMBERED)
+        self._told: list[float] = []
+        self.line: Line | None = None
+        """The last update."""
+
+    def hear(self, line: Line) -> None:
+        """Take note of an update."""
+        if self._began is None:
+            self._began = time.monotonic() - line["seconds"]
+        self.line = line
+        self._told.append(line["loss"])
+
+    def settle(self) -> None:
+        """Take the mean loss of the interval that is over for one point of the curve."""
+        losses = [loss for loss in self._told if math.isfinite(loss)]
+        if losses:
+            self._losses.append(math.fsum(losses) / len(losses))
+        self._told = []
+
+    @property
+    def total(self) -> int:
+        """Updates of the whole run."""
+        return self._agenda.total_updates
+
+    @property
+    def time_left(self) -> str:
+        """Until the budget is spent, at the pace of this launch with all that it does between updates."""
+        rate = (self._state.step - self._first_step) / self._seconds
+        return _clock((self.total - self._state.step) / rate) if rate > 0 else "unknown"
+
+    @property
+    def time_to_evaluation(self) -> str:
+        """Until the validation rows are next looked at, at the pace of the last updates."""
+        updates = self._agenda.updates_until_evaluation(self._state)
+        return _clock(updates * self.line["seconds"]) if self.line else "unknown"
+
+    @property
+    def samples_per_second(self) -> float:
+        """Over all ranks, with all that a run does between updates."""
+        seen = self.line["samples_seen"] - self._first_samples if self.line else 0
+        return float(seen / self._seconds)
+
+    @property
+    def _seconds(self) -> float:
+        return max(1e-9, time.monotonic() - self._began) if self._began is not None else math.inf
+
+    def sparkline(self, width: int) -> str:
+        """Return the losses of the last intervals as so many blocks, fewer if there were fewer."""
+        losses = list(self._losses)
+        count = min(width, len(losses))
+        groups = [losses[i * len(losses) // count : (i + 1) * len(losses) // count] for i in range(count)]
+        points = [math.fsum(group) / len(group) for group in groups]
+        low, high = min(points, default=0.0), max(points, default=0.0)
+        scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
+        return "".join(_BLOCKS[round((point - low) * scale)] for point in points)
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds))) if math.isfinite(seconds) else "unknown"

@@ -1,0 +1,182 @@
+"""Reads a run directory into one object: what is broken in it is left out and named, never guessed."""
+
+from __future__ import annotations
+
+import json
+import math
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from harness.config.changes import leaves
+from harness.config.io import load_config
+from harness.config.run import EarlyStopping
+from harness.errors import ConfigError
+from harness.json_lines import Line, whole_lines
+from harness.run_directory import SCHEMA
+from harness.run_status import RunStatus, run_status
+from harness.stopping import Patience
+
+COLUMNS = (
+    *("step", "loss", "grad_norm", "clip_coefficient", "learning_rate", "samples_seen", "applied", "seconds"),
+    *("samples_per_second", "data_wait_fraction", "memory_bytes"),
+)
+"""What is read of an update; where a line has no such number it is NaN."""
+MAX_TOLD = 8
+_WANTED_OF_EVENT: dict[str, dict[str, Any]] = {
+    "started": {"step": int},
+    "cut back": {"seconds": int | float},
+    "gradients": {"step": int, "norms": dict},
+}
+"""What is read of an event of these kinds, besides its time."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run as its directory tells it."""
+
+    status: RunStatus
+    identity: dict[str, Any]
+    updates: dict[str, np.ndarray]
+    """Attempted updates in the order they were made, a float64 (N,) for each of COLUMNS."""
+    evaluations: list[tuple[int, dict[str, float]]]
+    events: list[Line]
+    best: Patience
+    settings: dict[str, Any]
+    """The whole configuration by dotted path."""
+    changed: frozenset[str] = frozenset()
+    """The paths of `settings` that are not their defaults."""
+    ignored: list[str] = field(default_factory=list)
+    """A sentence for each thing that could not be read."""
+
+    @property
+    def name(self) -> str:
+        """What the run is called."""
+        return str(self.settings.get("run.name", self.status.directory.name))
+
+    @property
+    def starts(self) -> list[Line]:
+        """The event of each start that reached training, in order."""
+        return [event for event in self.events if event["event"] == "started"]
+
+    @property
+    def restarts(self) -> list[int]:
+        """The steps after which the run went on after a pause or a crash."""
+        return [start["step"] for start in self.starts[1:]]
+
+    @property
+    def final_metrics(self) -> dict[str, float]:
+        """The scores of the last evaluation."""
+        return self.evaluations[-1][1] if self.evaluations else {}
+
+
+def read_run(directory: Path) -> Record:
+    """Return everything a run directory says.
+
+    Raises:
+        ConfigError: it is no run directory.
+    """
+    if not (directory / "run.json").is_file():
+        raise ConfigError(f"{directory} is not a run directory: it has no run.json. Give one such as runs/mnist-cnn")
+    ignored: list[str] = []
+    status = run_status(directory)
+    if status.state == "unreadable":
+        ignored.append(str(status.reason))
+    identity = _identity(directory, ignored)
+    settings, changed, rule = _settings(directory / "config.yaml", ignored)
+    best = Patience(rule.metric, rule.mode, rule.min_delta)
+    updates, evaluations = _ledger(directory / "ledger.jsonl", ignored)
+    for step, metrics in evaluations:
+        best.observe(metrics.get(best.metric, math.nan), step=step)
+    events = _events(directory / "events.jsonl", ignored)
+    return Record(status, identity, updates, evaluations, events, best, settings, changed, ignored)
+
+
+def _identity(directory: Path, ignored: list[str]) -> dict[str, Any]:
+    try:
+        identity = json.loads((directory / "run.json").read_bytes())
+        schema = identity.get("schema")
+    except (ValueError, AttributeError):
+        return {}  # the status has told it
+    if schema != SCHEMA:
+        ignored.append(
+            f"run.json is of schema {schema!r}, this harness writes and reads {SCHEMA}: what it does not know is not "
+            "shown. Draw it with the harness that wrote it"
+        )
+    return dict(identity)
+
+
+def _settings(path: Path, ignored: list[str]) -> tuple[dict[str, Any], frozenset[str], EarlyStopping]:
+    """Return the settings, the paths that are not defaults, and what decides which evaluation is best."""
+    try:
+        config = load_config(path).config
+    except ConfigError as error:
+        ignored.append(f"{error.args[0]} (so it is not known which of its settings are defaults)")
+        return _raw_settings(path), frozenset(), EarlyStopping()
+    settings = dict(leaves(config.model_dump(mode="json")))
+    changed = frozenset(path for path, _ in leaves(config.model_dump(mode="json", exclude_defaults=True)))
+    return settings, changed, config.early_stopping or EarlyStopping()
+
+
+def _raw_settings(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_bytes())
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}  # load_config has said why
+    return dict(leaves(raw)) if isinstance(raw, dict) else {}
+
+
+def _ledger(path: Path, ignored: list[str]) -> tuple[dict[str, np.ndarray], list[tuple[int, dict[str, float]]]]:
+    columns = {name: array("d") for name in COLUMNS}
+    evaluations = []
+    for line in _lines(path, ignored, lambda line: _has(line, {"event": str, "step": int})):
+        if isinstance(line.get("metrics"), dict):
+            evaluations.append((line["step"], {str(name): _number(value) for name, value in line["metrics"].items()}))
+        else:
+            for name, column in columns.items():
+                column.append(_number(line.get(name)))
+    return {name: np.array(column) for name, column in columns.items()}, evaluations
+
+
+def _events(path: Path, ignored: list[str]) -> list[Line]:
+    def is_good(line: Line) -> bool:
+        wanted = {"event": str, "time": str, **_WANTED_OF_EVENT.get(line.get("event", ""), {})}
+        return _has(line, wanted) and _is_time(line["time"])
+
+    return list(_lines(path, ignored, is_good))
+
+
+def _lines(path: Path, ignored: list[str], is_good: Callable[[Line], bool]) -> Iterator[Line]:
+    """Yield the lines of a file that are good; name the first of those that are not."""
+    problems: list[str] = []
+    if path.exists():
+        with path.open("rb") as file:
+            for line in whole_lines(file, ignored=problems):
+                if is_good(line):
+                    yield line
+                else:
+                    problems.append(f"a line that lacks what its kind has ({json.dumps(line)[:60]})")
+    ignored += [f"{path.name}, left out: {problem}" for problem in problems[:MAX_TOLD]]
+    if len(problems) > MAX_TOLD:
+        ignored.append(f"{path.name}: {len(problems) - MAX_TOLD:,} more lines were left out")
+
+
+def _has(line: Line, wanted: dict[str, Any]) -> bool:
+    return all(isinstance(line.get(key), kind) for key, kind in wanted.items())
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan

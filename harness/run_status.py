@@ -1,0 +1,145 @@
+"""How a run is doing, at a glance: from the ends of its files, however long they are, and without touching its lock."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from harness.checkpoint.directory import CheckpointDirectory
+from harness.checkpoint.manifest import TRAINER
+from harness.errors import EXIT_DONE, EXIT_INTERRUPTED
+from harness.json_lines import ends
+
+END_BYTES = 2**15
+"""How much of the head and of the tail of a file is read: a hundred lines of a ledger."""
+SECONDS_OF_SILENCE = 600.0
+"""After how long without a line a run on another machine counts as killed: its lock cannot be seen from here."""
+
+
+_UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """One run; what its directory does not tell is None."""
+
+    directory: Path
+    state: str
+    """running, finished, interrupted (saved; start it again), failed, killed (it could not say why), unreadable."""
+    code: int | None = None
+    reason: str | None = None
+    step: int | None = None
+    metric: str | None = None
+    mode: str | None = None
+    best: float | None = None
+    best_step: int | None = None
+    strategy: str | None = None
+    ranks: int | None = None
+    created: float | None = None
+    """Seconds since 1970."""
+
+    @property
+    def age_seconds(self) -> float | None:
+        """Seconds since the run was first started."""
+        return None if self.created is None else max(0.0, time.time() - self.created)
+
+
+def find_runs(root: Path) -> Iterator[Path]:
+    """Yield every run directory in a folder, at any depth, and itself; does not look inside of them."""
+    for folder, below, files in os.walk(root):
+        if "run.json" in files:
+            below.clear()
+            yield Path(folder)
+        below[:] = sorted(name for name in below if not name.startswith("."))
+
+
+def run_status(directory: Path) -> RunStatus:
+    """Return the status of the run in `directory`; what cannot be read makes it unreadable and is its reason."""
+    try:
+        return _status(directory)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return RunStatus(directory, "unreadable", reason=str(error) or repr(error))
+
+
+def _status(directory: Path) -> RunStatus:
+    created = datetime.fromisoformat(_object(directory / "run.json")["created"]).timestamp()
+    trainer = _last_save(directory)
+    score = trainer["judge"]["score"] if trainer else {}
+    first, last = ends(directory / "events.jsonl", num_bytes=END_BYTES)
+    starts = [[line for line in lines if line.get("event") == "started"] for lines in (first, last)]
+    # The last start counts; where many events came after it, the last save knows it too.
+    started = starts[1][-1] if starts[1] else {"strategy": None, **(starts[0][0] if starts[0] else {}), **trainer}
+    state, code, reason, step = _ending(directory)
+    if step is None:
+        lines = [line for line in ends(directory / "ledger.jsonl", num_bytes=END_BYTES)[1] if "step" in line]
+        step = lines[-1]["step"] if lines else 0
+    return RunStatus(
+        directory,
+        state,
+        code=code,
+        reason=reason,
+        step=step,
+        metric=score.get("metric"),
+        mode=score.get("mode"),
+        best=score.get("best"),
+        best_step=score.get("best_step"),
+        strategy=started.get("strategy"),
+        ranks=started.get("world_size"),
+        created=created,
+    )
+
+
+def _ending(directory: Path) -> tuple[str, int | None, str | None, int | None]:
+    """Return state, exit code, reason and step, as far as the run has said them."""
+    if not (directory / "exit.json").exists():
+        return ("running" if is_alive(directory) else "killed"), None, None, None
+    ending = _object(directory / "exit.json")
+    code, reason, step = int(ending["code"]), str(ending["reason"]), int(ending["step"])
+    return {EXIT_DONE: "finished", EXIT_INTERRUPTED: "interrupted"}.get(code, "failed"), code, reason, step
+
+
+def is_alive(directory: Path) -> bool:
+    """Whether a process trains in this run directory.
+
+    Trying to lock it would tell, but could make a run that starts just now believe that its directory is in use.
+    """
+    try:
+        lock = directory / "lock"
+        inode, holder = f":{lock.stat().st_ino}", lock.read_text()
+        locks = Path("/proc/locks").read_text().splitlines()
+    except FileNotFoundError:
+        return False
+    if socket.gethostname() not in holder:
+        changed = [path.stat().st_mtime for path in (lock, *directory.glob("*.jsonl"))]
+        return time.time() - max(changed) < SECONDS_OF_SILENCE
+    # 1: FLOCK  ADVISORY  WRITE 4242 fe:01:1573 0 EOF
+    return any(" FLOCK " in line and line.split()[-3].endswith(inode) for line in locks)
+
+
+def _last_save(directory: Path) -> dict[str, Any]:
+    checkpoints = CheckpointDirectory(directory / "checkpoints")
+    name = checkpoints.named_by("LATEST")
+    return _object(checkpoints.path / name / TRAINER) if name else {}
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} is broken: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} is broken: it holds no JSON object")
+    return value
+
+
+def duration(seconds: float) -> str:
+    """Return a time to two digits or more, in the largest unit of which there is at least one: 3 h."""
+    size, unit = next((pair for pair in _UNITS if seconds >= pair[0]), _UNITS[-1])
+    return f"{seconds / size:.0f} {unit}"

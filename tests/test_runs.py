@@ -1,0 +1,183 @@
+"""`harness runs`: how every run is doing, from the ends of its files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.config.io import load_config
+from harness.run_directory import RunDirectory
+from harness.run_status import END_BYTES, RunStatus, duration, find_runs, run_status
+from launch import cli
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
+    assert cli.main(["runs", *arguments]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def run_in(folder: Path, **files: Any) -> Path:
+    """A run directory with these files; `exit` is exit.json, `ledger` and `events` are lists of lines."""
+    folder.mkdir(parents=True)
+    identity = {"id": "0", "created": "2026-01-01T00:00:00+00:00", "schema": 1}
+    (folder / "run.json").write_text(json.dumps(files.get("identity", identity)))
+    if "exit" in files:
+        (folder / "exit.json").write_text(json.dumps(files["exit"]))
+    for name in ("ledger", "events"):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in files.get(name, [])))
+    return folder
+
+
+# ---------------------------------------------------------------- one run
+
+
+def test_a_finished_run_has_its_step_and_best_score_strategy_and_ranks(real_runs: Path) -> None:
+    status = run_status(real_runs / "steady")
+    best = json.loads((real_runs / "steady/checkpoints/BEST").read_text())["step"]
+    lines = [json.loads(line) for line in (real_runs / "steady/ledger.jsonl").read_text().splitlines()]
+    scores = {line["step"]: line["metrics"]["val/loss"] for line in lines if line["event"] == "evaluation"}
+    assert (status.state, status.code, status.reason, status.step) == ("finished", 0, "budget", 120)
+    assert (status.metric, status.best, status.best_step) == ("val/loss", min(scores.values()), best)
+    assert scores[best] == status.best
+    assert (status.strategy, status.ranks) == ("ddp", 1)
+
+
+@pytest.mark.parametrize(
+    ("code", "state"), [(0, "finished"), (75, "interrupted"), (6, "failed"), (2, "failed"), (1, "failed")]
+)
+def test_the_exit_code_decides_the_state(tmp_path: Path, code: int, state: str) -> None:
+    run = run_in(tmp_path / "a", exit={"code": code, "reason": "because", "step": 7})
+    assert run_status(run) == RunStatus(run, state, code, "because", 7, created=run_status(run).created)
+
+
+def test_a_run_is_running_while_its_lock_is_held_and_killed_when_nobody_holds_it(real_runs: Path) -> None:
+    config = load_config(real_runs / "tiny.yaml", ["run.name=held"]).config
+    with RunDirectory(config) as directory:
+        directory.describe()
+        assert run_status(directory.path).state == "running"
+    assert run_status(directory.path).state == "killed"
+    shutil.rmtree(directory.path)
+
+
+def test_a_run_on_another_machine_is_running_as_long_as_its_files_grow(tmp_path: Path) -> None:
+    run = run_in(tmp_path / "a")
+    (run / "lock").write_text(json.dumps({"host": "another-machine", "pid": 1}))
+    assert run_status(run).state == "running"
+    for path in (run / "lock", *run.glob("*.jsonl")):
+        subprocess.run(["touch", "-d", "20 minutes ago", path], check=True)
+    assert run_status(run).state == "killed"
+
+
+def test_the_step_of_a_killed_run_is_that_of_its_last_whole_line(tmp_path: Path) -> None:
+    run = run_in(tmp_path / "a", ledger=[{"event": "update", "step": step} for step in (1, 2, 3)])
+    with (run / "ledger.jsonl").open("a") as file:
+        file.write('{"event": "update", "st')
+    assert run_status(run).step == 3
+
+
+def test_the_last_start_counts_however_much_was_told_since_the_first(tmp_path: Path) -> None:
+    started = {"event": "started", "strategy": "ddp", "world_size": 2}
+    noise = [{"event": "gradients", "norms": {"weight": 1.0}}] * (END_BYTES // 40)
+    again = {**started, "strategy": "zero1", "world_size": 4}
+    status = run_status(run_in(tmp_path / "a", events=[started, *noise, again]))
+    assert (status.strategy, status.ranks) == ("zero1", 4)
+    status = run_status(run_in(tmp_path / "b", events=[started, *noise]))
+    assert (status.strategy, status.ranks) == ("ddp", 2)
+
+
+def test_a_file_that_cannot_be_read_is_told_and_the_other_runs_are_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_in(tmp_path / "good", exit={"code": 0, "reason": "budget", "step": 7})
+    run_in(tmp_path / "bad", identity=["what"])
+    (run_in(tmp_path / "worse") / "exit.json").write_text("{")
+    lines = told(capsys, str(tmp_path), "--sort", "run")
+    assert "unreadable: run.json is broken: it holds no JSON object" in lines[1]
+    assert lines[2].split()[:3] == ["good", "finished", "7"]
+    assert "unreadable: exit.json is broken" in lines[3]
+
+
+# ---------------------------------------------------------------- the list
+
+
+def test_the_list_is_aligned_and_the_youngest_run_is_first(real_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    heading, *rows = told(capsys, str(real_runs))
+    assert heading.split() == ["run", "state", "step", "best", "age", "strategy", "ranks"]
+    assert [row.split()[0] for row in rows] == ["restarted", "other", "steady"]
+    assert len({row.index("finished") for row in rows} | {heading.index("state")}) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "order"),
+    [
+        (["--sort", "run"], ["a", "b", "c"]),
+        (["--sort", "step"], ["b", "c", "a"]),
+        (["--sort", "step", "--reverse"], ["a", "c", "b"]),
+        (["--sort", "state"], ["c", "a", "b"]),
+    ],
+)
+def test_the_list_is_sorted_by_any_column(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], order: list[str]
+) -> None:
+    for name, code, step in (("a", 0, 1), ("b", 75, 30), ("c", 6, 4)):
+        run_in(tmp_path / name, exit={"code": code, "reason": "because", "step": step})
+    assert [row.split()[0] for row in told(capsys, str(tmp_path), *arguments)[1:]] == order
+
+
+def test_json_has_every_figure_of_every_run(real_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = json.loads("\n".join(told(capsys, str(real_runs), "--json", "--sort", "best")))
+    status = run_status(real_runs / "steady")
+    (steady,) = [row for row in rows if row["directory"] == str(real_runs / "steady")]
+    assert {key: value for key, value in steady.items() if key not in ("directory", "age_seconds")} == {
+        key: value for key, value in vars(status).items() if key != "directory"
+    }
+    scores = [row["best"] for row in rows]
+    assert scores == sorted(scores)
+    assert len(scores) == 3
+
+
+def test_runs_are_found_at_any_depth_but_not_inside_of_each_other(tmp_path: Path) -> None:
+    for name in ("a", "team/b", "team/sweep/c", "a/checkpoints/d"):
+        run_in(tmp_path / name) if not (tmp_path / name).exists() else None
+    assert [str(run.relative_to(tmp_path)) for run in find_runs(tmp_path)] == ["a", "team/b", "team/sweep/c"]
+
+
+def test_a_folder_without_runs_and_a_folder_that_is_not_there_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert told(capsys, str(tmp_path)) == [f"no run below {tmp_path}"]
+    assert cli.main(["runs", str(tmp_path / "no")]) == 2
+    assert "is no folder" in capsys.readouterr().err
+
+
+def test_five_hundred_runs_of_long_ledgers_are_listed_in_two_seconds_without_torch(
+    real_runs: Path, tmp_path: Path
+) -> None:
+    long = (real_runs / "steady/ledger.jsonl").read_bytes() * 400  # 48,000 updates
+    (tmp_path / "ledger.jsonl").write_bytes(long)
+    for number in range(500):
+        run = tmp_path / f"run-{number}"
+        shutil.copytree(real_runs / "steady", run, ignore=shutil.ignore_patterns("*.safetensors", "ledger.jsonl"))
+        (run / "ledger.jsonl").symlink_to(tmp_path / "ledger.jsonl")
+    script = (
+        "import sys; from launch.cli import main; code = main(['runs', sys.argv[1]]); sys.exit('torch' in sys.modules)"
+    )
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - began < 2
+    assert len(done.stdout.splitlines()) == 501
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0 s"), (59, "59 s"), (60, "1 min"), (7200, "2 h"), (86400 * 40, "40 d")]
+)
+def test_a_duration_is_told_in_its_largest_unit(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
