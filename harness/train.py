@@ -35,6 +35,7 @@ from harness.strategy.env import Placement, placement
 if TYPE_CHECKING:
     from harness.config import RunConfig
     from harness.observers.base import Observers
+    from harness.observers.sidecar import Sidecar
     from harness.run import Run
     from harness.strategy.base import Ranks
 
@@ -72,6 +73,7 @@ def train(loaded: LoadedConfig, place: Placement) -> int:
     if place.under_torchrun:
         die_with_parent()
 
+    from harness.observers.build import start_trackers
     from harness.strategy.base import peers_answer
     from harness.strategy.build import join_ranks, leave_ranks
 
@@ -86,6 +88,9 @@ def train(loaded: LoadedConfig, place: Placement) -> int:
             if ranks.rank == 0:
                 stack.enter_context(session.directory)
                 session.notices = [*loaded.notices, *session.directory.describe()]
+                session.trackers = start_trackers(loaded.config.tracking, session.directory)
+                for tracker in session.trackers:
+                    stack.callback(tracker.close)
         return session.run_to_the_end()
 
 
@@ -98,6 +103,8 @@ class Session:
     directory: RunDirectory
     signals: StopSignals
     notices: Sequence[str] = ()
+    trackers: Sequence[Sidecar] = ()
+    """On rank zero, the processes that show this run elsewhere; they start while the model is built."""
     state: TrainState = field(default_factory=TrainState)
 
     def run_to_the_end(self) -> int:
@@ -108,9 +115,8 @@ class Session:
             with peers_answer():
                 result = self._fit()
         except Exception as error:
-            code = error.exit_code if isinstance(error, HarnessError) else 1
             try:
-                self._write_exit(code, str(error) if isinstance(error, HarnessError) else repr(error))
+                self._write_exit(**_failure(error))
             except StorageError as second:  # the first error is the one that counts
                 print(second, file=sys.stderr, flush=True)
             raise
@@ -131,8 +137,10 @@ class Session:
             result = fit(run, self.state)
             run.observers.happened("ended", reason=result.reason, step=result.step, signal=self.state.stop_signal)
             run.observers.ended(result)
-        except NonFiniteError:  # of all ranks alike, so that they can still agree on the save in flight
-            finish_saving(run, self.state)
+        except Exception as error:
+            run.observers.happened("failed", step=self.state.step, **_failure(error))
+            if isinstance(error, NonFiniteError):  # of all ranks alike, so they can still agree on the save in flight
+                finish_saving(run, self.state)
             raise
         finally:
             run.checkpoints.close()
@@ -186,7 +194,9 @@ class Session:
             step=trainer.get("step", 0),
             samples_seen=trainer.get("samples_seen", 0),
         )
-        return Observers([ledger, console])
+        for tracker in self.trackers:
+            tracker.follow()
+        return Observers([ledger, console, *self.trackers])
 
     def _tell_start(self, run: Run, *, rejected: list[str]) -> None:
         config, plan, step = self.config, run.plan, self.state.step
@@ -214,6 +224,12 @@ class Session:
             f"rows, {plan.steps_per_epoch:,} updates an epoch, {run.agenda.total_updates:,} in all; run directory "
             f"{self.directory.path}",
         )
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    if isinstance(error, HarnessError):
+        return {"code": error.exit_code, "reason": str(error)}
+    return {"code": 1, "reason": repr(error)}
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from launch.plan import choose_ranks, launch_plan, this_machine
 from launch.summary import summary
 from launch.verify import checkpoint_lines
 
-TRAIN_MODULE, EXPORT_MODULE = "harness.train", "harness.export"
+TRAIN_MODULE, EXPORT_MODULE, TRACK_MODULE = "harness.train", "harness.export", "harness.track"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -88,7 +88,12 @@ def export(arguments: list[str]) -> int:
     os.execv(sys.executable, [sys.executable, "-m", EXPORT_MODULE, *arguments])
 
 
-COMMANDS = {"train": train, "launch": launch, "check": check, "verify": verify, "export": export}
+def track(arguments: list[str]) -> int:
+    """send what wandb does not have yet of a run: harness track sync RUN"""
+    os.execv(sys.executable, [sys.executable, "-m", TRACK_MODULE, *arguments])
+
+
+COMMANDS = {"train": train, "launch": launch, "check": check, "verify": verify, "export": export, "track": track}
 
 
 def help_text() -> str:

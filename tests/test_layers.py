@@ -28,7 +28,14 @@ LAYERS = {
     # Which rank brought a NaN is a question to every rank, so this diagnosis stands above the seam.
     4: ("harness/checkpoint/", "harness/observers/", "harness/diagnostics/nonfinite.py"),
     5: ("harness/loop.py", "harness/interval.py", "harness/resume.py", "harness/run.py"),
-    6: ("harness/train.py", "harness/assemble.py", "harness/agent.py", "harness/export.py", "harness/report/"),
+    6: (
+        "harness/train.py",
+        "harness/assemble.py",
+        "harness/agent.py",
+        "harness/export.py",
+        "harness/report/",
+        "harness/track.py",
+    ),
     7: ("launch/",),
 }
 LAUNCH_LAYER, LAUNCH_MAY_USE = 7, (0, 1, 7)
@@ -38,7 +45,7 @@ LIBRARIES = {
     1: {"pydantic", "yaml"},
     2: {"torch", "numpy", "datasets", "transformers", "torchmetrics", "PIL", "mlxtend"},
     3: {"torch", "numpy", "accelerate", "deepspeed"},
-    4: {"torch", "numpy", "safetensors", "xxhash", "rich", "wandb"},
+    4: {"torch", "numpy", "safetensors", "xxhash", "rich", "wandb", "tensorboard"},
     5: {"torch"},
     6: {"torch", "numpy", "pydantic", "torchmetrics", "safetensors", "rich"},
     7: {"yaml"},
@@ -51,9 +58,10 @@ PLACES = {
     "deepspeed": ("harness/strategy/",),
     "torch.distributed": ("harness/strategy/", "harness/agent.py"),
     "wandb": ("harness/observers/wandb.py",),
+    "tensorboard": ("harness/observers/tensorboard.py",),
 }
 """Names that only some files may use, whatever their layer."""
-ONLY_LATE = {"wandb"}
+ONLY_LATE = {"wandb", "tensorboard"}
 """Names that are imported in functions only, because their import takes seconds or does something."""
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import netrc
 import os
-import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
