@@ -38,8 +38,10 @@ def train_step(run: Run, position: int, learning_rate: Tensor) -> UpdateReport:
         position: attempted updates before this one; it decides which rows are seen.
         learning_rate: () on the device.
     """
-    strategy = run.strategy
+    strategy, stopwatch = run.strategy, run.stopwatch
+    stopwatch.lap("rest")
     micro_batches = run.batches.at(position)
+    stopwatch.lap("data_wait")
     num_targets = run.plan.rows_at(position) * run.task.targets_per_row  # of the global batch
     losses = []
     for index, batch in enumerate(micro_batches, start=1):
@@ -47,8 +49,11 @@ def train_step(run: Run, position: int, learning_rate: Tensor) -> UpdateReport:
             loss = loss_sum(run, batch) / num_targets
             strategy.backward(loss)
         losses.append(loss.detach())
+    stopwatch.lap("compute")
     # Gradients are now the sum over micro-batches and ranks, whole and unclipped; update() measures, clips and applies.
-    return UpdateReport(loss=sum(losses[1:], start=losses[0]), gradient=strategy.update(learning_rate))
+    gradient = strategy.update(learning_rate)
+    stopwatch.lap("update")
+    return UpdateReport(loss=sum(losses[1:], start=losses[0]), gradient=gradient)
 
 
 def loss_sum(run: Run, batch: Batch) -> Tensor:

@@ -1,6 +1,6 @@
 """Everything one run consists of; `train.py` constructs it, the loop only uses it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from harness.agenda import Agenda
@@ -12,6 +12,7 @@ from harness.observers.base import Observers
 from harness.schedule import learning_rate
 from harness.state import StopReason, TrainState
 from harness.stopping import Judge, StopSignals
+from harness.stopwatch import Stopwatch
 from harness.strategy.base import Strategy
 from harness.tasks.base import TaskLoss
 
@@ -35,6 +36,7 @@ class Run:
     facts: dict[str, Any]
     """What a checkpoint says of the data, besides: what is needed to build the network without them."""
     observers: Observers
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     def learning_rate(self, update: int) -> float:
         """Return the rate of the `update`-th applied update, from 1."""

@@ -29,9 +29,9 @@ from harness.observers.tracker import TrackedRun, Tracker
 from harness.stopping import StopSignals
 
 SECONDS_BETWEEN_LOOKS = 0.5
-NICENESS = 10
+NICENESS = 5
 """So that ranks on the CPU go first."""
-END_SECONDS = 60
+END_SECONDS = 120
 """How long this process may live on after its run; the kernel ends it then."""
 EXIT_KILLED = 255
 """What is told of a run that ended without a word."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config.io import LoadedConfig, load_config
@@ -27,6 +27,7 @@ from harness.errors import (
     StorageError,
 )
 from harness.process import die_with_parent
+from harness.provenance import git_state, slurm_job, versions
 from harness.run_directory import RunDirectory
 from harness.state import FitResult, TrainState
 from harness.stopping import StopSignals
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from harness.strategy.base import Ranks
 
 USAGE = "usage: python -m harness.train CONFIG [key=value ...]"
+PACKAGES = ("harness", "torch", "numpy", "accelerate", "deepspeed", "datasets", "transformers", "wandb")
+"""Whose versions a run notes down."""
 SECONDS_FOR_RANK_ZERO = 1.0
 """How long other ranks leave rank zero to say what is wrong; torchrun ends all ranks when the first one does."""
 
@@ -201,6 +204,7 @@ class Session:
     def _tell_start(self, run: Run, *, rejected: list[str]) -> None:
         config, plan, step = self.config, run.plan, self.state.step
         num_parameters = run.strategy.num_parameters
+        hosts = self.ranks.gather_objects(socket.gethostname())
         for text in (*self.notices, *run.strategy.notices):
             run.observers.happened("notice", text=text)
         for text in rejected:
@@ -211,10 +215,14 @@ class Session:
             world_size=self.ranks.world_size,
             strategy=config.strategy.kind,
             device=str(self.ranks.device),
+            precision=config.strategy.precision,
             num_parameters=num_parameters,
-            host=socket.gethostname(),
+            host=hosts[0],
+            hosts=sorted(set(hosts)),
             python=platform.python_version(),
-            versions={name: version(name) for name in ("harness", "torch", "accelerate", "datasets")},
+            versions=versions(PACKAGES) if self.ranks.rank == 0 else {},
+            git=git_state(Path(__file__).parent) if self.ranks.rank == 0 else None,
+            slurm=slurm_job(),
         )
         run.observers.happened(
             "notice",

@@ -11,7 +11,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = {
-    0: ("harness/__init__.py", "harness/errors.py", "harness/files.py", "harness/process.py"),
+    0: (
+        "harness/__init__.py",
+        "harness/errors.py",
+        "harness/files.py",
+        "harness/process.py",
+        "harness/provenance.py",
+        "harness/stopwatch.py",
+    ),
     1: (
         "harness/config/",
         "harness/checkpoint/directory.py",

@@ -354,7 +354,9 @@ def test_sync_sends_an_offline_run_or_all_of_it_to_a_fresh_one(tmp_path: Path, s
     first, fresh = server.runs
     assert first == trial.run_id
     assert server.runs[first].steps == server.runs[fresh].steps == DUE
-    norms = [row for row in server.runs[first].rows if "gradient_norm/layers.0.weight" in row or "gradient_norm" in str(row)]
+    norms = [
+        row for row in server.runs[first].rows if "gradient_norm/layers.0.weight" in row or "gradient_norm" in str(row)
+    ]
     assert [row["trainer/global_step"] for row in norms] == [30, 60]
     assert server.runs[fresh].exit_code == 0
 

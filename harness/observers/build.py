@@ -14,7 +14,8 @@ def start_trackers(tracking: Tracking, directory: RunDirectory) -> list[Sidecar]
     """Start a process for each tracker that a configuration wants; none of them is waited for."""
     sidecars = []
     if wandb := wandb_settings(tracking):
-        sidecars.append(Sidecar("wandb", directory.path, start_timeout_seconds=wandb.start_timeout_seconds))
+        timeout = wandb.start_timeout_seconds if wandb.mode == "online" else None
+        sidecars.append(Sidecar("wandb", directory.path, start_timeout_seconds=timeout))
     if tracking.tensorboard:
         sidecars.append(Sidecar("tensorboard", directory.path))
     return sidecars

@@ -16,6 +16,12 @@ from harness.files import storage_errors
 from harness.observers.base import Line, Observer
 from harness.stopping import Patience
 
+MEASURED = {
+    *("seconds", "samples_per_second", "memory_bytes"),
+    *("data_wait_fraction", "compute_fraction", "update_fraction", "rest_fraction"),
+}
+"""Keys of an update's line that two runs of the same updates do not share; all but the first once an interval."""
+
 _encoder = json.JSONEncoder(allow_nan=False)
 
 

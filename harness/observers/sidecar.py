@@ -23,7 +23,9 @@ from harness.observers.base import Line, Observer
 TRACK_MODULE = "harness.track"
 RESTARTS = 3
 CLOSE_SECONDS = 20.0
-"""How long a tracker may take at the end of a run for what it has not sent yet."""
+"""How long a tracker may take at the end of a run to send what it has not sent yet."""
+OFFLINE_CLOSE_SECONDS = 60.0
+"""How long one may take that only writes files: more than it needs on the busiest machine."""
 
 
 class Sidecar(Observer):
@@ -32,8 +34,8 @@ class Sidecar(Observer):
     Args:
         tracker: its name in observers/build.py.
         directory: of the run; run.json and config.yaml are there.
-        start_timeout_seconds: how long the tracker may take to open before it is started again offline.
-        close_seconds: how long `close` waits at most before what is missing is left for `harness track sync`.
+        start_timeout_seconds: how long the tracker may take to open before it is started again offline; None if there
+            is no server that it could wait for.
     """
 
     def __init__(
@@ -41,11 +43,11 @@ class Sidecar(Observer):
         tracker: str,
         directory: Path,
         *,
-        start_timeout_seconds: float = 60.0,
-        close_seconds: float = CLOSE_SECONDS,
+        start_timeout_seconds: float | None = None,
     ) -> None:
         self._tracker, self._directory = tracker, directory
-        self._start_timeout_seconds, self._close_seconds = start_timeout_seconds, close_seconds
+        self._start_timeout_seconds = start_timeout_seconds
+        self._close_seconds = CLOSE_SECONDS if start_timeout_seconds is not None else OFFLINE_CLOSE_SECONDS
         log = directory / f"tracking-{tracker}.log"
         with storage_errors("write", log):
             self._log = log.open("ab")
@@ -72,7 +74,7 @@ class Sidecar(Observer):
         return news
 
     def close(self) -> None:
-        """Wait for the tracker to finish, at most `close_seconds`."""
+        """Wait for the tracker to finish, but not for long: what is missing then, `harness track sync` sends."""
         if self._is_ending:
             return
         self._is_ending = True
@@ -91,16 +93,16 @@ class Sidecar(Observer):
     # -------------------------------------------------------- in the thread
 
     def _watch(self) -> None:
-        restarts_left, is_offline = RESTARTS, False
+        restarts_left, has_server = RESTARTS, self._start_timeout_seconds is not None
         while not self._is_given_up:
             self._start()
-            if not self._hear_opened() and not is_offline and not self._is_given_up:
+            if has_server and not self._hear_opened() and not self._is_given_up:
                 self._tell(
                     f"{self._tracker}: no answer in {self._start_timeout_seconds:.0f} s or refused, so this run is "
                     f"tracked offline; {self._log.name} says more"
                 )
                 self._kill()
-                is_offline = True
+                has_server = False
                 self._options.append("--offline")
                 continue
             code = self._wait_for_end()
@@ -135,6 +137,7 @@ class Sidecar(Observer):
         """Wait for the tracker's first sentence; return whether it came in time."""
         assert self._process is not None
         assert self._process.stdout is not None
+        assert self._start_timeout_seconds is not None
         end = time.monotonic() + self._start_timeout_seconds
         while time.monotonic() < end:
             if select.select([self._process.stdout], [], [], 0.1)[0]:
