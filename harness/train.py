@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config.io import LoadedConfig, load_config
+from harness.config.sweep import sweep_run_id, swept
 from harness.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not arguments or arguments[0].startswith("-"):
             raise ConfigError(USAGE)
         path, *overrides = arguments
-        return train(load_config(path, overrides, world_size=place.world_size), place)
+        return train(path, overrides, place)
     except PeerError as error:
         print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
@@ -69,8 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
 
 
-def train(loaded: LoadedConfig, place: Placement) -> int:
-    """Train on this rank and return the exit code. Collective."""
+def train(path: str, overrides: Sequence[str], place: Placement) -> int:
+    """Train on this rank what a file and its overrides describe, and return the exit code. Collective."""
+    loaded = load_config(path, overrides, world_size=place.world_size)
     signals = StopSignals()
     signals.install(second_interrupt_ends=not place.under_torchrun)
     if place.under_torchrun:
@@ -86,7 +88,8 @@ def train(loaded: LoadedConfig, place: Placement) -> int:
         stack.enter_context(peers_answer())
         ranks = join_ranks(place, timeout_seconds=timeout_seconds, alone_in_group=is_zero)
         stack.callback(leave_ranks)
-        session = Session(loaded.config, ranks, RunDirectory(loaded.config), signals)
+        loaded = _as_swept(loaded, path, overrides, ranks)
+        session = Session(loaded.config, ranks, RunDirectory(loaded.config, new_id=sweep_run_id()), signals)
         with ranks.together("opening the run directory"):
             if ranks.rank == 0:
                 stack.enter_context(session.directory)
@@ -95,6 +98,29 @@ def train(loaded: LoadedConfig, place: Placement) -> int:
                 for tracker in session.trackers:
                     stack.callback(tracker.close)
         return session.run_to_the_end()
+
+
+def _as_swept(loaded: LoadedConfig, path: str, overrides: Sequence[str], ranks: Ranks) -> LoadedConfig:
+    """Return the configuration that a sweep asks rank zero for, if wandb is on and an agent has started this run.
+
+    Collective.
+    """
+    if loaded.config.tracking.wandb is None:
+        return loaded
+    wanted = list(overrides)
+    with ranks.together("reading the sweep's values"):
+        if ranks.rank == 0:
+            wanted = swept(overrides, name=loaded.config.run.name)
+    wanted = ranks.broadcast(wanted)
+    if wanted == list(overrides):
+        return loaded
+    found = load_config(path, wanted, world_size=ranks.world_size)
+    if found.config.strategy != loaded.config.strategy:
+        raise ConfigError(
+            "strategy: the ranks have joined before the sweep was heard; start its runs with harness launch, which "
+            "hears of it first"
+        )
+    return found
 
 
 @dataclass

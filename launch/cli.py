@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from harness.config.io import load_config
+from harness.config.sweep import swept
 from harness.errors import ConfigError, HarnessError
 from launch import torchrun
 from launch.plan import choose_ranks, launch_plan, this_machine
@@ -53,6 +54,9 @@ def launch(arguments: list[str]) -> int:
     machine = this_machine()
     ranks = choose_ranks(given.gpus, machine)
     config = load_config(given.config, given.overrides, world_size=ranks).config
+    if config.tracking.wandb:
+        given.overrides = swept(given.overrides, name=config.run.name)
+        config = load_config(given.config, given.overrides, world_size=ranks).config
     path = given.config if not given.config.startswith("-") else f"./{given.config}"
     plan = launch_plan(
         [TRAIN_MODULE, path, *given.overrides],
