@@ -20,13 +20,21 @@ from tests.wandb_server import WandbServer
 pytestmark = pytest.mark.slow
 
 KEY = "c0ffee0123456789abcdef0123456789abcdef42"  # the canary
-MARK = "HARNESS_TEST_RUN"
+MARK, PAUSE = "HARNESS_TEST_RUN", "HARNESS_TEST_PAUSE"
 
 
 def train_with(environment: dict[str, str], *arguments: str) -> tuple[int, bool]:
     """Train as one rank; return the exit code and whether this process has imported wandb."""
+    from harness.data.batches import TrainingBatches
     from harness.train import main
 
+    at = TrainingBatches.at
+
+    def from_a_slow_disk(self: TrainingBatches, position: int) -> Any:
+        time.sleep(float(os.environ.get(PAUSE, "0")))
+        return at(self, position)
+
+    TrainingBatches.at = from_a_slow_disk  # type: ignore[method-assign]
     os.environ.update(environment)
     code = main(list(arguments))
     return code, "wandb" in sys.modules
@@ -35,7 +43,8 @@ def train_with(environment: dict[str, str], *arguments: str) -> tuple[int, bool]
 class Trial:
     """A configuration in a folder, and what becomes of it."""
 
-    def __init__(self, folder: Path, *, server: WandbServer | None = None) -> None:
+    def __init__(self, folder: Path, *, server: WandbServer | None = None, pause_seconds: float = 0.0) -> None:
+        """`pause_seconds` is the least that an update takes, so that something can happen between two."""
         self.folder = folder
         self.directory = folder / "runs/t"
         self.config = folder / "t.yaml"
@@ -51,7 +60,7 @@ class Trial:
             "tracking": {"wandb": {"project": "trials", "tags": ["a", "b"]}},
         }
         self.config.write_text(json.dumps(values))
-        self.environment = {"HOME": str(folder), MARK: str(folder)}
+        self.environment = {"HOME": str(folder), MARK: str(folder), PAUSE: str(pause_seconds)}
         if server:
             self.environment |= {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "WANDB_MODE": "online"}
 
@@ -112,6 +121,13 @@ class Trial:
                 found.append(int(path.name))
         return found
 
+    def kill(self, name: str) -> None:
+        for pid in self.processes(name):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue  # it has just ended
+
 
 def inspect(path: Path, *options: str) -> Any:
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(path)]
@@ -128,9 +144,8 @@ def wait_until(condition: Callable[[], Any], *, seconds: float = 60) -> None:
 
 DUE = sorted({*range(10, 61, 10), 25, 50, 60})
 """The steps of a trial's rows: every tenth, and every evaluation."""
-SLOW = ("model.hidden=[768, 768]", "data.global_batch=256", "run.max_steps=400", "evaluation.every_steps=1000")
-"""Updates of several milliseconds, so that something can happen between them."""
-SLOW_DUE = list(range(10, 401, 10))
+LONG = ("run.max_steps=300", "evaluation.every_steps=1000")
+LONG_DUE = list(range(10, 301, 10))
 
 
 @pytest.fixture
@@ -206,8 +221,8 @@ def test_eight_ranks_have_one_wandb_process_and_one_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("also_tracker", [False, True])
 def test_a_killed_run_that_goes_on_has_every_step_once(tmp_path: Path, also_tracker: bool) -> None:
-    trial = Trial(tmp_path)
-    steps = ("run.max_steps=300", "evaluation.every_steps=50", *SLOW[:2], "checkpoint.every_steps=35")
+    trial = Trial(tmp_path, pause_seconds=0.01)
+    steps = ("run.max_steps=300", "evaluation.every_steps=50", "checkpoint.every_steps=35")
     for after in (60, 150):
         ((process, _),) = trial.start(1, *steps)
         wait_until(lambda after=after: len(trial.segments()) and last_step(trial) >= after)
@@ -215,8 +230,8 @@ def test_a_killed_run_that_goes_on_has_every_step_once(tmp_path: Path, also_trac
         process.kill()
         process.join()
         if also_tracker:
-            for pid in [*trial.processes("wandb-core"), *trial.processes("harness.track")]:
-                os.kill(pid, signal.SIGKILL)
+            trial.kill("harness.track")
+            trial.kill("wandb-core")
         wait_until(lambda: not trial.processes("harness.track") and not trial.processes("wandb-core"))
     assert trial.train(*steps) == [0]
     assert trial.steps() == list(range(10, 301, 10))
@@ -232,19 +247,18 @@ def last_step(trial: Trial) -> int:
 
 @pytest.mark.parametrize("victim", ["wandb-core", "harness.track"])
 def test_a_tracker_that_is_killed_takes_nothing_with_it(tmp_path: Path, victim: str) -> None:
-    trial = Trial(tmp_path)
-    ranks = trial.start(1, *SLOW)
+    trial = Trial(tmp_path, pause_seconds=0.02)
+    ranks = trial.start(1, *LONG)
     wait_until(lambda: trial.processes("wandb-core") and last_step(trial) >= 50)
-    for pid in trial.processes(victim):
-        os.kill(pid, signal.SIGKILL)
+    trial.kill(victim)
     assert collect(ranks, deadline_seconds=120) == [(0, False)]
-    assert trial.steps() == SLOW_DUE
+    assert trial.steps() == LONG_DUE
     assert len(trial.segments()) >= 2
 
 
 def test_an_interrupted_run_is_preempted_and_a_run_that_gives_up_has_failed(tmp_path: Path) -> None:
-    trial = Trial(tmp_path)
-    ranks = trial.start(1, *SLOW)
+    trial = Trial(tmp_path, pause_seconds=0.01)
+    ranks = trial.start(1, *LONG)
     wait_until(lambda: last_step(trial) >= 20)
     os.kill(ranks[0][0].pid, signal.SIGTERM)
     assert collect(ranks, deadline_seconds=60) == [(75, False)]
@@ -281,7 +295,7 @@ def test_online_a_run_is_one_run_however_often_it_is_started(tmp_path: Path, ser
 
 def test_the_key_is_nowhere_but_in_the_authorization(tmp_path: Path, server: WandbServer) -> None:
     trial = Trial(tmp_path, server=server)
-    ranks = trial.start(1, *SLOW, "run.max_steps=100", "tracking.wandb.save_code=true", "diagnostics.every_steps=10")
+    ranks = trial.start(1, "tracking.wandb.save_code=true", "diagnostics.every_steps=10")
     commands = set()
     while ranks[0][0].is_alive():
         for path in Path("/proc").glob("[0-9]*/cmdline"):
@@ -322,9 +336,10 @@ def test_a_server_that_does_not_answer_costs_one_warning_and_no_time(
 
 
 def test_what_a_server_missed_is_sent_later_without_gap_or_double(tmp_path: Path, server: WandbServer) -> None:
-    trial = Trial(tmp_path, server=server)
-    ranks = trial.start(1, *SLOW)
-    wait_until(lambda: len(server.run(trial.run_id).rows) >= 3 if trial.directory.exists() else False)
+    trial = Trial(tmp_path, server=server, pause_seconds=0.04)
+    trial.environment["WANDB__FILE_STREAM_TRANSMIT_INTERVAL"] = "1"  # not seconds of rows at once
+    ranks = trial.start(1, *LONG)
+    wait_until(lambda: any(len(run.rows) >= 3 for run in server.runs.values()))
     server.die()
     died = time.monotonic()
     wait_until(lambda: "ended" in (trial.directory / "events.jsonl").read_text(), seconds=90)
@@ -334,12 +349,12 @@ def test_what_a_server_missed_is_sent_later_without_gap_or_double(tmp_path: Path
     assert any("harness track sync" in line["text"] for line in trial.events("notice"))
     again = WandbServer()
     again.runs = server.runs
-    assert len(server.runs[trial.run_id].rows) < len(SLOW_DUE)
+    assert len(server.runs[trial.run_id].rows) < len(LONG_DUE)
     trial.environment["WANDB_BASE_URL"] = again.url
     done = trial.sync()
     assert done.returncode == 0, done.stderr
     assert f"{again.url}/tester/trials/runs/{trial.run_id}" in done.stdout
-    assert again.runs[trial.run_id].steps == SLOW_DUE
+    assert again.runs[trial.run_id].steps == LONG_DUE
     again.die()
 
 
