@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import socket
 import threading
 import time
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ class WandbServer:
         self.headers: list[dict[str, str]] = []
         """Of every request, without Authorization."""
         self.paths: list[str] = []
+        self._connections: list[socket.socket] = []
         server = self
 
         class Handler(_Handler):
@@ -61,10 +63,15 @@ class WandbServer:
         return f"http://127.0.0.1:{self._http.server_port}"
 
     def die(self) -> None:
-        """Stop listening, so that connections are refused."""
+        """Cut every connection and stop listening, so that new ones are refused."""
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
+        for connection in self._connections:
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue  # the client was faster
 
     def run(self, run_id: str) -> Kept:
         """Return what is known of a run, nothing at first."""
@@ -142,6 +149,10 @@ class WandbServer:
 class _Handler(BaseHTTPRequestHandler):
     kept: WandbServer
     protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        super().setup()
+        self.kept._connections.append(self.connection)
 
     def do_POST(self) -> None:
         body = self._keep()
