@@ -18,7 +18,7 @@ from harness.run import Run
 from harness.state import TrainState, UpdateReport
 from harness.stopping import StopSignals
 
-_BALLOT = 3
+_BALLOT = 5
 
 
 class Interval:
@@ -36,6 +36,7 @@ class Interval:
         self._applied = run.strategy.tensor(0)  # () updates applied since the interval began
         self._reports: list[UpdateReport] = []
         self._started = time.perf_counter()
+        self._seconds_waited = run.batches.seconds_waited
 
     def learning_rate(self) -> Tensor:
         """Return the () rate of the next update on the device: it moves on only with applied updates."""
@@ -60,12 +61,14 @@ class Interval:
         run.agenda.updates_until_vote = int(rows[0][1])
         seconds = (time.perf_counter() - self._started) / len(self._reports)
         run.agenda.seconds_per_update = seconds
+        of_interval = self._of_interval(rows, seconds=seconds)
         rates = iter(self._rates)
         rate = next(rates)
         try:
             for index, report in enumerate(self._reports):
                 norm, coefficient = gradients[2 * index : 2 * index + 2]
                 figures = {"grad_norm": norm, "clip_coefficient": coefficient, "learning_rate": rate}
+                figures |= of_interval if report is self._reports[-1] else {}
                 if self._settle_one(report, [row[_BALLOT + index] for row in rows], figures, seconds=seconds):
                     rate = next(rates, math.nan)
         finally:
@@ -73,17 +76,30 @@ class Interval:
         if all(row[2] for row in rows):
             hear_of_save(run, state, run.checkpoints.advance())
 
+    def _of_interval(self, rows: list[list[float]], *, seconds: float) -> dict[str, float]:
+        """Return what is known of the interval as a whole, by the ballots; its last line tells it."""
+        plan = self._run.plan
+        num_samples = plan.samples_before(self.positions.stop) - plan.samples_before(self.positions.start)
+        return {
+            "samples_per_second": num_samples / (seconds * len(self._reports)),
+            "memory_bytes": int(max(row[3] for row in rows)),
+            "data_wait_fraction": max(row[4] for row in rows),
+        }
+
     def _read(self) -> tuple[list[list[float]], list[float]]:
         """Return the ballot and the losses of every rank, and the norm and coefficient of every update.
 
-        A ballot is (stop vote, next interval, whether the save in flight may advance).
+        A ballot is (stop vote, next interval, whether the save in flight may advance, most bytes of memory in use so
+        far, share of the interval that was spent waiting for rows).
         """
         strategy, signals = self._run.strategy, self._run.signals
         vote = 1 + StopSignals.NUMBERS.index(signals.received) if signals.received else 0
         is_written = self._run.checkpoints.vote()
-        ballot = strategy.tensor([vote, self._run.agenda.updates_in_a_second(), is_written], dtype=torch.float64)
+        votes = [vote, self._run.agenda.updates_in_a_second(), is_written]
+        waited = (self._run.batches.seconds_waited - self._seconds_waited) / (time.perf_counter() - self._started)
+        ballot = strategy.tensor([*votes, strategy.peak_memory_bytes(), waited], dtype=torch.float64)
         losses = torch.stack([report.loss for report in self._reports])
-        mine = torch.cat([ballot, losses])  # (3 + updates,) in float64, which holds every float32
+        mine = torch.cat([ballot, losses])  # (5 + updates,) in float64, which holds every float32
         gradients = [(report.gradient.total, report.gradient.coefficient) for report in self._reports]
         replicated = torch.stack([tensor for pair in gradients for tensor in pair])
         numbers = torch.cat([strategy.gather(mine).flatten(), replicated]).tolist()

@@ -18,10 +18,14 @@ SCHEMA = 1
 
 
 class RunDirectory:
-    """Holds the lock of a run directory from `__enter__` to `__exit__`; the kernel frees it if this process dies."""
+    """Holds the lock of a run directory from `__enter__` to `__exit__`; the kernel frees it if this process dies.
 
-    def __init__(self, config: RunConfig) -> None:
-        self._config = config
+    Args:
+        new_id: of a run that has none yet, if somebody else has chosen one.
+    """
+
+    def __init__(self, config: RunConfig, *, new_id: str | None = None) -> None:
+        self._config, self._new_id = config, new_id
         self.path = config.run_directory
 
     def __enter__(self) -> "RunDirectory":
@@ -77,9 +81,8 @@ class RunDirectory:
         created = datetime.now(UTC).isoformat(timespec="seconds")
         with storage_errors("write in", self.path):
             if not identity.exists():
-                replace_durably(
-                    identity, json_bytes({"id": uuid.uuid4().hex[:8], "created": created, "schema": SCHEMA})
-                )
+                run_id = self._new_id or uuid.uuid4().hex[:8]
+                replace_durably(identity, json_bytes({"id": run_id, "created": created, "schema": SCHEMA}))
             replace_durably(stored, dump_config(self._config).encode())
             (self.path / "exit.json").unlink(missing_ok=True)
         return notices

@@ -13,10 +13,11 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config.io import LoadedConfig, load_config
+from harness.config.sweep import sweep_run_id, swept
 from harness.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -27,6 +28,7 @@ from harness.errors import (
     StorageError,
 )
 from harness.process import die_with_parent
+from harness.provenance import git_state, slurm_job, versions
 from harness.report.at_end import write_report
 from harness.run_directory import RunDirectory
 from harness.state import FitResult, TrainState
@@ -36,10 +38,13 @@ from harness.strategy.env import Placement, placement
 if TYPE_CHECKING:
     from harness.config import RunConfig
     from harness.observers.base import Observers
+    from harness.observers.sidecar import Sidecar
     from harness.run import Run
     from harness.strategy.base import Ranks
 
 USAGE = "usage: python -m harness.train CONFIG [key=value ...]"
+PACKAGES = ("harness", "torch", "numpy", "accelerate", "deepspeed", "datasets", "transformers", "wandb")
+"""Whose versions a run notes down."""
 SECONDS_FOR_RANK_ZERO = 1.0
 """How long other ranks leave rank zero to say what is wrong; torchrun ends all ranks when the first one does."""
 
@@ -55,8 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not arguments or arguments[0].startswith("-"):
                 raise ConfigError(USAGE)
             path, *overrides = arguments
-            loaded = load_config(path, overrides, world_size=place.world_size)
-            return train(loaded, place, command=place.command(path, overrides), when_all_is_said=when_all_is_said)
+            return train(path, overrides, place, when_all_is_said=when_all_is_said)
         except PeerError as error:
             print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
             return error.exit_code
@@ -68,18 +72,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return error.exit_code
 
 
-def train(loaded: LoadedConfig, place: Placement, *, command: str, when_all_is_said: ExitStack) -> int:
-    """Train on this rank and return the exit code. Collective.
+def train(path: str, overrides: Sequence[str], place: Placement, *, when_all_is_said: ExitStack) -> int:
+    """Train on this rank what a file and its overrides describe, and return the exit code. Collective.
 
     Args:
-        command: what starts this run again.
         when_all_is_said: is given what is to be done after the run has ended, for no other rank to wait for.
     """
+    loaded = load_config(path, overrides, world_size=place.world_size)
     signals = StopSignals()
     signals.install(second_interrupt_ends=not place.under_torchrun)
     if place.under_torchrun:
         die_with_parent()
 
+    from harness.observers.build import start_trackers
     from harness.strategy.base import peers_answer
     from harness.strategy.build import join_ranks, leave_ranks
 
@@ -89,14 +94,42 @@ def train(loaded: LoadedConfig, place: Placement, *, command: str, when_all_is_s
         stack.enter_context(peers_answer())
         ranks = join_ranks(place, timeout_seconds=timeout_seconds, alone_in_group=is_zero)
         stack.callback(leave_ranks)
-        session = Session(loaded.config, ranks, RunDirectory(loaded.config), signals, command)
+        loaded = _as_swept(loaded, path, overrides, ranks)
+        directory = RunDirectory(loaded.config, new_id=sweep_run_id())
+        session = Session(loaded.config, ranks, directory, signals, place.command(path, overrides))
         with ranks.together("opening the run directory"):
             if ranks.rank == 0:
                 stack.enter_context(session.directory)
                 session.notices = [*loaded.notices, *session.directory.describe()]
                 if loaded.config.tracking.report:
                     when_all_is_said.callback(write_report, session.directory.path)
+                session.trackers = start_trackers(loaded.config.tracking, session.directory)
+                for tracker in session.trackers:
+                    stack.callback(tracker.close)
         return session.run_to_the_end()
+
+
+def _as_swept(loaded: LoadedConfig, path: str, overrides: Sequence[str], ranks: Ranks) -> LoadedConfig:
+    """Return the configuration that a sweep asks rank zero for, if wandb is on and an agent has started this run.
+
+    Collective.
+    """
+    if loaded.config.tracking.wandb is None:
+        return loaded
+    wanted = list(overrides)
+    with ranks.together("reading the sweep's values"):
+        if ranks.rank == 0:
+            wanted = swept(overrides, name=loaded.config.run.name)
+    wanted = ranks.broadcast(wanted)
+    if wanted == list(overrides):
+        return loaded
+    found = load_config(path, wanted, world_size=ranks.world_size)
+    if found.config.strategy != loaded.config.strategy:
+        raise ConfigError(
+            "strategy: the ranks have joined before the sweep was heard; start its runs with harness launch, which "
+            "hears of it first"
+        )
+    return found
 
 
 @dataclass
@@ -109,6 +142,8 @@ class Session:
     signals: StopSignals
     command: str
     notices: Sequence[str] = ()
+    trackers: Sequence[Sidecar] = ()
+    """On rank zero, the processes that show this run elsewhere; they start while the model is built."""
     state: TrainState = field(default_factory=TrainState)
 
     def run_to_the_end(self) -> int:
@@ -119,9 +154,8 @@ class Session:
             with peers_answer():
                 result = self._fit()
         except Exception as error:
-            code = error.exit_code if isinstance(error, HarnessError) else 1
             try:
-                self._write_exit(code, str(error) if isinstance(error, HarnessError) else repr(error))
+                self._write_exit(**_failure(error))
             except StorageError as second:  # the first error is the one that counts
                 print(second, file=sys.stderr, flush=True)
             raise
@@ -142,8 +176,10 @@ class Session:
             result = fit(run, self.state)
             run.observers.happened("ended", reason=result.reason, step=result.step, signal=self.state.stop_signal)
             run.observers.ended(result)
-        except NonFiniteError:  # of all ranks alike, so that they can still agree on the save in flight
-            finish_saving(run, self.state)
+        except Exception as error:
+            run.observers.happened("failed", step=self.state.step, **_failure(error))
+            if isinstance(error, NonFiniteError):  # of all ranks alike, so they can still agree on the save in flight
+                finish_saving(run, self.state)
             raise
         finally:
             run.checkpoints.close()
@@ -203,11 +239,14 @@ class Session:
             command=self.command,
             report=self.directory.path / "report.html" if self.config.tracking.report else None,
         )
-        return Observers([ledger, console])
+        for tracker in self.trackers:
+            tracker.follow()
+        return Observers([ledger, console, *self.trackers])
 
     def _tell_start(self, run: Run, *, rejected: list[str]) -> None:
         config, plan, step = self.config, run.plan, self.state.step
         num_parameters = run.strategy.num_parameters
+        hosts = self.ranks.gather_objects(socket.gethostname())
         for text in (*self.notices, *run.strategy.notices):
             run.observers.happened("notice", text=text)
         for text in rejected:
@@ -219,10 +258,14 @@ class Session:
             world_size=self.ranks.world_size,
             strategy=config.strategy.kind,
             device=str(self.ranks.device),
+            precision=config.strategy.precision,
             num_parameters=num_parameters,
-            host=socket.gethostname(),
+            host=hosts[0],
+            hosts=sorted(set(hosts)),
             python=platform.python_version(),
-            versions={name: version(name) for name in ("harness", "torch", "accelerate", "datasets")},
+            versions=versions(PACKAGES) if self.ranks.rank == 0 else {},
+            git=git_state(Path(__file__).parent) if self.ranks.rank == 0 else None,
+            slurm=slurm_job(),
         )
         run.observers.happened(
             "notice",
@@ -231,6 +274,12 @@ class Session:
             f"rank{'s' if self.ranks.world_size > 1 else ''} ({self.ranks.device.type}); {plan.num_rows:,} training "
             f"rows, {plan.steps_per_epoch:,} updates an epoch, {run.agenda.total_updates:,} in all",
         )
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    if isinstance(error, HarnessError):
+        return {"code": error.exit_code, "reason": str(error)}
+    return {"code": 1, "reason": repr(error)}
 
 
 if __name__ == "__main__":

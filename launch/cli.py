@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from harness.config.io import load_config
+from harness.config.sweep import swept
 from harness.errors import ConfigError, HarnessError
 from launch import torchrun
 from launch.plan import choose_ranks, launch_plan, this_machine
@@ -17,8 +18,8 @@ from launch.runs import SORT_KEYS, as_json, as_table, statuses
 from launch.summary import summary
 from launch.verify import checkpoint_lines
 
-TRAIN_MODULE, EXPORT_MODULE = "harness.train", "harness.export"
-DATA_MODULE, REPORT_MODULE = "harness.data.prepare", "harness.report"
+TRAIN_MODULE, EXPORT_MODULE, DATA_MODULE = "harness.train", "harness.export", "harness.data.prepare"
+REPORT_MODULE, TRACK_MODULE = "harness.report", "harness.track"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,6 +56,9 @@ def launch(arguments: list[str]) -> int:
     machine = this_machine()
     ranks = choose_ranks(given.gpus, machine)
     config = load_config(given.config, given.overrides, world_size=ranks).config
+    if config.tracking.wandb:
+        given.overrides = swept(given.overrides, name=config.run.name)
+        config = load_config(given.config, given.overrides, world_size=ranks).config
     path = given.config if not given.config.startswith("-") else f"./{given.config}"
     plan = launch_plan(
         [TRAIN_MODULE, path, *given.overrides],
@@ -113,6 +117,11 @@ def report(arguments: list[str]) -> int:
     os.execv(sys.executable, [sys.executable, "-m", REPORT_MODULE, *arguments])
 
 
+def track(arguments: list[str]) -> int:
+    """send what wandb does not have yet of a run: harness track sync RUN"""
+    os.execv(sys.executable, [sys.executable, "-m", TRACK_MODULE, *arguments])
+
+
 COMMANDS = {
     "train": train,
     "launch": launch,
@@ -120,6 +129,7 @@ COMMANDS = {
     "data": data,
     "runs": runs,
     "report": report,
+    "track": track,
     "verify": verify,
     "export": export,
 }

@@ -286,10 +286,11 @@ def test_every_key_of_every_kind_has_a_message_in_plain_words(refuse: Refuse) ->
         wrong = "x" if key == "lora" else {"x": 1}  # a mapping is looked into where a section is wanted
         raw = {**yaml.safe_load(GOOD), section: {**tags, key: wrong}}
         of_a_section_in_it = f"{section}.{key}.kind: missing; wanted: "
-        starts = (f"{section}.{key}: ", of_a_section_in_it)
+        starts = (f"{section}.{key}: ", f"{section}.{key}.x: ", of_a_section_in_it)
         lines = [line for line in refuse(text=yaml.safe_dump(raw)) if line.startswith(starts)]
         assert len(lines) == 1, (section, tags, key)
-        assert lines[0].startswith((f"{section}.{key}: {wrong!r} is not ", of_a_section_in_it)), lines
+        unknown = f"{section}.{key}.x: unknown key"
+        assert lines[0].startswith((f"{section}.{key}: {wrong!r} is not ", unknown, of_a_section_in_it)), lines
 
 
 # ---------------------------------------------------------------- batches and ranks

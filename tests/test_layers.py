@@ -11,7 +11,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = {
-    0: ("harness/__init__.py", "harness/errors.py", "harness/files.py", "harness/json_lines.py", "harness/process.py"),
+    0: (
+        "harness/__init__.py",
+        "harness/errors.py",
+        "harness/files.py",
+        "harness/json_lines.py",
+        "harness/process.py",
+        "harness/provenance.py",
+    ),
     1: (
         "harness/config/",
         "harness/checkpoint/directory.py",
@@ -36,6 +43,7 @@ LAYERS = {
         "harness/export.py",
         "harness/sample.py",
         "harness/report/",
+        "harness/track.py",
     ),
     7: ("launch/",),
 }
@@ -58,7 +66,7 @@ LIBRARIES = {
         "mlxtend",
     },
     3: {"torch", "numpy", "accelerate", "deepspeed"},
-    4: {"torch", "numpy", "safetensors", "xxhash", "rich", "wandb"},
+    4: {"torch", "numpy", "safetensors", "xxhash", "rich", "wandb", "tensorboard"},
     5: {"torch"},
     6: {"torch", "numpy", "pydantic", "torchmetrics", "safetensors", "rich", "yaml", "jinja2", "matplotlib"},
     7: {"yaml"},
@@ -75,9 +83,10 @@ PLACES = {
     "peft": ("harness/models/pretrained.py",),
     "matplotlib": ("harness/report/",),
     "jinja2": ("harness/report/", "launch/"),
+    "tensorboard": ("harness/observers/tensorboard.py",),
 }
 """Names that only some files may use, whatever their layer."""
-ONLY_LATE = {"wandb", "transformers", "peft"}
+ONLY_LATE = {"wandb", "tensorboard", "transformers", "peft"}
 """Names that are imported in functions only, because their import takes seconds or does something."""
 
 

@@ -14,9 +14,10 @@ from pydantic import model_validator
 from harness.config.data import Data
 from harness.config.fields import Section
 from harness.config.models import Model
-from harness.config.run import Checkpoint, Diagnostics, EarlyStopping, Evaluation, RunSection, Tracking
+from harness.config.run import Checkpoint, Diagnostics, EarlyStopping, Evaluation, RunSection
 from harness.config.strategy import DdpStrategy, Strategy
 from harness.config.tasks import Task
+from harness.config.tracking import Tracking
 from harness.config.training import Clip, ConstantSchedule, NoClip, Optim, Schedule
 
 

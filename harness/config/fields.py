@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
@@ -18,6 +19,19 @@ def _check_run_name(value: str) -> str:
     if not (allowed and value and value[0].isalnum() and len(value) <= 64):
         raise ValueError("a run name has 1 to 64 of the characters A-Z a-z 0-9 . _ - and starts with a letter or digit")
     return value
+
+
+_KEY = re.compile(r"(?<![0-9A-Za-z])(?:wandb_v\d+_\w+|(?:local-)?[0-9a-f]{40})(?![0-9A-Za-z])")
+
+
+def looks_like_key(text: str) -> bool:
+    """Return whether an API key of wandb may stand in a text; a git commit in full looks the same."""
+    return _KEY.search(text) is not None
+
+
+def without_keys(text: str) -> str:
+    """Return a text with `(hidden)` in the place of whatever looks like an API key."""
+    return _KEY.sub("(hidden)", text)
 
 
 T = TypeVar("T")

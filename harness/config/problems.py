@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 from harness.config import RunConfig
+from harness.config.fields import without_keys
 
 _MAX_SHOWN_CHARACTERS = 60
 _WORDS = {
@@ -29,10 +30,10 @@ Schema = dict[str, Any]
 
 
 def shown(value: Any) -> str:
-    """Return a value as messages show it: on one line of at most 60 characters."""
+    """Return a value as messages show it: on one line of at most 60 characters, keys hidden."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    text = repr(value)
+    text = without_keys(repr(value))
     return text if len(text) <= _MAX_SHOWN_CHARACTERS else f"{text[: _MAX_SHOWN_CHARACTERS - 3]}..."
 
 

@@ -71,14 +71,6 @@ class Checkpoint(Section):
     """Give up (exit 5) after this many saves in a row could not be written."""
 
 
-class Tracking(Section):
-    """How often reports are reduced over ranks, read to the host and written."""
-
-    log_every_steps: PositiveInt = 10
-    report: bool = True
-    """Draw report.html in the run directory when a launch ends, which takes a second or two."""
-
-
 class Diagnostics(Section):
     """Gradient norms of each parameter in the ledger; 0 is off."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -103,6 +104,8 @@ class TrainingBatches:
             if isinstance(columns, Columns)
             else _RowsTaken(columns, device=device, dtype=dtype)
         )
+        self.seconds_waited = 0.0
+        """What the host has spent in `at` so far."""
         self._plan = plan
         self._rank = rank
         self._augmentation = augmentation
@@ -112,6 +115,12 @@ class TrainingBatches:
 
     def at(self, position: int) -> list[Batch]:
         """Return this rank's micro-batches of one update: on every rank as many, at least one."""
+        began = time.perf_counter()
+        batches = self._at(position)
+        self.seconds_waited += time.perf_counter() - began
+        return batches
+
+    def _at(self, position: int) -> list[Batch]:
         if position not in self._ahead:
             self._look_ahead(position)
         first = (position - self._ahead.start) * self._micro_batches

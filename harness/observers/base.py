@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,10 @@ class Observer:
 
     def links(self) -> list[str]:
         """Return where this observer shows the run, or what to type to see it there; a line each."""
+        return []
+
+    def news(self) -> list[Line]:
+        """Return events that this observer knows of and has not told yet: what its own threads have found out."""
         return []
 
     def seal(self) -> int:
@@ -69,6 +73,7 @@ class Observers:
     def settled(self) -> None:
         """Tell that an interval is over."""
         self._tell(lambda member: member.on_settled())
+        self._pass_news()
 
     def evaluated(self, state: TrainState, *, best: Patience) -> None:
         """Tell of one evaluation."""
@@ -82,6 +87,10 @@ class Observers:
     def ended(self, result: FitResult) -> None:
         """Tell how the run ended."""
         self._tell(lambda member: member.on_end(result))
+
+    def _pass_news(self) -> None:
+        for line in [line for member in self.members for line in member.news()]:
+            self.happened(**line)
 
     def _tell(self, hear: Callable[[Observer], None]) -> None:
         if self.members:
@@ -99,6 +108,8 @@ class Observers:
             member.sync()
 
     def close(self) -> None:
-        """Let go of files and of the terminal."""
-        for member in self.members:
-            member.close()
+        """Let go of files and of the terminal, the last member first, which may have something to say to the others."""
+        with ExitStack() as stack:
+            for member in self.members:
+                stack.callback(self._pass_news)
+                stack.callback(member.close)

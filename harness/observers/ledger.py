@@ -17,6 +17,9 @@ from harness.json_lines import whole_lines
 from harness.observers.base import Line, Observer
 from harness.stopping import Patience
 
+MEASURED = {"seconds", "samples_per_second", "memory_bytes", "data_wait_fraction"}
+"""Keys of an update's line that two runs of the same updates do not share; all but the first once an interval."""
+
 _encoder = json.JSONEncoder(allow_nan=False)
 
 

@@ -1,5 +1,7 @@
 """The seam: everything that differs between DDP and ZeRO, and how ranks agree."""
 
+import resource
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -15,6 +17,7 @@ from harness.state import GradNorm
 
 # torch.nn.utils.clip_grad_norm_ and DeepSpeed both add this to the norm they divide by.
 CLIP_EPSILON = 1e-6
+_MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
 SETTINGS = ("lr_factor", "weight_decay", "betas", "eps", "momentum", "nesterov")
 """What a parameter group of torch's optimizers may set, besides its rate."""
 
@@ -30,6 +33,12 @@ class Ranks:
     def tensor(self, values: Any, *, dtype: torch.dtype | None = None) -> Tensor:
         """Return `values` on the device."""
         return torch.tensor(values, dtype=dtype, device=self.device)
+
+    def peak_memory_bytes(self) -> int:
+        """Return the most bytes that tensors of this rank had on its GPU, or that this process had in memory."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_BYTES
 
     def gather(self, vector: Tensor) -> Tensor:
         """Return the (world_size, n) vectors of all ranks, in order of rank, from (n,) each. Collective."""

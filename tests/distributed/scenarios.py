@@ -17,7 +17,8 @@ from harness.assemble import assemble
 from harness.checkpoint.store import CheckpointStore
 from harness.config import RunConfig
 from harness.config.models import Model
-from harness.config.run import Diagnostics, Tracking
+from harness.config.run import Diagnostics
+from harness.config.tracking import Tracking
 from harness.data.batches import Columns
 from harness.data.order import BatchPlan
 from harness.data.sources import DataSplits

@@ -12,7 +12,7 @@ import numpy as np
 import pandas
 import pytest
 
-from harness.observers.ledger import read_lines
+from harness.observers.ledger import MEASURED, read_lines
 from tests.distributed.ranks import collect, free_port, run_ranks, start_rank
 from tests.distributed.scenarios import train_main, train_main_and_listen
 
@@ -55,7 +55,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def history(directory: Path) -> list[dict[str, Any]]:
     """The ledger without what no two runs share."""
     lines = read_lines(directory / "ledger.jsonl")
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines]
 
 
 def weights(directory: Path) -> bytes:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from harness.observers.ledger import read_lines
+from harness.observers.ledger import MEASURED, read_lines
 from harness.strategy.base import Ranks
 from tests.distributed.ranks import free_port, run_ranks, start_rank
 from tests.distributed.scenarios import train_main
@@ -95,7 +95,7 @@ def train_and_be_killed(config: str, name: str, step: int) -> int:
 
 def outcome_of(run: Path) -> tuple[list[dict[str, Any]], list[bytes]]:
     """Everything two equal runs share: the ledger but its times, and the bytes of the last weights and moments."""
-    lines = [{k: v for k, v in line.items() if k != "seconds"} for line in read_lines(run / "ledger.jsonl")]
+    lines = [{k: v for k, v in line.items() if k not in MEASURED} for line in read_lines(run / "ledger.jsonl")]
     folder = run / f"checkpoints/step-{UPDATES:08d}"
     return lines, [path.read_bytes() for path in sorted(folder.glob("*.safetensors"))]
 

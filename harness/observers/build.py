@@ -1,0 +1,26 @@
+"""Which trackers a configuration wants, by name."""
+
+from harness.config.tracking import Tracking, wandb_settings
+from harness.observers.sidecar import Sidecar
+from harness.observers.tensorboard import TensorBoardTracker
+from harness.observers.tracker import TrackedRun, Tracker
+from harness.observers.wandb import WandbTracker
+from harness.run_directory import RunDirectory
+
+TRACKERS: dict[str, type[Tracker]] = {"wandb": WandbTracker, "tensorboard": TensorBoardTracker}
+
+
+def start_trackers(tracking: Tracking, directory: RunDirectory) -> list[Sidecar]:
+    """Start a process for each tracker that a configuration wants; none of them is waited for."""
+    sidecars = []
+    if wandb := wandb_settings(tracking):
+        timeout = wandb.start_timeout_seconds if wandb.mode == "online" else None
+        sidecars.append(Sidecar("wandb", directory.path, start_timeout_seconds=timeout))
+    if tracking.tensorboard:
+        sidecars.append(Sidecar("tensorboard", directory.path))
+    return sidecars
+
+
+def build_tracker(name: str, run: TrackedRun) -> Tracker:
+    """Return the tracker of that name for a run, not yet opened."""
+    return TRACKERS[name](run)

@@ -1,0 +1,78 @@
+"""What a place is where a run can be watched. A tracker lives in a process of its own (harness/track.py), so that
+nothing it does or suffers can reach the training; what it is told is read from the run's files.
+
+To add one: a file beside this one, an entry in `build.py`, a section in harness/config/tracking.py.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.config import RunConfig
+from harness.observers.rows import Row
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """The run that is tracked."""
+
+    directory: Path
+    config: RunConfig
+    id: str
+    """Of run.json; one for the run's whole life."""
+    trainer_pid: int | None = None
+    """The process of rank zero, while it trains."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Where a run can be watched now."""
+
+    text: str
+    """A sentence for the user: where to look, and what to type to send it on."""
+    url: str | None = None
+    last_step: int = 0
+    """The last step that is already there: rows up to it are not logged again."""
+
+
+class Tracker(ABC):
+    """Hears of one run from its first step to its last, of which it may have heard some before."""
+
+    def __init__(self, run: TrackedRun) -> None:
+        self.run = run
+
+    @property
+    @abstractmethod
+    def every_steps(self) -> int:
+        """Updates whose step is a multiple of this become rows."""
+
+    @abstractmethod
+    def open(self, *, offline: bool) -> Opened:
+        """Begin, or go on with what was begun by an earlier process.
+
+        Args:
+            offline: nothing may be sent.
+        """
+
+    @abstractmethod
+    def describe(self, facts: dict[str, Any]) -> None:
+        """Hear what is known of the run besides its configuration: where and by what it is trained."""
+
+    @abstractmethod
+    def log(self, row: Row) -> None:
+        """Take one row; steps only grow."""
+
+    def alert(self, title: str, text: str) -> None:
+        """Tell people of something that they may want to act on."""
+        return
+
+    @abstractmethod
+    def close(self, *, exit_code: int) -> str:
+        """End: everything logged is kept or sent when this returns; a sentence for the user, or nothing.
+
+        Args:
+            exit_code: of the run (see errors.py).
+        """

@@ -1,0 +1,111 @@
+"""Weights & Biases: one wandb run for a run, whatever happens to either."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import harness
+from harness.checkpoint.directory import CheckpointDirectory
+from harness.config.tracking import Wandb, wandb_settings
+from harness.errors import EXIT_DONE, EXIT_INTERRUPTED
+from harness.observers.rows import STEP, Row
+from harness.observers.tracker import Opened, TrackedRun, Tracker
+
+
+class WandbTracker(Tracker):
+    """Sends rows under their own steps, so that `_step` and `trainer/global_step` are one.
+
+    Online the server knows which rows it has. Offline the files of earlier processes are read back: what wandb holds in
+    memory when it is killed is lost, so nothing else can tell. Either way a row is there once and none is missing.
+    """
+
+    def __init__(self, run: TrackedRun) -> None:
+        super().__init__(run)
+        self._settings = wandb_settings(run.config.tracking) or Wandb()
+
+    @property
+    def every_steps(self) -> int:
+        return self._settings.log_every_steps or self.run.config.tracking.log_every_steps
+
+    def open(self, *, offline: bool) -> Opened:
+        import wandb
+
+        settings = self._settings
+        self._folder = Path(os.environ.get("WANDB_DIR") or self.run.directory).absolute()
+        offline = offline or settings.mode == "offline"
+        last_step = self._last_step_on_disk() if offline else 0
+        self._wandb_run = wandb.init(
+            id=self.run.id,
+            resume="allow",
+            mode="offline" if offline else "online",
+            dir=self._folder,
+            name=self.run.config.run.name,
+            **settings.model_dump(include={"project", "entity", "group", "notes", "job_type"}),
+            tags=settings.tags,
+            settings=wandb.Settings(
+                console="off",
+                init_timeout=settings.start_timeout_seconds,
+                save_code=False,  # it would be the code of this process
+                **({"x_stats_pid": self.run.trainer_pid} if self.run.trainer_pid else {}),
+            ),
+        )
+        self._wandb_run.define_metric(STEP)
+        self._wandb_run.define_metric("*", step_metric=STEP)
+        self.describe(self.run.config.model_dump(mode="json"))
+        if settings.save_code:
+            self._wandb_run.log_code(str(Path(harness.__file__).parent))
+        if offline:
+            return Opened(f"wandb: {self._how_to_look()}", last_step=last_step)
+        url = self._wandb_run.url
+        return Opened(f"wandb: {url}", url=url, last_step=self._wandb_run.starting_step - 1)
+
+    def describe(self, facts: dict[str, Any]) -> None:
+        self._wandb_run.config.update(facts, allow_val_change=True)
+
+    def log(self, row: Row) -> None:
+        self._wandb_run.log(row.figures, step=row.step, commit=True)
+
+    def alert(self, title: str, text: str) -> None:
+        self._wandb_run.alert(title, text, level="WARN", wait_duration=0)
+
+    def close(self, *, exit_code: int) -> str:
+        if exit_code == EXIT_INTERRUPTED:
+            self._wandb_run.mark_preempting()
+        if exit_code == EXIT_DONE and self._settings.log_checkpoints:
+            self._log_best_checkpoint()
+        self._wandb_run.finish(exit_code=exit_code)
+        return f"wandb: {self._how_to_look()}" if self._wandb_run.offline else ""
+
+    def _how_to_look(self) -> str:
+        return (
+            f"offline; wandb leet {self._folder / 'wandb'} shows it, harness track sync {self.run.directory} sends it"
+        )
+
+    def _log_best_checkpoint(self) -> None:
+        import wandb
+
+        checkpoints = CheckpointDirectory(self.run.directory / "checkpoints")
+        if best := checkpoints.named_by("BEST"):
+            artifact = wandb.Artifact(f"{self.run.config.run.name}-checkpoint", type="model")
+            artifact.add_dir(str(checkpoints.path / best), name=best)
+            self._wandb_run.log_artifact(artifact, aliases=["best"])
+
+    def _last_step_on_disk(self) -> int:
+        segments = sorted(self._folder.glob(f"wandb/*run-*-{self.run.id}/run-{self.run.id}.wandb"), key=_started)
+        for path in reversed(segments):
+            read = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
+            records = subprocess.run(read, capture_output=True, check=False).stdout.splitlines()
+            for record in reversed(records):
+                if b'"history"' in record and (found := json.loads(record)).get("type") == "history":
+                    return int(found["history"]["item"][STEP])
+        return 0
+
+
+def _started(path: Path) -> str:
+    """Return the date and time in the name of a segment's folder, [offline-]run-DATE_TIME-ID."""
+    return path.parent.name.removeprefix("offline-").split("-")[1]

@@ -1,0 +1,261 @@
+"""Projects a run's ledger to where people watch it: `python -m harness.track sync RUN`, or `follow` beside a run.
+
+Nothing here is part of the training: `follow` is the process that harness/observers/sidecar.py starts. Whatever becomes
+of it, the next one reads the ledger from its beginning and logs what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import select
+import signal
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.config import RunConfig
+from harness.config.io import load_config
+from harness.config.tracking import Wandb, has_key, is_installed
+from harness.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError, HarnessError, RunInUseError, StorageError
+from harness.observers.base import Line
+from harness.observers.build import TRACKERS, build_tracker
+from harness.observers.rows import Rows
+from harness.observers.tracker import TrackedRun, Tracker
+from harness.stopping import StopSignals
+
+SECONDS_BETWEEN_LOOKS = 0.5
+NICENESS = 5
+"""So that ranks on the CPU go first."""
+END_SECONDS = 120
+"""How long this process may live on after its run; the kernel ends it then."""
+EXIT_KILLED = 255
+"""What is told of a run that ended without a word."""
+FACTS_LEFT_OUT = {"event", "time", "step", *RunConfig.model_fields}
+ALERTS = {
+    "nonfinite": ("NaN or infinity", "update {step:,} was not applied: not finite, first in {parameter}"),
+    "save failed": ("a save failed", "at update {step:,}: {reason}"),
+    "failed": ("failed", "exit code {code} after update {step:,}: {reason}"),
+    "ended: early_stopping": ("early stop", "after update {step:,}: no better evaluation within the patience"),
+    "ended: interrupted": ("interrupted", "saved after update {step:,}; the same command goes on from there"),
+}
+"""Title and text for each event that people want to hear of at once."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the command line says, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="harness track", description="where a run can be watched", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    sync_parser = commands.add_parser("sync", help="send what wandb does not have yet of a run")
+    sync_parser.add_argument("run", metavar="RUN", type=Path, help="a run directory, such as runs/mnist-cnn")
+    sync_parser.add_argument("--fresh", action="store_true", help="all of it, to a new wandb run of the same name")
+    follow_parser = commands.add_parser("follow")
+    follow_parser.add_argument("tracker", choices=TRACKERS)
+    follow_parser.add_argument("run", metavar="RUN", type=Path)
+    follow_parser.add_argument("--trainer-pid", type=int)
+    follow_parser.add_argument("--events-from", metavar="BYTES", type=int, default=0)
+    follow_parser.add_argument("--offline", action="store_true")
+    follow_parser.add_argument("--restarted", action="store_true")
+    given = parser.parse_args(arguments)
+    try:
+        if given.command == "sync":
+            print(sync(given.run, is_fresh=given.fresh))
+        else:
+            follow(given)
+    except HarnessError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return EXIT_DONE
+
+
+# ---------------------------------------------------------------- beside a run
+
+
+def follow(given: argparse.Namespace) -> None:
+    """Keep a tracker up to date until standard input ends, which it does with the training."""
+    os.nice(NICENESS)
+    for number in StopSignals.NUMBERS:  # they are for the training, whose end ends this
+        signal.signal(number, signal.SIG_IGN)
+    tell = _take_standard_output()
+    tracker = build_tracker(given.tracker, tracked_run(given.run, trainer_pid=given.trainer_pid))
+    opened = tracker.open(offline=given.offline)
+    tell({"text": opened.text, "url": opened.url})
+    projection = Projection(tracker, last_step=opened.last_step, events_from=given.events_from)
+    if _is_told_to_follow():
+        projection.advance(is_past=given.restarted)
+        while not select.select([sys.stdin], [], [], SECONDS_BETWEEN_LOOKS)[0] or os.read(sys.stdin.fileno(), 64):
+            projection.advance()
+    signal.alarm(END_SECONDS)
+    projection.advance()
+    if text := projection.end():
+        tell({"text": text})
+
+
+def _take_standard_output() -> Any:
+    """Keep standard output for what training is told; what libraries print goes to the log on standard error."""
+    private = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def tell(message: dict[str, Any]) -> None:
+        try:
+            print(json.dumps(message), file=private, flush=True)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), private.fileno())  # the training is gone; go on to the end
+
+    return tell
+
+
+def _is_told_to_follow() -> bool:
+    return bool(os.read(sys.stdin.fileno(), 64))
+
+
+def tracked_run(directory: Path, *, trainer_pid: int | None = None, run_id: str | None = None) -> TrackedRun:
+    """Return the run of a directory.
+
+    Raises:
+        ConfigError: it holds none.
+    """
+    if not (directory / "run.json").exists():
+        raise ConfigError(f"{directory} is not a run directory: it has no run.json. Give one such as runs/mnist-cnn")
+    identity = json.loads((directory / "run.json").read_bytes())
+    config = load_config(directory / "config.yaml").config
+    return TrackedRun(directory, config, run_id or identity["id"], trainer_pid)
+
+
+class Projection:
+    """Brings what a run's files say to a tracker.
+
+    Args:
+        last_step: rows up to it are there already.
+        events_from: where this launch's lines of events.jsonl begin; of earlier ones nobody is alerted.
+    """
+
+    def __init__(self, tracker: Tracker, *, last_step: int, events_from: int = 0) -> None:
+        self._tracker = tracker
+        self._rows = Rows(tracker.run.config, every_steps=tracker.every_steps)
+        self._ledger = _Tail(tracker.run.directory / "ledger.jsonl")
+        self._events = _Tail(tracker.run.directory / "events.jsonl")
+        self._last_step, self._events_from = last_step, events_from
+        self._exit_code: int | None = None
+
+    def advance(self, *, is_past: bool = False) -> None:
+        """Bring what was added since the last time.
+
+        Args:
+            is_past: an earlier process has alerted people of it.
+        """
+        lines = list(self._ledger.lines())
+        for offset, event in self._events.lines():  # read second: norms stand there before their ledger line
+            self._rows.take_event(event)
+            if event["event"] == "started":
+                self._tracker.describe({key: value for key, value in event.items() if key not in FACTS_LEFT_OUT})
+            if offset >= self._events_from:
+                self._exit_code = exit_code_of(event, before=self._exit_code)
+                if not is_past and (alert := alert_of(event)):
+                    self._tracker.alert(*alert)
+        for _, line in lines:
+            self._log(self._rows.take(line))
+
+    def end(self) -> str:
+        """Bring the last row, unless the run was killed and will come to it again, and close the tracker."""
+        if self._exit_code is not None:
+            self._log(self._rows.rest())
+        return self._tracker.close(exit_code=EXIT_KILLED if self._exit_code is None else self._exit_code)
+
+    def _log(self, rows: Iterator[Any]) -> None:
+        for row in rows:
+            if row.step > self._last_step:
+                self._tracker.log(row)
+
+
+class _Tail:
+    """The whole lines of a file that grows, each once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._read_bytes = path, 0
+
+    def lines(self) -> Iterator[tuple[int, Line]]:
+        """Yield (where it begins, line) of what was added since the last call; a half-written line waits."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._read_bytes)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                offset, self._read_bytes = self._read_bytes, self._read_bytes + len(line)
+                yield offset, self._parsed(line, offset)
+
+    def _parsed(self, line: bytes, offset: int) -> Line:
+        try:
+            parsed: Line = json.loads(line)
+        except ValueError as error:
+            raise StorageError(
+                f"{self._path} is damaged: what begins at byte {offset:,} is not a line of JSON ({error}). Cut that "
+                "line out to track what is left"
+            ) from error
+        return parsed
+
+
+def exit_code_of(event: Line, *, before: int | None) -> int | None:
+    """Return how the run ended as an event tells it, or what was known before."""
+    match event:
+        case {"event": "started"}:
+            return None
+        case {"event": "ended", "reason": reason}:
+            return EXIT_INTERRUPTED if reason == "interrupted" else EXIT_DONE
+        case {"event": "failed", "code": int(code)}:
+            return code
+    return before
+
+
+def alert_of(event: Line) -> tuple[str, str] | None:
+    """Return title and text of the alert that an event is worth, if it is."""
+    name = f"ended: {event['reason']}" if event["event"] == "ended" else event["event"]
+    if name not in ALERTS:
+        return None
+    title, text = ALERTS[name]
+    return title, text.format_map(event)
+
+
+# ---------------------------------------------------------------- afterwards
+
+
+def sync(directory: Path, *, is_fresh: bool) -> str:
+    """Send to wandb what it does not have of a run, from the ledger alone; return a sentence about it.
+
+    Args:
+        is_fresh: to a new wandb run, with nothing of what went wrong in the old one.
+    Raises:
+        ConfigError: this machine cannot send it.
+        RunInUseError: the run is training, and sends its rows itself.
+    """
+    run = tracked_run(directory, run_id=uuid.uuid4().hex[:8] if is_fresh else None)
+    if not is_installed("wandb"):
+        raise ConfigError("wandb is not installed; pip install 'harness[wandb]'")
+    if not has_key():
+        raise ConfigError("sending wants an API key in WANDB_API_KEY or a netrc file; use wandb login")
+    with (directory / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunInUseError(f"{directory} is training and is tracked by itself; wait for its end") from error
+        os.environ["WANDB_MODE"] = "online"  # this command says so
+        tracking = run.config.tracking
+        wandb = tracking.wandb or Wandb()
+        online = tracking.model_copy(update={"wandb": wandb.model_copy(update={"mode": "online"})})
+        run = TrackedRun(run.directory, run.config.model_copy(update={"tracking": online}), run.id)
+        tracker = build_tracker("wandb", run)
+        opened = tracker.open(offline=False)
+        projection = Projection(tracker, last_step=opened.last_step)
+        projection.advance(is_past=True)
+        projection.end()
+    return f"{directory} is at {opened.url}, with every step of its ledger once"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

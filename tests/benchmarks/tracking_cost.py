@@ -1,0 +1,150 @@
+"""What tracking costs a run: offline wandb, every 10th step a row, against none: `make bench`.
+
+Both train the same network in one process and in turn, with a ledger; a second round without tracking shows the noise.
+What the tracker's own processes use is shown beside it: on a machine with idle cores it costs the training nothing.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from harness.assemble import assemble
+from harness.config.tracking import Tracking, Wandb
+from harness.data.sources import DataSplits
+from harness.loop import fit
+from harness.models.registry import build_model
+from harness.observers.base import Observers
+from harness.observers.build import start_trackers
+from harness.observers.ledger import Ledger
+from harness.observers.sidecar import Sidecar
+from harness.run_directory import RunDirectory
+from harness.state import TrainState
+from harness.stopping import StopSignals
+from tests.benchmarks.step_cost import LOG_EVERY, WORKLOADS, Clock, columns_of, config_of
+from tests.distributed.ranks import run_ranks
+from tests.distributed.scenarios import join
+
+STEP_SECONDS = 0.010
+"""The update that the promise is made for."""
+UPDATES = 100
+REPEATS = 2_000
+
+
+def measure(rounds: int, directory: str) -> dict[str, Any]:
+    """Return seconds an update of every contender in every round, and what telling a tracker costs."""
+    workload, ranks = {**WORKLOADS["mnist cnn"], "updates": UPDATES}, join()
+    columns = columns_of(workload, 32 * 64)
+    splits = DataSplits(columns, columns, workload["shape"], 10)
+    os.environ["HOME"] = directory
+
+    def train(name: str, wandb: Wandb | None) -> dict[str, float]:
+        base = config_of(workload, 1)
+        run_section = base.run.model_copy(update={"name": name, "output_root": directory})
+        tracking = Tracking(log_every_steps=LOG_EVERY, wandb=wandb)
+        config = base.model_copy(update={"run": run_section, "tracking": tracking})
+        torch.manual_seed(0)
+        model = build_model(config.model, input_shape=splits.input_shape, num_outputs=splits.num_outputs)
+        with RunDirectory(config) as opened:
+            opened.describe()
+            trackers = start_trackers(tracking, opened)
+            run = assemble(config, ranks, splits, model, directory=opened.path, signals=StopSignals())
+            clock = Clock()
+            run.observers = Observers([Ledger(opened.path, keep_bytes=0), clock, *trackers])
+            run.agenda.updates_until_vote, run.agenda.seconds_per_update = 10**9, 1e-9
+            run.checkpoints.begin = lambda *_, **__: None  # type: ignore[method-assign]
+            for tracker in trackers:
+                wait_until_open(tracker)
+                tracker.follow()
+            before = os.times()
+            fit(run, TrainState())
+            told = cost_of_telling(trackers) if trackers else (0.0, 0.0)
+            run.observers.close()  # the tracker's processes have ended, so their time is known
+        (wall, cpu), (wall_end, cpu_end) = clock.stamps[0], clock.stamps[-1]
+        after, updates = os.times(), UPDATES - LOG_EVERY
+        tracker_cpu = after.children_user + after.children_system - before.children_user - before.children_system
+        return {
+            "wall": (wall_end - wall) / updates,
+            "cpu": (cpu_end - cpu) / updates,
+            "tracker cpu": tracker_cpu / UPDATES,
+            "due": told[0],
+            "not due": told[1],
+        }
+
+    contenders: dict[str, Callable[[str], dict[str, float]]] = {
+        "none": lambda name: train(f"a-{name}", None),
+        "wandb": lambda name: train(f"b-{name}", Wandb()),
+        "none again": lambda name: train(f"c-{name}", None),
+    }
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
+    for number in range(rounds + 1):
+        names = list(contenders)
+        for name in names[number % 3 :] + names[: number % 3]:
+            figures = contenders[name](str(number))
+            if number:  # the first round is a warm-up
+                found[name].append(figures)
+    return found
+
+
+def wait_until_open(tracker: Sidecar) -> None:
+    """Wait for the tracker's first sentence, so that what is measured is a run under way, not its start."""
+    while not tracker.news():
+        time.sleep(0.01)
+
+
+def cost_of_telling(trackers: list[Sidecar]) -> tuple[float, float]:
+    """Return the CPU seconds that the training's own thread spends on trackers at a step that is due and at another."""
+    observers, line = Observers(trackers), {"event": "update", "step": 1}
+
+    def not_due() -> None:
+        observers.updated(line)
+
+    def due() -> None:
+        observers.updated(line)
+        observers.settled()
+
+    return cpu_seconds(due), cpu_seconds(not_due)
+
+
+def cpu_seconds(call: Callable[[], None]) -> float:
+    """Return the CPU seconds of this thread that a call takes; others on the machine do not count."""
+    began = time.thread_time()
+    for _ in range(REPEATS):
+        call()
+    return (time.thread_time() - began) / REPEATS
+
+
+def main() -> None:
+    """Print the figures, and whether the promise is kept."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    with tempfile.TemporaryDirectory() as directory:
+        (found,) = run_ranks(1, measure, rounds, directory, deadline_seconds=1500)
+
+    def median(name: str, key: str) -> float:
+        return statistics.median(figures[key] for figures in found[name])
+
+    def ratio(name: str, key: str) -> float:
+        return statistics.median(a[key] / b[key] for a, b in zip(found[name], found["none"], strict=True))
+
+    print(f"{rounds} rounds of {UPDATES} updates, medians; mnist cnn, 1 rank, {os.cpu_count()} cores; "
+          f"offline wandb, a row every {LOG_EVERY} steps")  # fmt: skip
+    print(f"{'':12}{'wall us':>10}{'CPU us':>10}{'wall ratio':>12}{'CPU ratio':>12}{'tracker CPU us':>16}  (an update)")
+    for name in found:
+        print(f"{name:12}{1e6 * median(name, 'wall'):>10.0f}{1e6 * median(name, 'cpu'):>10.0f}"
+              f"{ratio(name, 'wall'):>12.3f}{ratio(name, 'cpu'):>12.3f}"
+              f"{1e6 * median(name, 'tracker cpu'):>16.0f}")  # fmt: skip
+    for name in ("due", "not due"):
+        seconds = median("wandb", name)
+        print(f"in the training's thread, a step that is {name}: {1e6 * seconds:.2f} us, "
+              f"{100 * seconds / STEP_SECONDS:.4f} % of a {1e3 * STEP_SECONDS:.0f} ms step")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""The rows of a tracker, from a ledger's lines."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.config.io import dump_config, load_config
+from harness.errors import StorageError
+from harness.observers.rows import Row, Rows
+from harness.observers.tensorboard import TensorBoardTracker
+from harness.observers.tracker import Opened, TrackedRun, Tracker
+from harness.track import Projection, exit_code_of
+
+MNIST = Path(__file__).parents[1] / "configs/mnist_cnn.yaml"
+
+
+def update(step: int, **changes: Any) -> dict[str, Any]:
+    line = {"event": "update", "step": step, "loss": 1 / step, "grad_norm": 4.0, "clip_coefficient": 0.25}
+    return {**line, "learning_rate": 0.1, "num_targets": 8, "samples_seen": 8 * step, "applied": True, **changes}
+
+
+def evaluation(step: int, loss: float | None) -> dict[str, Any]:
+    return {"event": "evaluation", "step": step, "metrics": {"val/loss": loss}}
+
+
+def rows_of(lines: list[dict[str, Any]], *, every_steps: int = 5) -> list[Row]:
+    rows = Rows(load_config(MNIST).config, every_steps=every_steps)
+    return [row for line in lines for row in rows.take(line)] + list(rows.rest())
+
+
+def test_a_row_has_its_update_and_its_evaluation_and_the_best_so_far() -> None:
+    lines = [update(step) for step in range(1, 11)]
+    lines[7:7] = [evaluation(7, 0.5)]
+    rows = rows_of([*lines, evaluation(10, 0.75)])
+    assert [row.step for row in rows] == [5, 7, 10]
+    assert [row.figures["trainer/global_step"] for row in rows] == [5, 7, 10]
+    assert rows[0].figures["train/loss"] == 0.2
+    assert rows[0].figures["train/grad_norm_clipped"] == 1.0
+    assert "val/loss" not in rows[0].figures
+    assert (rows[1].figures["val/loss"], rows[1].figures["best/val/loss"]) == (0.5, 0.5)
+    assert (rows[2].figures["val/loss"], rows[2].figures["best/val/loss"], rows[2].figures["best/step"]) == (
+        0.75,
+        0.5,
+        7,
+    )
+
+
+def test_the_share_of_clipped_updates_is_that_since_the_row_before() -> None:
+    lines = [update(step, clip_coefficient=1.0 if step in (1, 2, 6) else 0.5) for step in range(1, 11)]
+    assert [row.figures["train/clipped_fraction"] for row in rows_of(lines)] == [3 / 5, 4 / 5]
+
+
+def test_a_skipped_update_is_counted_and_is_no_row() -> None:
+    skipped = update(5, applied=False, loss=None, grad_norm=None, clip_coefficient=None)
+    rows = rows_of([*(update(step) for step in range(1, 5)), skipped, skipped, update(5), update(6)])
+    assert [(row.step, row.figures["trainer/skipped_updates"]) for row in rows] == [(5, 2)]
+    assert rows[0].figures["train/loss"] == 0.2
+
+
+def test_what_was_not_finite_is_left_out_of_a_row_and_is_never_the_best() -> None:
+    (row,) = rows_of([*(update(step) for step in range(1, 6)), evaluation(5, None)])
+    assert "val/loss" not in row.figures
+    assert "best/step" not in row.figures
+    assert all(math.isfinite(value) for value in row.figures.values())
+
+
+def test_what_is_told_once_an_interval_is_in_every_row() -> None:
+    lines = [update(step) for step in range(1, 11)]
+    lines[2] |= {"samples_per_second": 80.0, "data_wait_fraction": 0.5, "memory_bytes": 7}
+    for row in rows_of(lines):
+        assert row.figures["throughput/samples_per_second"] == 80.0
+        assert row.figures["time/data_wait_fraction"] == 0.5
+        assert row.figures["memory/max_bytes_over_ranks"] == 7
+
+
+def test_norms_of_parameters_come_in_the_row_of_their_step() -> None:
+    rows = Rows(load_config(MNIST).config, every_steps=5)
+    rows.take_event({"event": "gradients", "step": 3, "norms": {"a.weight": 2.0}})
+    found = [row for step in range(1, 7) for row in rows.take(update(step))]
+    assert [row.step for row in found] == [3, 5]
+    assert found[0].figures["gradient_norm/a.weight"] == 2.0
+    assert "gradient_norm/a.weight" not in found[1].figures
+
+
+# ---------------------------------------------------------------- from files to a tracker
+
+
+class Memory(Tracker):
+    """A tracker that keeps what it hears."""
+
+    every_steps = 2
+
+    def open(self, *, offline: bool) -> Opened:
+        self.steps: list[int] = []
+        self.alerts: list[str] = []
+        self.exit_code: int | None = None
+        return Opened("in memory")
+
+    def describe(self, facts: dict[str, Any]) -> None:
+        self.facts = facts
+
+    def log(self, row: Row) -> None:
+        self.steps.append(row.step)
+
+    def alert(self, title: str, text: str) -> None:
+        self.alerts.append(title)
+
+    def close(self, *, exit_code: int) -> str:
+        self.exit_code = exit_code
+        return ""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> TrackedRun:
+    config = load_config(MNIST, ["tracking.tensorboard={log_every_steps: 2}"]).config
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    return TrackedRun(tmp_path, config, "abc")
+
+
+def add(path: Path, *lines: dict[str, Any]) -> None:
+    with path.open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def test_a_ledger_that_grows_is_told_line_by_line_and_a_half_line_waits(run: TrackedRun) -> None:
+    tracker = Memory(run)
+    tracker.open(offline=True)
+    ledger = run.directory / "ledger.jsonl"
+    projection = Projection(tracker, last_step=0)
+    projection.advance()  # there is nothing yet
+    add(ledger, update(1), update(2))
+    whole = json.dumps(update(3))
+    with ledger.open("a") as file:
+        file.write(whole[:20])
+    projection.advance()
+    assert tracker.steps == []  # an evaluation may follow the second update
+    with ledger.open("a") as file:
+        file.write(whole[20:] + "\n")
+    projection.advance()
+    assert tracker.steps == [2]
+    add(ledger, update(4))
+    add(run.directory / "events.jsonl", {"event": "ended", "reason": "budget", "step": 4})
+    projection.advance()
+    projection.end()
+    assert (tracker.steps, tracker.exit_code) == ([2, 4], 0)
+
+
+def test_the_last_row_of_a_killed_run_waits_for_the_run_to_come_to_it_again(run: TrackedRun) -> None:
+    tracker = Memory(run)
+    tracker.open(offline=True)
+    projection = Projection(tracker, last_step=0)
+    add(run.directory / "ledger.jsonl", *(update(step) for step in range(1, 5)))
+    projection.advance()
+    projection.end()
+    assert (tracker.steps, tracker.exit_code) == ([2], 255)
+
+
+def test_nobody_is_alerted_twice_and_rows_that_are_there_are_not_logged(run: TrackedRun) -> None:
+    events = run.directory / "events.jsonl"
+    add(events, {"event": "nonfinite", "step": 1, "parameter": "a"}, {"event": "ended", "reason": "interrupted"})
+    of_this_launch = events.stat().st_size
+    add(events, {"event": "started", "num_parameters": 7, "strategy": "ddp"})
+    add(events, {"event": "failed", "step": 9, "code": 6, "reason": "NaN"})
+    add(run.directory / "ledger.jsonl", *(update(step) for step in range(1, 8)))
+    tracker = Memory(run)
+    tracker.open(offline=True)
+    projection = Projection(tracker, last_step=4, events_from=of_this_launch)
+    projection.advance()
+    projection.end()
+    assert (tracker.steps, tracker.alerts, tracker.exit_code) == ([6], ["failed"], 6)
+    assert tracker.facts == {"num_parameters": 7}  # "strategy" is a section of the configuration
+
+
+def test_a_damaged_ledger_is_named_with_its_place(run: TrackedRun) -> None:
+    (run.directory / "ledger.jsonl").write_text(json.dumps(update(1)) + "\n{broken\n" + json.dumps(update(2)) + "\n")
+    tracker = Memory(run)
+    tracker.open(offline=True)
+    place = len(json.dumps(update(1))) + 1
+    with pytest.raises(StorageError, match=rf"ledger\.jsonl is damaged: what begins at byte {place} is not"):
+        Projection(tracker, last_step=0).advance()
+
+
+def test_how_a_run_ended_is_told_by_its_last_events() -> None:
+    assert exit_code_of({"event": "ended", "reason": "early_stopping"}, before=None) == 0
+    assert exit_code_of({"event": "ended", "reason": "interrupted"}, before=None) == 75
+    assert exit_code_of({"event": "saved"}, before=75) == 75
+    assert exit_code_of({"event": "started"}, before=75) is None
+
+
+# ---------------------------------------------------------------- TensorBoard
+
+
+def test_tensorboard_has_the_ledger_once_however_often_it_was_opened(run: TrackedRun) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    add(run.directory / "ledger.jsonl", *(update(step) for step in range(1, 7)), evaluation(6, 0.5))
+    add(run.directory / "events.jsonl", {"event": "ended", "reason": "budget", "step": 6})
+    for _ in range(2):
+        tracker = TensorBoardTracker(run)
+        projection = Projection(tracker, last_step=tracker.open(offline=False).last_step)
+        projection.advance()
+        projection.end()
+    found = EventAccumulator(str(run.directory / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    losses = found.Scalars("train/loss")
+    assert [event.step for event in losses] == [2, 4, 6]
+    assert [event.value for event in losses] == pytest.approx([1 / 2, 1 / 4, 1 / 6])
+    assert [event.step for event in found.Scalars("val/loss")] == [6]
+    assert b"peak_lr" in found.Tensors("config")[0].tensor_proto.string_val[0]

@@ -1,0 +1,388 @@
+"""Runs in wandb's real client: offline, read back with its own reader; online, against a server of ours."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.config.io import load_config
+from harness.observers.ledger import read_lines
+from tests.distributed.ranks import Started, collect, free_port, run_ranks, start_rank
+from tests.wandb_server import WandbServer
+
+pytestmark = pytest.mark.slow
+
+KEY = "c0ffee0123456789abcdef0123456789abcdef42"  # the canary
+MARK, PAUSE = "HARNESS_TEST_RUN", "HARNESS_TEST_PAUSE"
+
+
+def train_with(environment: dict[str, str], *arguments: str) -> tuple[int, bool]:
+    """Train as one rank; return the exit code and whether this process has imported wandb."""
+    from harness.data.batches import TrainingBatches
+    from harness.train import main
+
+    at = TrainingBatches.at
+
+    def from_a_slow_disk(self: TrainingBatches, position: int) -> Any:
+        time.sleep(float(os.environ.get(PAUSE, "0")))
+        return at(self, position)
+
+    TrainingBatches.at = from_a_slow_disk  # type: ignore[method-assign]
+    os.environ.update(environment)
+    code = main(list(arguments))
+    return code, "wandb" in sys.modules
+
+
+class Trial:
+    """A configuration in a folder, and what becomes of it."""
+
+    def __init__(self, folder: Path, *, server: WandbServer | None = None, pause_seconds: float = 0.0) -> None:
+        """`pause_seconds` is the least that an update takes, so that something can happen between two."""
+        self.folder = folder
+        self.directory = folder / "runs/t"
+        self.config = folder / "t.yaml"
+        values = {
+            "run": {"name": "t", "output_root": str(folder / "runs"), "max_steps": 60},
+            "model": {"kind": "mlp", "hidden": [16], "dropout": 0.1},
+            "data": {"source": "mnist_5k", "global_batch": 16},
+            "task": {"kind": "classification", "num_classes": 10},
+            "optim": {"kind": "sgd", "peak_lr": 0.01},
+            "clip": {"kind": "norm", "max_norm": 1.0},
+            "evaluation": {"every_steps": 25},
+            "checkpoint": {"every_steps": 20},
+            "tracking": {"wandb": {"project": "trials", "tags": ["a", "b"]}},
+        }
+        self.config.write_text(json.dumps(values))
+        self.environment = {"HOME": str(folder), MARK: str(folder), PAUSE: str(pause_seconds)}
+        if server:
+            self.environment |= {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "WANDB_MODE": "online"}
+
+    def start(self, world_size: int, *overrides: str) -> list[Started]:
+        port, arguments = free_port(), (self.environment, str(self.config), *overrides)
+        return [start_rank(rank, world_size, port, train_with, arguments) for rank in range(world_size)]
+
+    def train(self, *overrides: str, world_size: int = 1) -> list[int]:
+        arguments = (self.environment, str(self.config), *overrides)
+        ended = run_ranks(world_size, train_with, *arguments, deadline_seconds=120)
+        assert not any(has_wandb for _, has_wandb in ended)
+        return [code for code, _ in ended]
+
+    def sync(self, *options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "harness.track", "sync", str(self.directory), *options],
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    @property
+    def run_id(self) -> str:
+        return str(json.loads((self.directory / "run.json").read_bytes())["id"])
+
+    def segments(self) -> list[Path]:
+        return sorted(self.directory.glob("wandb/*run-*-*/run-*.wandb"))
+
+    def records(self) -> list[dict[str, Any]]:
+        return [record for path in self.segments() for record in inspect(path)]
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [record["history"]["item"] for record in self.records() if record["type"] == "history"]
+
+    def steps(self) -> list[int]:
+        assert all(row["_step"] == row["trainer/global_step"] for row in self.rows())
+        return [row["trainer/global_step"] for row in self.rows()]
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        return [line for line in read_lines(self.directory / "events.jsonl") if line["event"] == name]
+
+    def updates(self) -> dict[int, dict[str, Any]]:
+        lines = read_lines(self.directory / "ledger.jsonl")
+        return {line["step"]: line for line in lines if line["event"] == "update" and line["applied"]}
+
+    def processes(self, name: str) -> list[int]:
+        """The processes of this trial with such a word in their command."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                mine = f"{MARK}={self.folder}".encode() in (path / "environ").read_bytes()
+                words = (path / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue  # it has just ended
+            if mine and any(Path(os.fsdecode(word)).name == name for word in words):
+                found.append(int(path.name))
+        return found
+
+    def kill(self, name: str) -> None:
+        for pid in self.processes(name):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue  # it has just ended
+
+
+def inspect(path: Path, *options: str) -> Any:
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(path)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return json.loads(text) if options else [json.loads(line) for line in text.splitlines()]
+
+
+def wait_until(condition: Callable[[], Any], *, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+DUE = sorted({*range(10, 61, 10), 25, 50, 60})
+"""The steps of a trial's rows: every tenth, and every evaluation."""
+LONG = ("run.max_steps=300", "evaluation.every_steps=1000")
+LONG_DUE = list(range(10, 301, 10))
+
+
+@pytest.fixture
+def server() -> Iterator[WandbServer]:
+    server = WandbServer()
+    yield server
+    server.mood = "well"
+    server.die()
+
+
+# ---------------------------------------------------------------- offline
+
+
+def test_a_run_is_in_wandb_as_it_is_in_the_ledger(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    assert trial.train() == [0]
+    assert trial.steps() == DUE
+    updates = trial.updates()
+    clipped = 0
+    for row, before in zip(trial.rows(), [0, *DUE], strict=False):
+        line = updates[row["trainer/global_step"]]
+        assert row["train/loss"] == line["loss"]
+        assert row["train/grad_norm"] == line["grad_norm"]
+        assert row["train/grad_norm_clipped"] == pytest.approx(min(1.0, line["grad_norm"]), rel=1e-5)
+        window = [updates[step]["clip_coefficient"] < 1 for step in range(before + 1, line["step"] + 1)]
+        assert row["train/clipped_fraction"] == pytest.approx(sum(window) / len(window))
+        clipped += sum(window)
+    assert 0 < clipped < 60  # else the share says nothing
+    (evaluation,) = [row for row in trial.rows() if row["trainer/global_step"] == 25]
+    assert evaluation["val/loss"] == evaluation["best/val/loss"]
+    assert evaluation["best/step"] == 25
+
+
+def test_the_run_carries_its_configuration_its_facts_and_its_step_metric(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    assert trial.train(world_size=2) == [0, 0]
+    (segment,) = trial.segments()
+    summary = inspect(segment, "--summary")
+    assert (summary["state"], summary["exit_code"], summary["project"]) == ("finished", 0, "trials")
+    assert (summary["name"], summary["tags"], summary["run_id"]) == ("t", ["a", "b"], trial.run_id)
+    wanted = load_config(trial.directory / "config.yaml").config.model_dump(mode="json")
+    assert {key: summary["config"][key] for key in wanted} == wanted
+    assert summary["config"]["world_size"] == 2
+    assert summary["config"]["num_parameters"] == 28 * 28 * 16 + 16 + 16 * 10 + 10
+    metrics = [record["metric"] for record in trial.records() if record["type"] == "metric"]
+    assert any(m.get("glob_name") == "*" and m.get("step_metric") == "trainer/global_step" for m in metrics)
+    assert not any(record["type"] == "output_raw" for record in trial.records())
+
+
+def test_tracking_changes_no_bit_of_the_training(tmp_path: Path) -> None:
+    ledgers = []
+    for name, wandb in (("with", "{}"), ("without", "null")):
+        (tmp_path / name).mkdir()
+        trial = Trial(tmp_path / name)
+        assert trial.train(f"tracking.wandb={wandb}") == [0]
+        ledgers.append([(line["step"], line["loss"], line["grad_norm"]) for line in trial.updates().values()])
+        assert bool(trial.segments()) == (wandb == "{}")
+    assert ledgers[0] == ledgers[1]
+
+
+def test_eight_ranks_have_one_wandb_process_and_one_run(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    ranks = trial.start(8)
+    seen = []
+    while any(process.is_alive() for process, _ in ranks):
+        seen.append(len(trial.processes("wandb-core")))
+        time.sleep(0.05)
+    assert [code for code, _ in collect(ranks, deadline_seconds=60)] == [0] * 8
+    assert max(seen) == 1
+    assert len(trial.segments()) == 1
+    assert trial.steps() == DUE
+
+
+@pytest.mark.parametrize("also_tracker", [False, True])
+def test_a_killed_run_that_goes_on_has_every_step_once(tmp_path: Path, also_tracker: bool) -> None:
+    trial = Trial(tmp_path, pause_seconds=0.01)
+    steps = ("run.max_steps=300", "evaluation.every_steps=50", "checkpoint.every_steps=35")
+    for after in (60, 150):
+        ((process, _),) = trial.start(1, *steps)
+        wait_until(lambda after=after: len(trial.segments()) and last_step(trial) >= after)
+        time.sleep(1.0)  # the tracker has seen of it what it has
+        process.kill()
+        process.join()
+        if also_tracker:
+            trial.kill("harness.track")
+            trial.kill("wandb-core")
+        wait_until(lambda: not trial.processes("harness.track") and not trial.processes("wandb-core"))
+    assert trial.train(*steps) == [0]
+    assert trial.steps() == list(range(10, 301, 10))
+    best = [row["trainer/global_step"] for row in trial.rows() if "val/loss" in row]
+    assert best == list(range(50, 301, 50))
+    assert [row["train/loss"] for row in trial.rows()] == [trial.updates()[step]["loss"] for step in trial.steps()]
+
+
+def last_step(trial: Trial) -> int:
+    ledger = trial.directory / "ledger.jsonl"
+    return ledger.read_bytes().count(b'"update"') if ledger.exists() else 0
+
+
+@pytest.mark.parametrize("victim", ["wandb-core", "harness.track"])
+def test_a_tracker_that_is_killed_takes_nothing_with_it(tmp_path: Path, victim: str) -> None:
+    trial = Trial(tmp_path, pause_seconds=0.02)
+    ranks = trial.start(1, *LONG)
+    wait_until(lambda: trial.processes("wandb-core") and last_step(trial) >= 50)
+    trial.kill(victim)
+    assert collect(ranks, deadline_seconds=120) == [(0, False)]
+    assert trial.steps() == LONG_DUE
+    assert len(trial.segments()) >= 2
+
+
+def test_an_interrupted_run_is_preempted_and_a_run_that_gives_up_has_failed(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, pause_seconds=0.01)
+    ranks = trial.start(1, *LONG)
+    wait_until(lambda: last_step(trial) >= 20)
+    os.kill(ranks[0][0].pid, signal.SIGTERM)
+    assert collect(ranks, deadline_seconds=60) == [(75, False)]
+    records = trial.records()
+    assert [record["type"] for record in records].count("preempting") == 1
+    assert [record["exit"]["exit_code"] for record in records if record["type"] == "exit"] == [75]
+    assert [record["alert"]["title"] for record in records if record["type"] == "alert"] == ["interrupted"]
+
+    (tmp_path / "bad").mkdir()
+    trial = Trial(tmp_path / "bad")
+    assert trial.train("optim.peak_lr=1e30", "clip={kind: none}") == [6]
+    records = trial.records()
+    assert [record["exit"]["exit_code"] for record in records if record["type"] == "exit"] == [6]
+    titles = [record["alert"]["title"] for record in records if record["type"] == "alert"]
+    assert titles == ["NaN or infinity"] * 3 + ["failed"]
+    assert inspect(trial.segments()[0], "--summary")["state"] == "failed"
+
+
+# ---------------------------------------------------------------- online
+
+
+def test_online_a_run_is_one_run_however_often_it_is_started(tmp_path: Path, server: WandbServer) -> None:
+    trial = Trial(tmp_path, server=server)
+    for steps in (30, 60):
+        assert trial.train(f"run.max_steps={steps}") == [0]
+    assert list(server.runs) == [trial.run_id]
+    run = server.runs[trial.run_id]
+    assert run.steps == sorted({*DUE, 30})
+    assert run.exit_code == 0
+    assert run.config["optim"]["value"]["peak_lr"] == 0.01
+    urls = [line["url"] for line in trial.events("notice") if line.get("url")]
+    assert urls == [f"{server.url}/tester/trials/runs/{trial.run_id}"] * 2
+
+
+def test_the_key_is_nowhere_but_in_the_authorization(tmp_path: Path, server: WandbServer) -> None:
+    trial = Trial(tmp_path, server=server)
+    ranks = trial.start(1, "tracking.wandb.save_code=true", "diagnostics.every_steps=10")
+    commands = set()
+    while ranks[0][0].is_alive():
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                commands.add(path.read_bytes())
+            except OSError:
+                continue  # it has just ended
+        time.sleep(0.05)
+    assert collect(ranks, deadline_seconds=60) == [(0, False)]
+    assert any(b"wandb-core" in command for command in commands)
+    assert len(server.bodies) > 5
+    sent = [*server.bodies, *(json.dumps(h).encode() for h in server.headers), *(p.encode() for p in server.paths)]
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) > 10
+    for text in (*sent, *written, *commands):
+        assert KEY.encode() not in text
+
+
+@pytest.mark.parametrize("mood", ["refuses", "fails", "hangs", "is dead"])
+def test_a_server_that_does_not_answer_costs_one_warning_and_no_time(
+    tmp_path: Path, server: WandbServer, mood: Any
+) -> None:
+    trial = Trial(tmp_path, server=server)
+    server.mood = mood
+    if mood == "is dead":
+        trial.environment["WANDB_BASE_URL"] = f"http://127.0.0.1:{free_port()}"
+    began = time.monotonic()
+    assert trial.train("tracking.wandb.start_timeout_seconds=4") == [0]
+    assert time.monotonic() - began < 45  # opening is given up after 4 s; the rest is starting twice
+    warnings = [line["text"] for line in trial.events("notice") if "tracked offline" in line["text"]]
+    assert len(warnings) == 1
+    assert trial.steps() == DUE
+    assert server.runs == {}
+    # Training did not wait: its first save came before the tracker gave up.
+    first_save = trial.events("saved")[0]["time"]
+    told = next(line["time"] for line in trial.events("notice") if "tracked offline" in line["text"])
+    assert first_save < told or mood in ("refuses", "is dead", "fails")
+
+
+def test_what_a_server_missed_is_sent_later_without_gap_or_double(tmp_path: Path, server: WandbServer) -> None:
+    trial = Trial(tmp_path, server=server, pause_seconds=0.04)
+    trial.environment["WANDB__FILE_STREAM_TRANSMIT_INTERVAL"] = "1"  # not seconds of rows at once
+    ranks = trial.start(1, *LONG)
+    wait_until(lambda: any(len(run.rows) >= 3 for run in server.runs.values()))
+    server.die()
+    died = time.monotonic()
+    wait_until(lambda: "ended" in (trial.directory / "events.jsonl").read_text(), seconds=90)
+    trained = time.monotonic()
+    assert collect(ranks, deadline_seconds=90) == [(0, False)]
+    assert time.monotonic() - trained < 30, trained - died
+    assert any("harness track sync" in line["text"] for line in trial.events("notice"))
+    again = WandbServer()
+    again.runs = server.runs
+    assert len(server.runs[trial.run_id].rows) < len(LONG_DUE)
+    trial.environment["WANDB_BASE_URL"] = again.url
+    done = trial.sync()
+    assert done.returncode == 0, done.stderr
+    assert f"{again.url}/tester/trials/runs/{trial.run_id}" in done.stdout
+    assert again.runs[trial.run_id].steps == LONG_DUE
+    again.die()
+
+
+def test_sync_sends_an_offline_run_or_all_of_it_to_a_fresh_one(tmp_path: Path, server: WandbServer) -> None:
+    trial = Trial(tmp_path, server=server)
+    trial.environment["WANDB_MODE"] = "offline"
+    assert trial.train("diagnostics.every_steps=30") == [0]
+    assert server.runs == {}
+    for options in ((), (), ("--fresh",)):
+        done = trial.sync(*options)
+        assert done.returncode == 0, done.stderr
+    first, fresh = server.runs
+    assert first == trial.run_id
+    assert server.runs[first].steps == server.runs[fresh].steps == DUE
+    norms = [
+        row for row in server.runs[first].rows if "gradient_norm/layers.0.weight" in row or "gradient_norm" in str(row)
+    ]
+    assert [row["trainer/global_step"] for row in norms] == [30, 60]
+    assert server.runs[fresh].exit_code == 0
+
+
+def test_sync_says_what_it_lacks(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    done = trial.sync()
+    assert done.returncode == 2
+    assert "is not a run directory: it has no run.json" in done.stderr
+    trial.directory.mkdir(parents=True)
+    trial.train("tracking.wandb=null", "run.max_steps=1")
+    done = trial.sync()
+    assert done.returncode == 2
+    assert "wandb login" in done.stderr
