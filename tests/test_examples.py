@@ -63,7 +63,7 @@ def test_card_holders_who_default_are_ranked_as_well_as_by_logistic_regression(t
 
 @pytest.mark.slow
 def test_the_dead_of_crashes_are_found_with_weights_norm_and_dropout(train: Train) -> None:
-    assert best(train("fraud_mlp"), "val/f1")["val/f1"] >= 0.24
+    assert best(train("fraud_mlp"), "val/f1")["val/f1"] >= 0.22
 
 
 @pytest.mark.slow
@@ -74,7 +74,7 @@ def test_of_four_variants_the_one_with_class_weights_wins(tmp_path: Path, prepar
         for name in VARIANTS
     }
     winner = outcomes.pop("both, with class weights")
-    assert all(winner.f1 > other.f1 + 0.05 for other in outcomes.values())
+    assert all(winner.f1 > other.f1 + 0.02 for other in outcomes.values())
     # The price: who answers "alive" to nearly everybody is right more often.
     assert all(winner.accuracy < other.accuracy for other in outcomes.values())
 
