@@ -1,4 +1,4 @@
-"""configs/shakespeare_gpt.yaml: two minutes of training know more of Shakespeare than counting does."""
+"""configs/shakespeare_gpt.yaml: training knows more of Shakespeare than counting does."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.slow
-def test_two_minutes_of_training_beat_unigrams_and_5_grams(texts: str, tmp_path: Path) -> None:
+def test_training_beats_unigrams_and_5_grams(texts: str, tmp_path: Path) -> None:
     overrides = [f"data.path={texts}", f"run.output_root={tmp_path}"]
     config = load_config(CONFIGS / "shakespeare_gpt.yaml", overrides).config
     assert isinstance(config.data, TextData)
