@@ -531,6 +531,19 @@ def test_whatever_is_written_is_loaded_or_refused_with_paths(scratch: Path, text
         ("schedule={kind: linear, warmup_steps: 999999}", "schedule: warmup_steps 999,999 is more than the 5 updates"),
         ("data={source: csv, path: a, targets: [y], global_batch: 8}", "model.kind: cnn wants images"),
         ("task={kind: regression}", "task.kind: mnist_5k has labels"),
+        (
+            "data={source: text, path: a, block: 8, global_batch: 8}",
+            "model.kind: cnn does not go with data.source=text; use model.kind=gpt",
+        ),
+        (
+            "task={kind: causal_lm}",
+            "data.source: mnist_5k does not go with task.kind=causal_lm; use data.source=text",
+        ),
+        (
+            "model={kind: gpt, layers: 1, width: 8, heads: 2}",
+            "task.kind: classification does not go with model.kind=gpt; use task.kind=causal_lm",
+        ),
+        ("model={kind: gpt, layers: 1, width: 9, heads: 2}", "model: width 9 does not divide into 2 heads"),
     ],
 )
 def test_sections_that_contradict_each_other_are_found_before_anything_starts(

@@ -117,13 +117,13 @@ def test_an_exported_language_model_scores_as_it_did_and_writes_text(tmp_path: P
     assert float(metric.compute()) == pytest.approx(described["metrics"]["val/bits_per_byte"], rel=1e-5)
     ids = write(
         network,
-        tokenizer.encode(b"7 and 8 ").tolist(),
+        tokenizer.encode(b"7 and 8").tolist(),
         context=context,
         num_tokens=12,
         temperature=0.0,
         generator=torch.Generator(),
     )
     assert tokenizer.decode(ids).startswith(b"7 and 8 are ")
-    command = [sys.executable, "-m", "harness.sample", str(out), "--prompt", "7 and 8 ", "--temperature", "0"]
+    command = [sys.executable, "-m", "harness.sample", str(out), "--prompt", "7 and 8", "--temperature", "0"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("7 and 8 are ")
