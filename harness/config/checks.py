@@ -4,7 +4,7 @@ from harness.config import RunConfig
 from harness.config.data import TableData
 from harness.config.models import CnnModel, MlpModel, PerceptronModel
 from harness.config.tasks import ClassificationTask, RegressionTask
-from harness.config.training import PlateauSchedule, Schedule, WsdSchedule
+from harness.config.training import AdafactorOptim, MuonOptim, PlateauSchedule, Schedule, WsdSchedule
 
 
 def contradictions(config: RunConfig) -> list[str]:
@@ -20,6 +20,11 @@ def contradictions(config: RunConfig) -> list[str]:
         problems.append(f"model.kind: cnn wants images, data.source is {config.data.source}; use model.kind=mlp")
     if isinstance(config.task, RegressionTask) and not isinstance(config.data, TableData):
         problems.append(f"task.kind: {config.data.source} has labels; use task.kind=classification")
+    if isinstance(config.optim, AdafactorOptim | MuonOptim) and config.strategy.kind != "ddp":
+        problems.append(
+            f"optim.kind: {config.optim.kind} looks at whole weight matrices, which {config.strategy.kind} cuts into "
+            "pieces; use strategy.kind=ddp, or optim.kind=adamw"
+        )
     if isinstance(config.task, ClassificationTask):
         problems += [
             f"{path}: softmax is part of the loss of classification already, which wants what goes into it; "
