@@ -15,7 +15,7 @@ def summary(loaded: LoadedConfig, *, ranks: int | None, command: str) -> str:
     rows = {
         "model": _section(config.model),
         "data": _section(config.data),
-        "task": _section(config.task),
+        "task": _section(config.task, exclude_defaults=True),
         "optimizer": _section(config.optim),
         "schedule": _section(config.schedule),
         "clip": _section(config.clip),
