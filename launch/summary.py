@@ -5,6 +5,7 @@ from typing import Any
 from harness.config import RunConfig
 from harness.config.fields import Section
 from harness.config.io import LoadedConfig
+from launch.checklist import checklist
 
 
 def summary(loaded: LoadedConfig, *, ranks: int | None, command: str) -> str:
@@ -14,7 +15,7 @@ def summary(loaded: LoadedConfig, *, ranks: int | None, command: str) -> str:
     rows = {
         "model": _section(config.model),
         "data": _section(config.data),
-        "task": _section(config.task),
+        "task": _section(config.task, exclude_defaults=True),
         "optimizer": _section(config.optim),
         "schedule": _section(config.schedule),
         "clip": _section(config.clip),
@@ -25,7 +26,11 @@ def summary(loaded: LoadedConfig, *, ranks: int | None, command: str) -> str:
         "start": command,
     }
     return "\n".join(
-        [*(f"notice: {notice}" for notice in loaded.notices), *(f"{name:11}{row}" for name, row in rows.items())]
+        [
+            *(f"notice: {notice}" for notice in loaded.notices),
+            *(f"{name:11}{row}" for name, row in rows.items()),
+            *checklist(config, ranks=ranks),
+        ]
     )
 
 

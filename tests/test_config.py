@@ -158,8 +158,8 @@ def test_an_unknown_key_is_named_with_the_nearest_and_all_allowed(refuse: Refuse
         ("model.kind=mpl", "model.kind: 'mpl' is not one of cnn, gpt, mlp, perceptron, pretrained (nearest: mlp)"),
         ("strategy.kind=ddpp", "strategy.kind: 'ddpp' is not one of ddp, zero1, zero2, zero3 (nearest: ddp)"),
         ("early_stopping.mode=mn", "early_stopping.mode: 'mn' is not one of min, max (nearest: min)"),
-        ("optim.kind=[1]", "optim.kind: [1] is not one of adam, adamw, sgd"),
-        ("optim=5", "optim: 5 is not a section whose kind is one of adam, adamw, sgd"),
+        ("optim.kind=[1]", "optim.kind: [1] is not one of adafactor, adam, adamw, muon, sgd"),
+        ("optim=5", "optim: 5 is not a section whose kind is one of adafactor, adam, adamw, muon, sgd"),
         ("run=null", "run: null is not a section with name"),
         ("model.channels=64", "model.channels: 64 is not a list of 1 or more, each a whole number, at least 1"),
         ("model.channels=[]", "model.channels: [] is not a list of 1 or more, each a whole number, at least 1"),
@@ -212,6 +212,39 @@ def test_a_residual_mlp_has_a_hidden_layer(refuse: Refuse) -> None:
     assert refuse("model={kind: mlp, hidden: [], residual: true}") == [
         "model: residual: true wants a hidden layer, such as hidden: [64]"
     ]
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor", "muon"])
+@pytest.mark.parametrize("strategy", ["zero1", "zero3"])
+def test_optimizers_that_want_whole_matrices_are_refused_under_zero(
+    load: Load, refuse: Refuse, optimizer: str, strategy: str
+) -> None:
+    assert refuse(f"optim.kind={optimizer}", f"strategy.kind={strategy}") == [
+        f"optim.kind: {optimizer} looks at whole weight matrices, which {strategy} cuts into pieces; use "
+        "strategy.kind=ddp, or optim.kind=adamw"
+    ]
+    assert load(f"optim.kind={optimizer}").config.optim.kind == optimizer
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ("class_weights: [1, 2]", "task: class_weights has 2 entries for 10 classes"),
+        ("class_weights: [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]", "task.class_weights.9: 0 is not a finite number, above 0"),
+        ("class_weights: balance", "task.class_weights: 'balance' is not balanced (nearest: balanced)"),
+        ("positive_class: 10", "task: positive_class 10 is not one of 0 to 9"),
+        ("label_smoothing: 1", "task.label_smoothing: 1 is not a finite number, at least 0, below 1"),
+    ],
+)
+def test_what_a_task_cannot_be_is_refused(refuse: Refuse, keys: str, problem: str) -> None:
+    assert refuse(f"task={{kind: classification, num_classes: 10, {keys}}}") == [problem]
+
+
+def test_scores_of_one_class_can_drive_early_stopping_where_there_is_one(load: Load, refuse: Refuse) -> None:
+    stopping = "early_stopping={metric: val/average_precision, mode: max}"
+    assert "it has val/loss, val/accuracy, val/macro_f1" in refuse(stopping)[0]
+    for keys in ("num_classes: 2", "num_classes: 10, positive_class: 3"):
+        assert load(stopping, f"task={{kind: classification, {keys}}}").config
 
 
 def test_a_softmax_before_the_softmax_of_the_loss_is_refused(load: Load, refuse: Refuse) -> None:

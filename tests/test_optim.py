@@ -8,10 +8,10 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import SGD, Adafactor, Adam, AdamW, Muon, Optimizer
 
 from harness.config.training import Optim
-from harness.optim import build_optimizer, parameter_groups
+from harness.optim import build_optimizer, hidden_matrices, parameter_groups
 
 PARSER: TypeAdapter[Optim] = TypeAdapter(Optim)
 RATE = 1e-2
@@ -112,7 +112,74 @@ def test_five_updates_are_those_of_torchs_unfused_class(kind: str, keys: dict[st
         assert not torch.equal(left, start), "a comparison of what did not move proves nothing"
 
 
-@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
+def test_adafactor_is_torchs_with_biases_and_norms_that_do_not_decay() -> None:
+    model, plain = a_network(), a_network()
+    groups = [
+        {"params": [parameter for parameter in plain.parameters() if parameter.dim() >= 2], "weight_decay": 0.1},
+        {"params": [parameter for parameter in plain.parameters() if parameter.dim() < 2], "weight_decay": 0.0},
+    ]
+    wanted = updated(plain, Adafactor(groups, lr=RATE, beta2_decay=-0.5, d=2.0))
+    optimizer = built(model, "adafactor", weight_decay=0.1, beta2_decay=-0.5, clip_threshold=2.0)
+    optimizer.found_inf = torch.tensor(0.0)  # type: ignore[attr-defined]
+    for left, right, start in zip(updated(model, optimizer), wanted, a_network().parameters(), strict=True):
+        assert torch.equal(left, right)
+        assert not torch.equal(left, start)
+
+
+def test_muon_is_torchs_for_hidden_matrices_and_adamw_for_the_rest() -> None:
+    def a_text_network() -> nn.Sequential:
+        torch.manual_seed(0)
+        body = (nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 6))
+        return nn.Sequential(nn.Embedding(5, 6), *body, nn.Linear(6, 5, bias=False)).double()
+
+    def trained(model: nn.Module, *optimizers: Optimizer) -> list[Tensor]:
+        for update in range(5):
+            model(torch.arange(5)).softmax(dim=1)[:, update].sum().backward()
+            for optimizer in optimizers:
+                optimizer.step()
+            model.zero_grad()
+        return [parameter.detach() for parameter in model.parameters()]
+
+    model, plain = a_text_network(), a_text_network()
+    assert names_of(model, hidden_matrices(model)) == {"1.weight", "3.weight"}
+    hidden = [plain[1].weight, plain[3].weight]
+    groups = [
+        {"params": [plain[0].weight, plain[4].weight], "weight_decay": 0.2},
+        {"params": [plain[1].bias, plain[2].weight, plain[2].bias, plain[3].bias], "weight_decay": 0.0},
+    ]
+    muon = Muon(hidden, lr=RATE, weight_decay=0.2, momentum=0.9, nesterov=False, adjust_lr_fn="match_rms_adamw")
+    wanted = trained(plain, muon, AdamW(groups, lr=RATE, betas=(0.8, 0.9), fused=False, foreach=False))
+    keys = {"weight_decay": 0.2, "momentum": 0.9, "nesterov": False, "betas": (0.8, 0.9)}
+    optimizer = built(model, "muon", **keys)
+    optimizer.found_inf = torch.tensor(0.0)  # type: ignore[attr-defined]
+    for left, right, start in zip(trained(model, optimizer), wanted, a_text_network().parameters(), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
+        assert not torch.equal(left, start)
+
+
+def test_an_output_layer_that_is_tied_to_the_embedding_is_no_hidden_matrix() -> None:
+    model = nn.Sequential(nn.Embedding(5, 6), nn.Linear(6, 6), nn.Linear(6, 5, bias=False))
+    model[2].weight = model[0].weight
+    assert names_of(model, hidden_matrices(model)) == {"1.weight"}
+
+
+def test_a_network_without_hidden_matrices_is_adamws_under_muon() -> None:
+    optimizer = built(nn.Linear(3, 2), "muon")
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 2
+
+
+@pytest.mark.parametrize("kind", ["adafactor", "muon"])
+def test_the_rate_that_the_loop_sets_is_that_of_every_parameter(kind: str) -> None:
+    model = a_network()
+    optimizer = built(model, kind, weight_decay=0.0)
+    optimizer.found_inf = torch.tensor(0.0)  # type: ignore[attr-defined]
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(0.0, dtype=torch.float64)
+    for left, right in zip(updated(model, optimizer), a_network().parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd", "adafactor", "muon"])
 def test_an_update_that_found_inf_changes_nothing(kind: str) -> None:
     model = a_network()
     optimizer = built(model, kind)

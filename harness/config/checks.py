@@ -5,7 +5,7 @@ from harness.config.data import Data, ShardedTableData, TableData, TextData, Tex
 from harness.config.gpt import GptModel
 from harness.config.models import CnnModel, MlpModel, Model, PerceptronModel, PretrainedModel
 from harness.config.tasks import CausalLmTask, ClassificationTask, RegressionTask
-from harness.config.training import PlateauSchedule, Schedule, WsdSchedule
+from harness.config.training import AdafactorOptim, MuonOptim, PlateauSchedule, Schedule, WsdSchedule
 
 
 def contradictions(config: RunConfig) -> list[str]:
@@ -27,6 +27,13 @@ def contradictions(config: RunConfig) -> list[str]:
     if isinstance(config.task, RegressionTask) and not isinstance(config.data, TableData | TextData):
         problems.append(f"task.kind: {config.data.source} has labels; use task.kind=classification")
     problems += _text_problems(config)
+    if isinstance(config.optim, AdafactorOptim | MuonOptim) and config.strategy.kind != "ddp":
+        problems.append(
+            f"optim.kind: {config.optim.kind} looks at whole weight matrices, which {config.strategy.kind} cuts into "
+            "pieces; use strategy.kind=ddp, or optim.kind=adamw"
+        )
+    if isinstance(config.optim, MuonOptim) and isinstance(config.model, PretrainedModel):
+        problems.append("optim.kind: muon is for networks that start from nothing; use optim.kind=adamw")
     if isinstance(config.task, ClassificationTask):
         problems += _imbalance_problems(config.task, config.data)
         problems += [

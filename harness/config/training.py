@@ -56,7 +56,40 @@ class SgdOptim(Section):
         return self
 
 
-Optim = Annotated[AdamWOptim | AdamOptim | SgdOptim, Field(discriminator="kind")]
+class AdafactorOptim(Section):
+    """Second moments by row and column, next to no memory; biases and norms are not decayed (ddp only).
+
+    A step is at most 1 / sqrt(update), relative to the size of the weights (Shazeer & Stern 2018, arXiv:1804.04235).
+    """
+
+    kind: Literal["adafactor"]
+    peak_lr: PositiveFloat
+    weight_decay: NonNegativeFloat = 0.0
+    beta2_decay: Annotated[Float, Field(le=0)] = -0.8
+    """The second moment of update t keeps 1 - t ** beta2_decay of what it was."""
+    clip_threshold: Annotated[Float, Field(ge=1)] = 1.0
+    """Largest root mean square of an update, before the rate."""
+
+
+class MuonOptim(Section):
+    """Orthogonalised momentum for hidden weight matrices, AdamW for everything else (ddp only).
+
+    Matrices move as far as AdamW would move them, so one rate serves both (Jordan et al. 2024; Liu et al. 2025,
+    arXiv:2502.16982). Embeddings, the output layer, kernels of convolutions, biases and norms are AdamW's.
+    """
+
+    kind: Literal["muon"]
+    peak_lr: PositiveFloat
+    weight_decay: NonNegativeFloat = 0.1
+    momentum: Probability = 0.95
+    nesterov: bool = True
+    betas: Betas = (0.9, 0.999)
+    """Of AdamW."""
+    eps: PositiveFloat = 1e-8
+    """Of AdamW."""
+
+
+Optim = Annotated[AdamWOptim | AdamOptim | SgdOptim | AdafactorOptim | MuonOptim, Field(discriminator="kind")]
 
 
 class ScheduleSection(Section):

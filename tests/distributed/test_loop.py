@@ -188,7 +188,7 @@ def test_a_run_gives_up_after_three_in_a_row_and_names_rank_and_parameter(tmp_pa
     assert [line["applied"] for line in lines] == [True, False, False, False], "the ledger tells how it came to that"
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "adafactor", "muon"])
 def test_a_first_update_that_is_skipped_leaves_nothing_behind(tmp_path: Path, optimizer: str) -> None:
     first = tuple(int(row) for row in plan_of(Spec()).sample_ids(0, 0)[:1])
     spec = PoisonedSpec(poisoned_rows=first, updates=3, optimizer=optimizer)
