@@ -102,7 +102,7 @@ def digits_tables(files: Mapping[str, bytes]) -> Tables:
 
 
 def reviews_tables(files: Mapping[str, bytes]) -> Tables:
-    """4,000 + 1,000 reviews of food, great or other."""
+    """4,000 + 1,000 reviews of food, great or other; two thirds are great."""
     frames = {stem: read_frame(lzma.decompress(files[member])) for stem, member in REVIEWS_PICKLES.items()}
     return {
         stem: pyarrow.table({name: pyarrow.array(frame[name]) for name in ("review", "score")})
