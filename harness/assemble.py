@@ -7,8 +7,11 @@ from torch import nn
 from harness.agenda import Agenda
 from harness.checkpoint.store import CheckpointStore
 from harness.config import RunConfig
+from harness.config.data import ImageSection
+from harness.data.augment import Augmentation
 from harness.data.batches import TrainingBatches, ValidationBatches
-from harness.data.order import BatchPlan
+from harness.data.order import BalancedRows, BatchPlan, RowOrder, ShardedRows
+from harness.data.shards import ShardedColumns
 from harness.data.sources import DataSplits
 from harness.errors import ConfigError
 from harness.models.registry import batch_norms
@@ -35,19 +38,24 @@ def assemble(
         world_size=ranks.world_size,
         micro_batch=config.strategy.micro_batch,
         seed=config.run.seed,
+        order=_row_order(config, splits),
     )
     agenda = Agenda(config, plan.steps_per_epoch)
     with ranks.together("putting the run together"):
         check_fits(config.schedule, total_updates=agenda.total_updates)
-        check_batch_norm(model, plan)
+        check_batch_norm(model, plan, input_shape=splits.input_shape)
     strategy = build_strategy(config, model, ranks)
     device, dtype = ranks.device, DTYPES[config.strategy.precision]
-    batches = TrainingBatches(splits.train, plan, rank=ranks.rank, device=device, dtype=dtype)
+    with ranks.together("preparing the task"):
+        task = build_task(config.task, splits, device=device, dtype=dtype)
+    batches = TrainingBatches(
+        splits.train, plan, rank=ranks.rank, device=device, dtype=dtype, augmentation=_augmentation(config)
+    )
     strategy.warm_up(batches.at(0)[0].inputs)
     return Run(
         config=config,
         strategy=strategy,
-        task=build_task(config.task, splits),
+        task=task,
         plan=plan,
         batches=batches,
         validation=ValidationBatches(
@@ -63,18 +71,23 @@ def assemble(
         signals=signals,
         checkpoints=CheckpointStore(directory / "checkpoints", strategy, config.checkpoint),
         data_digest=f"{splits.train.digest()}-{splits.validation.digest()}",
-        facts={"input_shape": splits.input_shape, "num_outputs": splits.num_outputs},
+        facts={
+            "input_shape": splits.input_shape,
+            "num_outputs": splits.num_outputs,
+            "preprocessing": splits.preprocessing,
+            "tokenizer": splits.tokenizer and splits.tokenizer.to_json(),
+        },
         observers=Observers(),
     )
 
 
-def check_batch_norm(model: nn.Module, plan: BatchPlan) -> None:
+def check_batch_norm(model: nn.Module, plan: BatchPlan, *, input_shape: tuple[int, ...]) -> None:
     """Refuse a batch arithmetic that would give BatchNorm a single row to take the variance of.
 
     Raises:
         ConfigError: names the layer and the batch that is too small.
     """
-    layers = batch_norms(model)
+    layers = batch_norms(model, input_shape=input_shape)
     if not layers:
         return
     for position in {0, plan.steps_per_epoch - 1}:
@@ -87,3 +100,20 @@ def check_batch_norm(model: nn.Module, plan: BatchPlan) -> None:
                     f"{layers[0]}) wants two or more; with {plan.num_rows:,} training rows use another "
                     "data.global_batch, strategy.micro_batch or number of ranks, or model.norm=none"
                 )
+
+
+def _row_order(config: RunConfig, splits: DataSplits) -> RowOrder | None:
+    if isinstance(splits.train, ShardedColumns):
+        return ShardedRows(splits.train.rows_per_shard, seed=config.run.seed)
+    if config.data.sampling == "balanced":
+        return BalancedRows(splits.train.targets.numpy(), seed=config.run.seed)
+    return None
+
+
+def _augmentation(config: RunConfig) -> Augmentation | None:
+    data = config.data
+    if not isinstance(data, ImageSection) or not (data.augment_shift_pixels or data.augment_horizontal_flip):
+        return None
+    return Augmentation(
+        shift_pixels=data.augment_shift_pixels, horizontal_flip=data.augment_horizontal_flip, seed=config.run.seed
+    )

@@ -1,7 +1,9 @@
 """Takes the network out of a run: `python -m harness.export RUN --to DIR`, on one process, without any engine.
 
 DIR holds model.safetensors, every parameter and buffer by name, and config.json, from which `load_exported` builds the
-network again.
+network again; a language model has its tokenizer.json beside them (`tokenizer_from_json` reads it). Of a pretrained
+model DIR is as transformers wants it: its config.json, its names of tensors (what LoRA added is added) and the
+tokenizer; what `load_exported` wants to know is in harness.json.
 """
 
 import argparse
@@ -9,25 +11,28 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter
-from torch import nn
+from torch import Tensor, nn
 
 from harness.checkpoint.directory import CheckpointDirectory
 from harness.checkpoint.manifest import checkpoint_problems, read_manifest, read_trainer
 from harness.checkpoint.tensors import TensorFiles, write_tensors
 from harness.config.io import load_config
-from harness.config.models import Model
+from harness.config.models import Model, PretrainedModel
 from harness.errors import EXIT_DONE, CheckpointError, ConfigError, HarnessError, StorageError
 from harness.files import json_bytes, storage_errors, write_durably
+from harness.models import pretrained
 from harness.models.registry import build_model
 from harness.strategy.base import model_tensors
 
-MODEL, CONFIG = "model.safetensors", "config.json"
+MODEL, CONFIG, DESCRIPTION = "model.safetensors", "config.json", "harness.json"
+TOKENIZER = "tokenizer.json"
+TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,6 +84,7 @@ def export(run: Path, checkpoint: Path, *, to: Path) -> None:
     described: dict[str, Any] = {
         "model": config.model.model_dump(mode="json"),
         **{key: trainer[key] for key in ("input_shape", "num_outputs", "step", "metrics", "harness")},
+        "preprocessing": trainer.get("preprocessing", {}),
     }
     if to.exists():
         raise StorageError(f"{to} is there already; give the name of a new folder")
@@ -86,19 +92,45 @@ def export(run: Path, checkpoint: Path, *, to: Path) -> None:
     with storage_errors("write", to):
         temporary.mkdir(parents=True)
         try:
-            write_tensors(temporary / MODEL, TensorFiles(checkpoint, read_manifest(checkpoint).names("model")))
-            write_durably(temporary / CONFIG, [json_bytes(described)])
+            tensors = TensorFiles(checkpoint, read_manifest(checkpoint).names("model"))
+            if isinstance(config.model, PretrainedModel):
+                _write_for_transformers(temporary, tensors, config.model, described)
+            else:
+                write_tensors(temporary / MODEL, tensors)
+                write_durably(temporary / CONFIG, [json_bytes(described)])
+            if trainer.get("tokenizer"):
+                write_durably(temporary / TOKENIZER, [trainer["tokenizer"].encode()])
             os.rename(temporary, to)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _write_for_transformers(
+    directory: Path, tensors: Mapping[str, Tensor], model: PretrainedModel, described: dict[str, Any]
+) -> None:
+    classes = described["preprocessing"].get("classes")
+    num_outputs = described["num_outputs"]
+    config = pretrained.describe(model, num_outputs=num_outputs, classes=classes)
+    saved = pretrained.TransformersTensors(tensors, model, num_outputs=num_outputs)
+    write_tensors(directory / MODEL, saved, metadata={"format": "pt"})
+    write_durably(directory / CONFIG, [json_bytes(config)])
+    write_durably(directory / DESCRIPTION, [json_bytes(described)])
+    for name in TOKENIZER_FILES:
+        if (Path(model.path) / name).is_file():
+            write_durably(directory / name, [(Path(model.path) / name).read_bytes()])
+
+
 def load_exported(directory: str | Path) -> nn.Module:
     """Return the network of an exported folder, in evaluation mode, on the CPU."""
-    described = json.loads((Path(directory) / CONFIG).read_bytes())
+    is_for_transformers = (Path(directory) / DESCRIPTION).is_file()
+    described = json.loads((Path(directory) / (DESCRIPTION if is_for_transformers else CONFIG)).read_bytes())
     config: Model = TypeAdapter(Model).validate_python(described["model"])
+    if isinstance(config, PretrainedModel):  # the weights are read with the rest, and LoRA's are added to them
+        config = config.model_copy(update={"path": str(directory), "lora": None})
     shape = tuple(described["input_shape"])
     network = build_model(config, input_shape=shape, num_outputs=described["num_outputs"])
+    if isinstance(config, PretrainedModel):
+        return network.eval()
     saved = TensorFiles(Path(directory), [MODEL])
     with torch.no_grad():
         for name, tensor in model_tensors(network):

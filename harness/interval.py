@@ -65,13 +65,15 @@ class Interval:
         of_interval = self._of_interval(rows, fractions, seconds=seconds)
         rates = iter(self._rates)
         rate = next(rates)
-        for index, report in enumerate(self._reports):
-            norm, coefficient = gradients[2 * index : 2 * index + 2]
-            figures = {"grad_norm": norm, "clip_coefficient": coefficient, "learning_rate": rate}
-            figures |= of_interval if report is self._reports[-1] else {}
-            if self._settle_one(report, [row[_BALLOT + index] for row in rows], figures, seconds=seconds):
-                rate = next(rates, math.nan)
-        run.observers.settled()
+        try:
+            for index, report in enumerate(self._reports):
+                norm, coefficient = gradients[2 * index : 2 * index + 2]
+                figures = {"grad_norm": norm, "clip_coefficient": coefficient, "learning_rate": rate}
+                figures |= of_interval if report is self._reports[-1] else {}
+                if self._settle_one(report, [row[_BALLOT + index] for row in rows], figures, seconds=seconds):
+                    rate = next(rates, math.nan)
+        finally:
+            run.observers.settled()  # also of the updates that led to giving up
         if all(row[2] for row in rows):
             hear_of_save(run, state, run.checkpoints.advance())
 

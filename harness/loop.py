@@ -1,5 +1,7 @@
 """The training loop: the screen to read first. Every rank runs every line."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -42,11 +44,11 @@ def train_step(run: Run, position: int, learning_rate: Tensor) -> UpdateReport:
     stopwatch.lap("rest")
     micro_batches = run.batches.at(position)
     stopwatch.lap("data_wait")
-    num_targets = run.plan.rows_at(position) * run.task.targets_per_row  # of the global batch
+    weight = weight_of_global_batch(run, position, micro_batches)
     losses = []
     for index, batch in enumerate(micro_batches, start=1):
         with strategy.accumulate(is_last=index == len(micro_batches)):
-            loss = loss_sum(run, batch) / num_targets
+            loss = loss_sum(run, batch) / weight
             strategy.backward(loss)
         losses.append(loss.detach())
     stopwatch.lap("compute")
@@ -54,6 +56,14 @@ def train_step(run: Run, position: int, learning_rate: Tensor) -> UpdateReport:
     gradient = strategy.update(learning_rate)
     stopwatch.lap("update")
     return UpdateReport(loss=sum(losses[1:], start=losses[0]), gradient=gradient)
+
+
+def weight_of_global_batch(run: Run, position: int, micro_batches: list[Batch]) -> Tensor | int:
+    """Return what the sum of the loss over every target on every rank is divided by. Collective with class weights."""
+    if not run.task.is_weighted:
+        return run.plan.rows_at(position) * run.task.targets_per_row
+    mine = [torch.as_tensor(run.task.weight_sum(batch.targets)) * (not batch.is_padding) for batch in micro_batches]
+    return run.strategy.sum(torch.stack(mine)).sum()
 
 
 def loss_sum(run: Run, batch: Batch) -> Tensor:
@@ -68,7 +78,7 @@ def loss_sum(run: Run, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(run: Run) -> dict[str, float]:
+def evaluate(run: Run) -> dict[str, Any]:
     """Return the validation scores over the rows of all ranks, each seen once. Collective."""
     strategy = run.strategy
     strategy.share_buffers()
@@ -80,5 +90,5 @@ def evaluate(run: Run) -> dict[str, float]:
             scores.update(outputs, batch.targets)
     strategy.release()
     strategy.model.train()
-    result: dict[str, float] = strategy.broadcast(scores.compute(strategy.sum))
+    result: dict[str, Any] = strategy.broadcast(scores.compute(strategy.gather))
     return result

@@ -1,5 +1,7 @@
 """The optimizer and its parameter groups."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
@@ -10,18 +12,24 @@ from harness.config.training import AdamOptim, AdamWOptim, Optim, SgdOptim
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, object]]:
     """Split trainable parameters into those that decay and those that do not (biases, norms: fewer than 2 dimensions).
 
-    Empty groups are left out; without decay there is one group, since every group costs a kernel launch an update.
+    A model that has `lr_factors`, {parameter name: factor of the learning rate}, has groups for each factor, which
+    carry it as `lr_factor`. Empty groups are left out, and without decay nothing is split by dimensions, since every
+    group costs a kernel launch an update.
     """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not weight_decay:
-        return [{"params": trainable, "weight_decay": 0.0}]
-    decayed = [parameter for parameter in trainable if parameter.dim() >= 2]
-    not_decayed = [parameter for parameter in trainable if parameter.dim() < 2]
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": not_decayed, "weight_decay": 0.0},
+    factors: Mapping[str, float] = getattr(model, "lr_factors", {})
+    members: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decays = bool(weight_decay) and parameter.dim() >= 2
+            members.setdefault((factors.get(name, 1.0), decays), []).append(parameter)
+    return [
+        {
+            "params": members[factor, decays],
+            "weight_decay": weight_decay if decays else 0.0,
+            **({"lr_factor": factor} if factor != 1.0 else {}),
+        }
+        for factor, decays in sorted(members, reverse=True)  # from the head downwards, the decayed ones first
     ]
-    return [group for group in groups if group["params"]]
 
 
 def moments_per_parameter(config: Optim) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,8 +45,8 @@ class TrainState:
     failed_saves_in_a_row: int = 0
     is_best: bool = False
     """The last evaluation was the best so far and is not saved yet."""
-    metrics: dict[str, float] = field(default_factory=dict)
-    """The scores of the last evaluation."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """The scores of the last evaluation: numbers, and tables of them."""
     stop_signal: str | None = None
     """The signal for which the ranks agreed to stop."""
 
@@ -57,5 +57,5 @@ class FitResult:
 
     reason: StopReason
     step: int
-    metrics: dict[str, float]
+    metrics: dict[str, Any]
     """The scores of the last evaluation; empty if there was none."""

@@ -54,7 +54,7 @@ class Judge:
             plateau = self._plateau
             self._rate = Patience(plateau.metric, plateau.mode, plateau.min_delta)
 
-    def observe(self, metrics: Mapping[str, float], *, step: int) -> bool:
+    def observe(self, metrics: Mapping[str, Any], *, step: int) -> bool:
         """Count one evaluation at `step`; return whether it is the best so far."""
         if self._plateau:
             self._rate.observe(metrics[self._rate.metric], step=step)

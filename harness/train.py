@@ -183,15 +183,19 @@ class Session:
         from harness.assemble import assemble
         from harness.checkpoint import rng
         from harness.data.order import permutation_key
-        from harness.data.sources import load
+        from harness.data.sources import load, prepare
         from harness.models.registry import build_model
         from harness.observers.base import own_random_numbers
         from harness.optim import moments_per_parameter
         from harness.resume import changed_settings, resume
 
         config, ranks = self.config, self.ranks
+        with ranks.together("preparing the data"):
+            if ranks.rank == 0:
+                prepare(config.data, seed=config.run.seed)
         with ranks.together("loading the data"):
             splits = load(config.data, config.task, seed=config.run.seed)
+        self.notices = [*self.notices, *splits.notices]
         with ranks.together("building the model"):
             torch.manual_seed(config.run.seed)  # the same first weights on every rank, at every world size
             model = build_model(config.model, input_shape=splits.input_shape, num_outputs=splits.num_outputs)

@@ -17,7 +17,8 @@ from launch.plan import choose_ranks, launch_plan, this_machine
 from launch.summary import summary
 from launch.verify import checkpoint_lines
 
-TRAIN_MODULE, EXPORT_MODULE, TRACK_MODULE = "harness.train", "harness.export", "harness.track"
+TRAIN_MODULE, EXPORT_MODULE, DATA_MODULE = "harness.train", "harness.export", "harness.data.prepare"
+TRACK_MODULE = "harness.track"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -97,7 +98,20 @@ def track(arguments: list[str]) -> int:
     os.execv(sys.executable, [sys.executable, "-m", TRACK_MODULE, *arguments])
 
 
-COMMANDS = {"train": train, "launch": launch, "check": check, "verify": verify, "export": export, "track": track}
+def data(arguments: list[str]) -> int:
+    """write the data of the examples under a folder: harness data prepare NAME"""
+    os.execv(sys.executable, [sys.executable, "-m", DATA_MODULE, *arguments])
+
+
+COMMANDS = {
+    "train": train,
+    "launch": launch,
+    "check": check,
+    "verify": verify,
+    "export": export,
+    "data": data,
+    "track": track,
+}
 
 
 def help_text() -> str:

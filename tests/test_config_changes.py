@@ -91,7 +91,7 @@ def test_a_change_of_kind_lists_the_keys_that_only_one_side_has() -> None:
     assert changes.refused == (
         Change("model.kind", stored="cnn", given="mlp"),
         Change("model.channels", stored=[8, 16], given=None),
-        Change("model.activation", stored=None, given="relu"),
+        Change("model.output", stored=None, given="linear"),
     )
 
 

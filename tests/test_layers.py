@@ -41,6 +41,7 @@ LAYERS = {
         "harness/agent.py",
         "harness/export.py",
         "harness/report/",
+        "harness/sample.py",
         "harness/track.py",
     ),
     7: ("launch/",),
@@ -50,7 +51,19 @@ LAUNCH_LAYER, LAUNCH_MAY_USE = 7, (0, 1, 7)
 LIBRARIES = {
     0: set(),
     1: {"pydantic", "yaml"},
-    2: {"torch", "numpy", "datasets", "transformers", "torchmetrics", "PIL", "mlxtend"},
+    2: {
+        "torch",
+        "numpy",
+        "datasets",
+        "fsspec",
+        "peft",
+        "pyarrow",
+        "tokenizers",
+        "transformers",
+        "torchmetrics",
+        "PIL",
+        "mlxtend",
+    },
     3: {"torch", "numpy", "accelerate", "deepspeed"},
     4: {"torch", "numpy", "safetensors", "xxhash", "rich", "wandb", "tensorboard"},
     5: {"torch"},
@@ -66,9 +79,11 @@ PLACES = {
     "torch.distributed": ("harness/strategy/", "harness/agent.py"),
     "wandb": ("harness/observers/wandb.py",),
     "tensorboard": ("harness/observers/tensorboard.py",),
+    "transformers": ("harness/models/pretrained.py",),
+    "peft": ("harness/models/pretrained.py",),
 }
 """Names that only some files may use, whatever their layer."""
-ONLY_LATE = {"wandb", "tensorboard"}
+ONLY_LATE = {"wandb", "tensorboard", "transformers", "peft"}
 """Names that are imported in functions only, because their import takes seconds or does something."""
 
 

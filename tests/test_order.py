@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data.order import BatchPlan, permutation_key, permute
+from harness.data.order import BalancedRows, BatchPlan, permutation_key, permute
 
 unhurried = settings(deadline=None)  # the machine may be busy
 
@@ -192,3 +192,63 @@ def test_a_plan_of_nothing_is_our_bug(name: str) -> None:
     sizes_of_one = {"num_rows": 1, "global_batch": 1, "world_size": 1}
     with pytest.raises(AssertionError, match="positive"):
         BatchPlan(**(sizes_of_one | {name: 0}), micro_batch=None, seed=0)
+
+
+# ---------------------------------------------------------------- balanced
+
+
+LABELS = np.repeat([0, 1, 3], [90, 7, 1])[permute(np.arange(98), size=98, key=1)]  # class 2 has no row
+
+
+def balanced(
+    *, world_size: int = 1, micro_batch: int | None = None, global_batch: int = 16, seed: int = 5
+) -> BatchPlan:
+    order = BalancedRows(LABELS, seed=seed)
+    return BatchPlan(
+        num_rows=98,
+        global_batch=global_batch,
+        world_size=world_size,
+        micro_batch=micro_batch,
+        seed=seed,
+        order=order,
+    )
+
+
+def test_a_balanced_epoch_has_every_class_and_every_row_of_a_class_equally_often_to_within_one() -> None:
+    for epoch in range(5):
+        rows = np.array(epoch_ids(balanced(), epoch))
+        assert len(rows) == 98
+        assert sorted(np.bincount(LABELS[rows])) == [0, 32, 33, 33]
+        times = np.bincount(rows, minlength=98)
+        for label in (0, 1, 3):
+            assert np.ptp(times[label == LABELS]) <= 1
+
+
+def test_a_large_class_is_sampled_anew_each_epoch_until_all_of_it_was_seen() -> None:
+    plan = balanced()
+    seen: list[set[int]] = [{row for row in epoch_ids(plan, epoch) if LABELS[row] == 0} for epoch in range(40)]
+    assert seen[0] != seen[1]
+    assert set.union(*seen) == set(np.flatnonzero(LABELS == 0).tolist())
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch"), [(2, None), (4, 1), (8, 2)])
+def test_balanced_batches_are_the_same_at_any_number_of_ranks(world_size: int, micro_batch: int | None) -> None:
+    alone, together = balanced(), balanced(world_size=world_size, micro_batch=micro_batch)
+    for position in range(2 * alone.steps_per_epoch):
+        assert global_ids(together, position) == global_ids(alone, position)
+
+
+def test_a_balanced_row_follows_from_its_position_alone() -> None:
+    plan = balanced()
+    whole = plan.sample_ids(plan.steps_per_epoch, 0, num_positions=plan.steps_per_epoch).tolist()
+    steps = plan.steps_per_epoch
+    backwards = [global_ids(plan, position) for position in range(2 * steps - 1, steps - 1, -1)]
+    assert [row for batch in reversed(backwards) for row in batch] == whole
+
+
+def test_the_classes_of_a_balanced_epoch_come_in_no_order() -> None:
+    rows = balanced(global_batch=1)
+    labels = LABELS[np.array(epoch_ids(rows, 0))]
+    repeats = sum(before == after for before, after in pairwise(labels.tolist()))
+    assert 15 < repeats < 50  # a third of 97 on average
+    assert epoch_ids(balanced(seed=6), 0) != epoch_ids(balanced(), 0)

@@ -229,7 +229,8 @@ def test_reading_prints_and_logs_nothing_even_when_it_fails(
         ("a,y\n1,0\n,1\nnan,1\n", r"column 'a' has 2 of 3 rows \(first: row 1; .*\) without a value, or with NaN"),
         ("a,y\n1,0\ninf,1\n", r"column 'a' has 1 of 2 rows \(first: row 1; .*\) with an infinite value"),
         ("a,y\n1,0\nfive,1\n", r"column 'a' holds large_string, but numbers are wanted; row 1 has 'five'"),
-        ("a,y\n1,cat\n2,dog\n", r"column 'y' holds large_string, but numbers are wanted; row 0 has 'cat'"),
+        ("a,y\n1,cat\n2,dog\n3,emu\n", r"column 'y' has 3 different labels, 'cat' to 'emu', but .* is 2\. Set it to 3"),
+        ("a,y\n1,cat\n2,\n3,dog\n", r"column 'y' has 1 of 3 rows \(first: row 1; .*\) without a value"),
         ("a,y\n1,0\n1,2\n1,3\n", r"column 'y' has 2 of 3 rows \(first: row 1; .*\) with label 2, but .* from 0 to 1\."),
         ("a,y\n1,0\n1,-1\n", r"column 'y' has 1 of 2 rows \(first: row 1; .*\) with label -1"),
         ("a,y\n1,0\n1,0.5\n", r"column 'y' has 1 of 2 rows \(first: row 1; .*\) with label 0\.5, but .* whole numbers"),
@@ -240,8 +241,9 @@ def test_reading_prints_and_logs_nothing_even_when_it_fails(
     ],
 )
 def test_a_csv_that_is_not_what_classification_needs_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = csv(tmp_path, text)
     with pytest.raises(DataError, match=message):
-        load(table(csv(tmp_path, text)), classes(2), seed=0)
+        load(table(path, validation_path=str(path)), classes(2), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +262,7 @@ def test_json_that_is_not_what_classification_needs_is_refused(tmp_path: Path, t
     path = tmp_path / "table.json"
     path.write_text(text)
     with pytest.raises(DataError, match=message):
-        load(table(path), classes(2), seed=0)
+        load(table(path, validation_path=str(path)), classes(2), seed=0)
 
 
 def test_a_parquet_file_that_was_cut_off_or_has_no_rows_is_refused(tmp_path: Path) -> None:
@@ -280,6 +282,8 @@ def test_a_file_that_is_not_there_is_named_in_full(tmp_path: Path) -> None:
     path.mkdir()
     with pytest.raises(DataError, match=rf"{path}: Is a directory"):
         load(table(path), classes(2), seed=0)
+    with pytest.raises(DataError, match=r"digits\.parquet: No such file .* Type: harness data prepare digits$"):
+        load(table(tmp_path / "digits.parquet"), classes(2), seed=0)
 
 
 def test_a_column_that_does_not_exist_is_told_with_the_nearest(tmp_path: Path) -> None:

@@ -31,12 +31,12 @@ _TYPES = {
 }
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileEntry:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> FileEntry:
     """Write tensors of the CPU durably, one after another; a mapping that reads lazily holds one at a time."""
     shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     # Large elements first, so that each tensor begins at a multiple of its element's size.
     order = sorted(shapes, key=lambda name: (-shapes[name][0].itemsize, name))
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     end = 0
     for name in order:
         dtype, shape = shapes[name]

@@ -7,6 +7,9 @@ and nowhere else; what follows from other numbers (accumulation, steps an epoch)
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+from pydantic import model_validator
 
 from harness.config.data import Data
 from harness.config.fields import Section
@@ -34,6 +37,16 @@ class RunConfig(Section):
     checkpoint: Checkpoint = Checkpoint()
     tracking: Tracking = Tracking()
     diagnostics: Diagnostics = Diagnostics()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tokenizer_is_that_of_the_model(cls, values: Any) -> Any:
+        model, data = (values.get(name) for name in ("model", "data")) if isinstance(values, dict) else (None, None)
+        if not (isinstance(model, dict) and isinstance(data, dict)):
+            return values
+        if model.get("kind") != "pretrained" or data.get("source") != "text_table" or data.get("tokenizer") is not None:
+            return values
+        return {**values, "data": {**data, "tokenizer": model.get("path")}}
 
     @property
     def run_directory(self) -> Path:

@@ -24,6 +24,8 @@ VERDICTS: dict[str, Verdict] = {
     "model": "refused",
     "data": "refused",
     "task": "refused",
+    "task.positive_class": "allowed",
+    "task.confusion_matrix": "allowed",
     "optim.kind": "refused",
     "evaluation": "allowed",
     "strategy": "allowed",

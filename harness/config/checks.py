@@ -1,9 +1,10 @@
 """What sections of a configuration cannot want at once; each problem is one `path: problem` line."""
 
 from harness.config import RunConfig
-from harness.config.data import TableData
-from harness.config.models import CnnModel
-from harness.config.tasks import RegressionTask
+from harness.config.data import Data, ShardedTableData, TableData, TextData, TextTableData
+from harness.config.gpt import GptModel
+from harness.config.models import CnnModel, MlpModel, Model, PerceptronModel, PretrainedModel
+from harness.config.tasks import CausalLmTask, ClassificationTask, RegressionTask
 from harness.config.training import PlateauSchedule, Schedule, WsdSchedule
 
 
@@ -16,12 +17,82 @@ def contradictions(config: RunConfig) -> list[str]:
     for path, metric in metrics.items():
         if metric not in config.task.metrics:
             problems.append(f"{path}: {config.task.kind} has no {metric!r}; it has {', '.join(config.task.metrics)}")
+    if config.data.sampling == "balanced" and not isinstance(config.task, ClassificationTask):
+        problems.append("data.sampling: balanced wants labels; use data.sampling=uniform, or task.kind=classification")
+    if isinstance(config.data, TableData) and not config.data.in_memory and config.strategy.precision == "fp64":
+        problems.append("data.in_memory: false keeps columns in fp32, strategy.precision is fp64; use fp32")
     if isinstance(config.model, CnnModel) and isinstance(config.data, TableData):
         problems.append(f"model.kind: cnn wants images, data.source is {config.data.source}; use model.kind=mlp")
-    if isinstance(config.task, RegressionTask) and not isinstance(config.data, TableData):
+    problems += _language_problems(config)
+    if isinstance(config.task, RegressionTask) and not isinstance(config.data, TableData | TextData):
         problems.append(f"task.kind: {config.data.source} has labels; use task.kind=classification")
+    problems += _text_problems(config)
+    if isinstance(config.task, ClassificationTask):
+        problems += _imbalance_problems(config.task, config.data)
+        problems += [
+            f"{path}: softmax is part of the loss of classification already, which wants what goes into it; "
+            f"use {path}={wanted}"
+            for path, wanted in _softmax_outputs(config)
+        ]
     if config.run.max_steps is not None:
         problems += phase_problems(config.schedule, total_updates=config.run.max_steps)
+    return problems
+
+
+def _imbalance_problems(task: ClassificationTask, data: Data) -> list[str]:
+    if task.class_weights is not None and data.sampling == "balanced":
+        return ["task.class_weights: rare classes count more already by data.sampling: balanced; leave one of them out"]
+    if task.class_weights == "balanced" and isinstance(data, ShardedTableData):
+        return [f"task.class_weights: the labels of {data.source} are not counted beforehand; list the weights"]
+    return []
+
+
+def _softmax_outputs(config: RunConfig) -> list[tuple[str, str]]:
+    match config.model:
+        case PerceptronModel(activation="softmax"):
+            return [("model.activation", "none")]
+        case MlpModel(output="softmax"):
+            return [("model.output", "linear")]
+    return []
+
+
+def _language_problems(config: RunConfig) -> list[str]:
+    """Running text, the task causal_lm and a model of sequences go together or not at all."""
+    parts = {
+        "data.source": (config.data.source, isinstance(config.data, TextData), "text"),
+        "task.kind": (config.task.kind, isinstance(config.task, CausalLmTask), "causal_lm"),
+        "model.kind": (config.model.kind, _predicts_tokens(config.model), "gpt"),
+    }
+    if len({is_language for _, is_language, _ in parts.values()}) == 1:
+        return []
+    present = " and ".join(f"{path}={found}" for path, (found, is_language, _) in parts.items() if is_language)
+    return [
+        f"{path}: {found} does not go with {present}; use {path}={wanted}"
+        for path, (found, is_language, wanted) in parts.items()
+        if not is_language
+    ]
+
+
+def _predicts_tokens(model: Model) -> bool:
+    return isinstance(model, GptModel) or (isinstance(model, PretrainedModel) and model.head == "causal_lm")
+
+
+def _text_problems(config: RunConfig) -> list[str]:
+    """Return where texts, tokens and the task do not meet."""
+    model, data, task = config.model, config.data, config.task
+    problems = []
+    if isinstance(data, TextTableData) and not isinstance(task, ClassificationTask):
+        problems.append("task.kind: text_table has labels; use task.kind=classification")
+    if isinstance(data, TextTableData) and not isinstance(model, PretrainedModel):
+        problems.append(
+            f"model.kind: {model.kind} wants numbers, data.source is text_table; use model.kind=pretrained "
+            "model.path=DIRECTORY"
+        )
+    if isinstance(model, PretrainedModel) and isinstance(task, ClassificationTask):
+        if not isinstance(data, TextTableData):
+            problems.append(f"data.source: a pretrained model wants tokens, not {data.source}; use text_table")
+        if model.head != "sequence_classification":
+            problems.append(f"model.head: {model.head} does not fit task.kind classification; leave it out")
     return problems
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 
 def _not_bool(value: Any) -> Any:
@@ -35,6 +35,7 @@ def without_keys(text: str) -> str:
 
 
 T = TypeVar("T")
+V = TypeVar("V")
 Number = BeforeValidator(_not_bool)
 Int = Annotated[int, Number]
 Float = Annotated[float, Number, Field(allow_inf_nan=False)]
@@ -46,6 +47,12 @@ Fraction = Annotated[Float, Field(ge=0, le=1)]
 Probability = Annotated[Float, Field(ge=0, lt=1)]
 RunName = Annotated[str, AfterValidator(_check_run_name)]
 Mode = Literal["min", "max"]
+ValueOrList = Annotated[
+    Annotated[V, Tag("value")] | Annotated[tuple[T, ...], Tag("list")],
+    Discriminator(lambda given: "list" if isinstance(given, list | tuple) else "value"),
+]
+OneOrEach = ValueOrList[T, T]
+"""One value for all, or a list with one for each."""
 
 
 class Section(BaseModel):

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from harness.config import RunConfig
 from harness.config.checks import batch_problems, contradictions
+from harness.config.pretrained import pretrained_problems
 from harness.config.problems import dotted, nearest_name, problem_sentence, resolved, section_schema, shown
 from harness.config.tracking import tracking_problems
 from harness.config.yaml_reader import FLOAT, plain_data
@@ -41,8 +42,8 @@ def load_config(
         path: a UTF-8 file of at most 256 KiB that holds one mapping.
         overrides: a dotted key, `=` and a YAML value each; no two may set the same key. One that changes the `kind`
             or `source` of a section drops the file's keys that only the old one has; a notice names them.
-        world_size: number of ranks, when a run is to start here: the global batch must divide over them, and this
-            machine must have what the trackers need.
+        world_size: number of ranks, when this configuration is to be trained here: the global batch must divide over
+            them, the directory of a pretrained model must be there, and so must be what the trackers need.
     Raises:
         ConfigError: the file cannot be read, or something in it or in the overrides is wrong; the message has a
             line for every problem: dotted path, what was found, what is allowed.
@@ -61,6 +62,7 @@ def load_config(
     if world_size is not None:
         problems += batch_problems(config, world_size=world_size)
         problems += tracking_problems(config.tracking)
+        problems += pretrained_problems(config)
     if problems:
         raise _gathered(path, problems)
     return LoadedConfig(config, notices)

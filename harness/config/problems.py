@@ -82,6 +82,9 @@ def _locate(loc: Sequence[str | int]) -> tuple[str, list[str], Schema]:
         if "discriminator" in section:  # pydantic names the kind in the location; the file does not
             schema = {"$ref": section["discriminator"]["mapping"][step]}
             continue
+        if "oneOf" in section:  # fields.ValueOrList
+            schema = section["oneOf"][("value", "list").index(str(step))]
+            continue
         parts.append(step)
         keys = {**section.get("properties", {}), **dict(enumerate(section.get("prefixItems", [])))}
         schema = keys[step] if step in keys else section.get("items") or {}

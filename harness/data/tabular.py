@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from harness.config.tasks import ClassificationTask, Task
-from harness.data.batches import Columns
+from harness.data.prepare import PREPARATIONS
 from harness.errors import DataError, StorageError
 
 ROWS = "rows count from 0, without header and blank lines"
@@ -70,15 +70,25 @@ def load_files(kind: str, path: Path, *, pattern: str = "", **options: Any) -> A
         raise DataError(f"{path}: cannot be read as {kind}: {reason}. Mend the file, or write it again.") from error
 
 
-def load_table(kind: str, path: Path, **options: Any) -> Table:
-    """Return the content of one csv, parquet or json file; options and errors as of `load_files`."""
+def file_digest(kind: str, path: Path) -> str:
+    """Return 32 hexadecimal digits that change with the content of a file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+            return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
     except OSError as error:
+        example = f" Type: harness data prepare {path.stem}" if path.stem in PREPARATIONS else ""
         raise DataError(
-            f"{path.absolute()}: {error.strerror}. data.path and data.validation_path want a {kind} file."
+            f"{path.absolute()}: {error.strerror}. data.path and data.validation_path want a {kind} file.{example}"
         ) from error
+
+
+def load_table(kind: str, path: Path, **options: Any) -> Table:
+    """Return the content of one csv, parquet or json file; options and errors as of `load_files`."""
+    digest = file_digest(kind, path)
     num_bytes = path.stat().st_size
     if num_bytes == 0:
         raise DataError(f"{path}: is empty (0 bytes). Write it again.")
@@ -99,28 +109,39 @@ def feature_names(table: Table, features: Sequence[str] | None, targets: Sequenc
     return [name for name in table.arrow.column_names if name not in targets] if features is None else list(features)
 
 
-def table_columns(table: Table, features: Sequence[str], targets: Sequence[str], task: Task) -> Columns:
-    """Return the inputs (N, F) and the targets, (N,) labels or (N, K) numbers, of a table.
+def table_targets(
+    table: Table, names: Sequence[str], task: Task, classes: Sequence[str] | None
+) -> tuple[torch.Tensor, list[str] | None]:
+    """Return the (N,) labels or (N, K) numbers to predict, and the names of the classes where labels are texts.
 
+    Args:
+        classes: names whose places are the labels, learned from another table; None is to learn them from this one,
+            in alphabetical order.
     Raises:
-        DataError: a column does not exist, is named twice, holds anything but finite numbers, or holds labels that
-            are not classes of the task.
+        DataError: a column holds anything but finite numbers, or labels that are not classes of the task.
     """
-    _check_names(table, features, targets)
-    inputs = torch.from_numpy(_matrix(table, features))
     if not isinstance(task, ClassificationTask):
-        return Columns(inputs, torch.from_numpy(_matrix(table, targets)))
-    if len(targets) > 1:
+        return torch.from_numpy(matrix(table, names)), None
+    if len(names) > 1:
         raise DataError(
-            f"data.targets: {', '.join(targets)} are {len(targets)} columns, but classification wants one column of "
+            f"data.targets: {', '.join(names)} are {len(names)} columns, but classification wants one column of "
             "labels. Name one, or set task.kind: regression."
         )
-    return Columns(inputs, torch.from_numpy(_labels(table, targets[0], task.num_classes)))
+    if not _is_text(table, names[0]):
+        return torch.from_numpy(_labels(table, names[0], task.num_classes)), None
+    texts = _texts(table, names[0])
+    known = sorted(set(texts)) if classes is None else list(classes)
+    return torch.from_numpy(_labels_of_texts(table, names[0], texts, known, task.num_classes)), known
 
 
-def _check_names(table: Table, features: Sequence[str], targets: Sequence[str]) -> None:
+def check_names(table: Table, features: Sequence[str], targets: Sequence[str], categorical: Sequence[str]) -> None:
+    """Refuse names of columns that the table does not have, or that are named twice.
+
+    Raises:
+        DataError: such a name.
+    """
     columns = table.arrow.column_names
-    for key, names in (("features", features), ("targets", targets)):
+    for key, names in (("features", features), ("targets", targets), ("categorical", categorical)):
         for name in names:
             if name not in columns:
                 nearest = difflib.get_close_matches(name, columns, n=1, cutoff=0.0)[0]
@@ -132,38 +153,78 @@ def _check_names(table: Table, features: Sequence[str], targets: Sequence[str]) 
         raise DataError(f"column {name!r} is named {count} times in data.features and data.targets; name it once")
 
 
-def _matrix(table: Table, names: Sequence[str]) -> NDArray[Any]:
-    """Return columns side by side, (N, len(names)), in float32 if that holds each of them exactly, else float64."""
-    columns = [_numbers(table, name) for name in names]
-    matrix = np.empty((len(columns[0]), len(columns)), np.result_type(np.float32, *columns))
-    return np.stack(columns, axis=1, out=matrix)
-
-
 def _labels(table: Table, name: str, num_classes: int) -> NDArray[np.int64]:
-    numbers = _numbers(table, name)
+    numbers = numbers_of(table, name)
     strange = (numbers < 0) | (numbers >= num_classes) | (numbers != np.floor(numbers))
     if strange.any():
         raise DataError(
             f"{table.path}: column {name!r} has {_found(strange)} with label {numbers[strange][0]}, but labels are "
             f"whole numbers from 0 to {num_classes - 1}. Number the classes from 0, and check task.num_classes."
         )
-    return numbers.astype(np.int64)
+    labels: NDArray[np.int64] = numbers.astype(np.int64)
+    return labels
 
 
-def _numbers(table: Table, name: str) -> NDArray[Any]:
-    """Return one column, (N,) finite numbers."""
-    column = table.arrow.column(name)
-    missing = column.is_null(nan_is_null=True).to_numpy()
+def matrix(table: Table, names: Sequence[str]) -> NDArray[Any]:
+    """Return columns side by side, (N, len(names)), in float32 if that holds each of them exactly, else float64.
+
+    Raises:
+        DataError: a column holds anything but finite numbers.
+    """
+    columns = [numbers_of(table, name) for name in names]
+    return np.stack(columns, axis=1).astype(np.result_type(np.float32, *columns))
+
+
+def _is_text(table: Table, name: str) -> bool:
+    return str(table.arrow.column(name).type) in ("string", "large_string")
+
+
+def _texts(table: Table, name: str) -> list[str]:
+    _check_no_missing(table, name)
+    return [str(text) for text in table.arrow.column(name).to_pylist()]
+
+
+def _labels_of_texts(
+    table: Table, name: str, texts: Sequence[str], classes: Sequence[str], num_classes: int
+) -> NDArray[np.int64]:
+    if len(classes) != num_classes:
+        raise DataError(
+            f"{table.path}: column {name!r} has {len(classes)} different labels, {classes[0]!r} to {classes[-1]!r}, "
+            f"but task.num_classes is {num_classes}. Set it to {len(classes)}, or mend the labels."
+        )
+    places = {text: label for label, text in enumerate(classes)}
+    labels = np.array([places.get(text, -1) for text in texts], np.int64)
+    if labels.min() < 0:
+        raise DataError(
+            f"{table.path}: column {name!r} has {_found(labels < 0)} with label {texts[int(labels.argmin())]!r}, but "
+            f"the training file has {', '.join(map(repr, classes[:20]))} only. Mend the labels."
+        )
+    return labels
+
+
+def _check_no_missing(table: Table, name: str) -> None:
+    missing = table.arrow.column(name).is_null(nan_is_null=True).to_numpy()
     if missing.any():
         raise DataError(
             f"{table.path}: column {name!r} has {_found(missing)} without a value, or with NaN. Fill these in, remove "
-            "the rows, or leave the column out."
+            "the rows, leave the column out, or, if it is no target, set data.impute."
         )
+
+
+def numbers_of(table: Table, name: str, *, may_miss: bool = False) -> NDArray[Any]:
+    """Return one column, (N,) finite numbers; NaN where there is none, if it may miss.
+
+    Raises:
+        DataError: it holds anything else.
+    """
+    column = table.arrow.column(name)
+    if not may_miss:
+        _check_no_missing(table, name)
     if not str(column.type).startswith(NUMERIC):
         row, value = _first_without_number(column.to_pylist())
         raise DataError(
             f"{table.path}: column {name!r} holds {column.type}, but numbers are wanted; row {row:,} has {value!r} "
-            f"({ROWS}). Encode it as numbers, or leave the column out."
+            f"({ROWS}). Name it in data.categorical, or leave the column out."
         )
     numbers: NDArray[Any] = column.to_numpy()
     infinite = np.isinf(numbers)
@@ -181,6 +242,8 @@ def _found(rows: NDArray[np.bool_]) -> str:
 
 def _first_without_number(values: list[Any]) -> tuple[int, Any]:
     for row, value in enumerate(values):
+        if value is None:
+            continue
         try:
             float(value)
         except (TypeError, ValueError):

@@ -5,6 +5,7 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.progress import Progress, TextColumn
@@ -71,7 +72,7 @@ class Console(Observer):
             self._printed = time.monotonic()
 
     def on_evaluation(self, line: Line, best: Patience) -> None:
-        scores = "  ".join(f"{name} {value:.4f}" for name, value in line["metrics"].items())
+        scores = "  ".join(_scores(line["metrics"]))
         mark = "  best so far" if best.best_step == line["step"] else ""
         self._best = f"best {best.metric} {best.best:.4f} at {best.best_step:,}" if best.best is not None else ""
         self._print(f"evaluation at update {line['step']:,}: {scores}{mark}")
@@ -103,7 +104,7 @@ class Console(Observer):
             self._print(f"interrupted {where}, {saved}; the same command goes on from there")
             return
         why = {"budget": "the budget is spent", "early_stopping": "no better evaluation within the patience"}
-        scores = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
+        scores = ", ".join(_scores(result.metrics))
         self._print(f"done {where}, {why[result.reason]}: {scores or 'not evaluated'}; {self._best or 'no best'}")
         self._print(f"run directory {self._directory}")
 
@@ -136,3 +137,8 @@ class Console(Observer):
             self._best,
         )
         return "  ".join(figure for figure in figures if figure)
+
+
+def _scores(metrics: dict[str, Any]) -> list[str]:
+    """Return `name value` of each number; tables are in the ledger."""
+    return [f"{name} {value:.4f}" for name, value in metrics.items() if isinstance(value, float)]

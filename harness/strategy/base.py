@@ -18,7 +18,7 @@ from harness.state import GradNorm
 # torch.nn.utils.clip_grad_norm_ and DeepSpeed both add this to the norm they divide by.
 CLIP_EPSILON = 1e-6
 _MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
-SETTINGS = ("weight_decay", "betas", "eps", "momentum", "nesterov")
+SETTINGS = ("lr_factor", "weight_decay", "betas", "eps", "momentum", "nesterov")
 """What a parameter group of torch's optimizers may set, besides its rate."""
 
 

@@ -73,7 +73,7 @@ def _with_options(module: nn.Module, config: RunConfig, ranks: Ranks) -> nn.Modu
     precision, on_cpu = config.strategy.precision, ranks.device.type == "cpu"
     if precision == "bf16" and not on_cpu and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ConfigError(f"strategy.precision: {torch.cuda.get_device_name()} has no bf16; use fp32")
-    if config.model.sync_batch_norm:
+    if getattr(config.model, "sync_batch_norm", False):
         if on_cpu:
             raise ConfigError("model.sync_batch_norm: torch has it on GPUs only; take it out on CPU ranks")
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]

@@ -85,7 +85,7 @@ class DdpStrategy(Strategy):
         difference = norm - norm  # 0 for a finite norm and NaN for any other
         torch.ne(difference, 0, out=self._found_inf)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["lr_factor"] if "lr_factor" in group else learning_rate
         self.optimizer.step()
         for parameter in self._parameters:
             parameter.grad = None

@@ -74,7 +74,7 @@ class ZeroStrategy(Strategy):
                 if piece is not None:
                     piece.fill_(torch.nan)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_factor", 1.0)
         self._engine.step()
         assert bool(applied) != self._engine.optimizer.overflow, (
             f"the norm is {norm.item()}, DeepSpeed thought otherwise"

@@ -1,25 +1,35 @@
 """What a task is to the loop: the loss of a batch, and the scores of the validation split."""
 
 import warnings
-from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+from harness.tasks.metrics import Gather, combine
 
 
 class TaskLoss(Protocol):
     """One kind of learning problem."""
 
     targets_per_row: int
+    is_weighted: bool
+    """Whether some targets count more than others, so that the rows of a batch do not tell its weight."""
 
     def loss_sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the () sum of the loss over every target of a batch."""
+        """Return the () sum of the loss over every target of a batch, each times its weight."""
+        ...
+
+    def weight_sum(self, targets: Tensor) -> Tensor | int:
+        """Return the () sum of the weights of a batch's targets; without weights, their number."""
         ...
 
     def metrics(self) -> dict[str, Metric]:
-        """Return fresh metrics by name, each updated with (predictions, targets)."""
+        """Return fresh metrics by name, each updated with (outputs, targets).
+
+        Their states are sums whose shape no row changes, or lists of one number a row (see `metrics.combine`).
+        """
         ...
 
 
@@ -30,26 +40,23 @@ class Scores:
         self._task = task
         # float64, so that adding the ranks' sums in another order changes nothing that is printed.
         self._metrics = {name: metric.set_dtype(torch.float64).to(device) for name, metric in task.metrics().items()}
-        self._loss_and_targets = torch.zeros(2, dtype=torch.float64, device=device)
-
-    @property
-    def names(self) -> list[str]:
-        """The keys that `compute` returns."""
-        return ["val/loss", *(f"val/{name}" for name in self._metrics)]
+        for metric in self._metrics.values():
+            metric.distributed_available_fn = lambda: False  # `combine` adds up over ranks, for all metrics at once
+        self._loss_and_weight = torch.zeros(2, dtype=torch.float64, device=device)
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
-        """Count the rows of one batch; reads nothing to the host."""
-        self._loss_and_targets[0] += self._task.loss_sum(outputs, targets)
-        self._loss_and_targets[1] += len(targets) * self._task.targets_per_row
+        """Count the rows of one batch."""
+        self._loss_and_weight[0] += self._task.loss_sum(outputs, targets)
+        self._loss_and_weight[1] += self._task.weight_sum(targets)
         for metric in self._metrics.values():
             metric.update(outputs, targets)
 
-    def compute(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Return the scores over the rows of all ranks. Collective: every rank must call this."""
-        loss, num_targets = sum_over_ranks(self._loss_and_targets).tolist()
+    def compute(self, gather: Gather) -> dict[str, Any]:
+        """Return the scores over the rows of all ranks: numbers, and nested lists of them. Collective."""
+        combine(list(self._metrics.values()), gather)
+        loss, weight = gather(self._loss_and_weight).sum(dim=0).tolist()
         with warnings.catch_warnings():
             # A rank that had no row has updated nothing; that is right, and torchmetrics warns of it.
             warnings.filterwarnings("ignore", message=r"The ``compute`` method of metric", category=UserWarning)
-            # torchmetrics adds up its own counts over the ranks here.
-            scores = {f"val/{name}": float(metric.compute()) for name, metric in self._metrics.items()}
-        return {"val/loss": loss / num_targets, **scores}
+            scores = {f"val/{name}": metric.compute().tolist() for name, metric in self._metrics.items()}
+        return {"val/loss": loss / weight, **scores}

@@ -1,15 +1,30 @@
 """From `task.kind` to a task."""
 
-from harness.config.tasks import ClassificationTask, RegressionTask, Task
+import torch
+
+from harness.config.tasks import CausalLmTask, ClassificationTask, RegressionTask, Task
 from harness.data.sources import DataSplits
 from harness.tasks.base import TaskLoss
-from harness.tasks.supervised import Classification, Regression
+from harness.tasks.language import CausalLm
+from harness.tasks.supervised import Classification, Regression, class_weights
 
 
-def build_task(config: Task, splits: DataSplits) -> TaskLoss:
-    """Return the task of `config` for the rows of `splits`."""
+def build_task(config: Task, splits: DataSplits, *, device: torch.device, dtype: torch.dtype) -> TaskLoss:
+    """Return the task of `config` for the rows of `splits`.
+
+    Args:
+        device: where the network's outputs are.
+        dtype: of these outputs.
+    Raises:
+        DataError: class weights cannot be told from the rows.
+    """
     match config:
         case ClassificationTask():
-            return Classification(config.num_classes)
+            weights = class_weights(config.class_weights, splits.train, num_classes=config.num_classes)
+            weights = None if weights is None else weights.to(device=device, dtype=dtype)
+            return Classification(config, class_weights=weights)
         case RegressionTask():
             return Regression(splits.num_outputs)
+        case CausalLmTask():
+            assert splits.tokenizer, "causal_lm without text is refused by config/checks.py"
+            return CausalLm(splits.input_shape[0], torch.from_numpy(splits.tokenizer.token_bytes()))

@@ -1,29 +1,63 @@
 """One label or some numbers a row."""
 
+from typing import Literal
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError
+
+from harness.config.tasks import ClassificationTask
+from harness.data.batches import Columns
+from harness.data.shards import ShardedColumns
+from harness.errors import DataError
+from harness.tasks.metrics import F1, R2, Auc, AveragePrecision, ConfusionMatrix, Precision, Recall
 
 
 class Classification:
-    """Cross-entropy of (B, num_classes) logits against (B,) int64 labels."""
+    """Cross-entropy of (B, num_classes) logits against (B,) int64 labels.
+
+    With class weights it is torch's weighted mean: each row counts as much as its class.
+
+    Args:
+        class_weights: (num_classes,) where the logits are, or None.
+    """
 
     targets_per_row = 1
 
-    def __init__(self, num_classes: int) -> None:
-        self._num_classes = num_classes
+    def __init__(self, config: ClassificationTask, *, class_weights: Tensor | None) -> None:
+        self._config, self._class_weights = config, class_weights
+        self.is_weighted = class_weights is not None
 
     def loss_sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs, targets, reduction="sum")
+        smoothing = self._config.label_smoothing
+        weight = self._class_weights
+        return F.cross_entropy(outputs, targets, weight=weight, label_smoothing=smoothing, reduction="sum")
+
+    def weight_sum(self, targets: Tensor) -> Tensor | int:
+        return len(targets) if self._class_weights is None else self._class_weights[targets].sum()
 
     def metrics(self) -> dict[str, Metric]:
-        return {"accuracy": MulticlassAccuracy(self._num_classes, average="micro")}
+        num_classes, positive = self._config.num_classes, self._config.scored_class
+        metrics = {
+            "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
+            "macro_f1": MulticlassF1Score(num_classes, average="macro", validate_args=False),
+        }
+        if positive is not None:
+            of_class = {"f1": F1, "precision": Precision, "recall": Recall}
+            of_class |= {"auc": Auc, "average_precision": AveragePrecision}
+            metrics |= {name: metric(positive) for name, metric in of_class.items()}
+        if self._config.confusion_matrix:
+            metrics["confusion_matrix"] = ConfusionMatrix(num_classes, validate_args=False)
+        return metrics
 
 
 class Regression:
     """Squared error of (B, K) predictions against (B, K) targets; each of the K numbers is a target."""
+
+    is_weighted = False
 
     def __init__(self, num_outputs: int) -> None:
         self.targets_per_row = num_outputs
@@ -31,5 +65,30 @@ class Regression:
     def loss_sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return F.mse_loss(outputs, targets, reduction="sum")
 
+    def weight_sum(self, targets: Tensor) -> int:
+        return targets.numel()
+
     def metrics(self) -> dict[str, Metric]:
-        return {"mse": MeanSquaredError(), "mae": MeanAbsoluteError()}
+        return {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": R2(self.targets_per_row)}
+
+
+def class_weights(
+    given: Literal["balanced"] | tuple[float, ...] | None, train: Columns | ShardedColumns, *, num_classes: int
+) -> Tensor | None:
+    """Return the (num_classes,) weights of the classes in float64; `balanced` is N / (num_classes * N_c).
+
+    Args:
+        train: the N training rows, N_c of class c.
+    Raises:
+        DataError: a class to be balanced has no row.
+    """
+    if given != "balanced":
+        return None if given is None else torch.tensor(given, dtype=torch.float64)
+    assert isinstance(train, Columns), "labels that are not in memory are refused by config/checks.py"
+    counts = torch.bincount(train.targets, minlength=num_classes)
+    if missing := (counts == 0).nonzero().flatten().tolist():
+        raise DataError(
+            f"task.class_weights: balanced wants training rows of every class, but there is none of {missing[:5]}; "
+            "list the weights, such as [1, 5], or lower task.num_classes"
+        )
+    return len(train) / (num_classes * counts.double())

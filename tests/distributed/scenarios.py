@@ -4,27 +4,48 @@ import contextlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from harness.assemble import assemble
 from harness.checkpoint.store import CheckpointStore
 from harness.config import RunConfig
+from harness.config.models import Model
 from harness.config.run import Diagnostics
 from harness.config.tracking import Tracking
 from harness.data.batches import Columns
 from harness.data.order import BatchPlan
 from harness.data.sources import DataSplits
+from harness.data.tokenizers import Bytes
 from harness.loop import train_step
+from harness.models.registry import build_model
 from harness.run import Run
 from harness.stopping import StopSignals
 from harness.strategy.base import Ranks
 from harness.strategy.build import DTYPES, join_ranks
 from harness.strategy.env import placement
+
+MODELS: dict[str, dict[str, Any]] = {
+    "perceptron": {"kind": "perceptron", "activation": "sigmoid"},
+    "robust_mlp": {"kind": "mlp", "hidden": [16, 16], "norm": "batch"},
+    "deep_mlp": {"kind": "mlp", "hidden": [12, 8], "norm": ["layer", "none"], "activation": "swiglu"},
+    "residual_mlp": {"kind": "mlp", "hidden": [12, 12, 8], "norm": "layer", "activation": "gelu", "residual": True},
+    "resnet": {"kind": "cnn", "channels": [4, 6], "hidden": [8], "norm": "layer", "residual": True},
+}
+"""Networks of ours, from ten numbers or an image of 8x8 to logits of 5 classes."""
+BLOCK = 6
+"""Tokens of a row of the gpt networks."""
+GPT: dict[str, Any] = {"kind": "gpt", "layers": 2, "width": 16, "heads": 2}
+GPT_FORMS: dict[str, dict[str, Any]] = {
+    "gpt": GPT,
+    "gpt_swiglu": {**GPT, "norm": "rms", "activation": "swiglu", "tied_embeddings": False},
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +64,8 @@ class Spec:
     strategy: str = "ddp"
     activation_checkpointing: bool = False
     kept_whole: int = 0
+    task: tuple[tuple[str, Any], ...] = ()
+    """More keys of the task's section."""
     mutant: str | None = None
 
     @property
@@ -57,9 +80,7 @@ class Spec:
         momentum = {"momentum": 0.9} if self.optimizer == "sgd" else {}
         values: dict[str, Any] = {
             "run": {"name": "spec", "max_steps": self.updates, "seed": 3},
-            "model": {"kind": "mlp", "hidden": [8]},
-            "data": {"source": "mnist_5k", "global_batch": self.global_batch},
-            "task": {"kind": "classification", "num_classes": 5} if self.is_classification else {"kind": "regression"},
+            **self._parts,
             "optim": {"kind": self.optimizer, "peak_lr": 1e-3, **weight_decay, **momentum},
             "schedule": {"kind": "cosine", "warmup_steps": 4} if self.updates > 4 else {"kind": "constant"},
             "clip": clip,
@@ -75,9 +96,24 @@ class Spec:
         return RunConfig.model_validate(values)
 
     @property
+    def _parts(self) -> dict[str, Any]:
+        if self.network in GPT_FORMS:
+            return {
+                "model": GPT_FORMS[self.network],
+                "data": {"source": "text", "path": "none", "block": BLOCK, "global_batch": self.global_batch},
+                "task": {"kind": "causal_lm"},
+            }
+        task = {"kind": "classification", "num_classes": 5} if self.is_classification else {"kind": "regression"}
+        return {
+            "model": {"kind": "mlp", "hidden": [8]},
+            "data": {"source": "mnist_5k", "global_batch": self.global_batch},
+            "task": {**task, **dict(self.task)},
+        }
+
+    @property
     def is_classification(self) -> bool:
         """Whether the network ends in logits of 5 classes."""
-        return self.network in ("cnn", "norm_mlp", "transformer")
+        return self.network in ("cnn", "norm_mlp", "transformer", *MODELS)
 
     def model(self) -> nn.Module:
         """The network with its first weights."""
@@ -98,18 +134,22 @@ class Spec:
                 )
             case "norm_mlp":
                 return nn.Sequential(nn.Linear(10, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 5))
-            case "transformer":
-                return TinyTransformer()
-            case "odd":
-                return OddOneOut()
-            case "steep":
-                return Steep()
+            case "transformer" | "odd" | "steep":
+                return {"transformer": TinyTransformer, "odd": OddOneOut, "steep": Steep}[self.network]()
+            case "gpt" | "gpt_swiglu":
+                return build_model(self.config.model, input_shape=(BLOCK,), num_outputs=Bytes.num_tokens)
+            case name if name in MODELS:
+                shape = tuple(self.columns().inputs.shape[1:])
+                return build_model(TypeAdapter(Model).validate_python(MODELS[name]), input_shape=shape, num_outputs=5)
         raise ValueError(self.network)
 
     def columns(self) -> Columns:
         """Its rows."""
         generator = torch.Generator().manual_seed(1)
-        shape = (1, 8, 8) if self.network == "cnn" else (10,)
+        if self.network in GPT_FORMS:
+            ids = torch.randint(Bytes.num_tokens, (self.rows * BLOCK + 1,), generator=generator, dtype=torch.int16)
+            return Columns(ids[:-1].view(self.rows, BLOCK), ids[1:].view(self.rows, BLOCK))
+        shape = (1, 8, 8) if self.network in ("cnn", "resnet") else (10,)
         inputs = torch.randn(self.rows, *shape, generator=generator)
         if self.is_classification:
             return Columns(inputs, torch.randint(5, (self.rows,), generator=generator))
@@ -118,6 +158,8 @@ class Spec:
     def splits(self) -> DataSplits:
         """Its rows, which validate as well."""
         columns = self.columns()
+        if self.network in GPT_FORMS:
+            return DataSplits(columns, columns, (BLOCK,), Bytes.num_tokens, tokenizer=Bytes())
         return DataSplits(columns, columns, tuple(columns.inputs.shape[1:]), 5 if self.is_classification else 1)
 
 
@@ -168,6 +210,22 @@ class Trace:
     parameters: dict[str, Tensor]
 
 
+def plain_loss(spec: Spec, targets: Tensor) -> Callable[..., Tensor]:
+    """Return torch's loss for the spec's task, the mean over a batch.
+
+    Args:
+        targets: of all training rows.
+    """
+    if targets.is_floating_point():
+        return nn.functional.mse_loss
+    options: dict[str, Any] = dict(spec.task)
+    weights = options.get("class_weights")
+    if weights == "balanced":
+        weights = [len(targets) / (5 * sum(int(label) == c for label in targets)) for c in range(5)]
+    weight = None if weights is None else torch.tensor(weights, dtype=DTYPES[spec.precision])
+    return partial(nn.functional.cross_entropy, weight=weight, label_smoothing=options.get("label_smoothing", 0.0))
+
+
 def plain_pytorch(spec: Spec, num_slices: int = 1) -> Trace:
     """Train on the whole global batch in one process, with nothing of the harness but its order of rows.
 
@@ -176,8 +234,10 @@ def plain_pytorch(spec: Spec, num_slices: int = 1) -> Trace:
     """
     dtype = DTYPES[spec.precision]
     model, columns, config = spec.model().to(dtype), spec.columns(), spec.config
-    inputs = columns.inputs.to(dtype)
-    targets = columns.targets if spec.is_classification else columns.targets.to(dtype)
+    inputs, targets = (
+        column.to(dtype) if column.is_floating_point() else column.long()
+        for column in (columns.inputs, columns.targets)
+    )
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     decayed = [p for _, p in named if p.dim() >= 2]
     others = [p for _, p in named if p.dim() < 2]
@@ -195,7 +255,7 @@ def plain_pytorch(spec: Spec, num_slices: int = 1) -> Trace:
         warm = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / 4, total_iters=3)
         decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=spec.updates - 4)
         schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warm, decay], milestones=[4])
-    loss_of: Callable[..., Tensor] = nn.functional.cross_entropy if spec.is_classification else nn.functional.mse_loss
+    loss_of = plain_loss(spec, targets)
     plan = BatchPlan(
         num_rows=spec.rows, global_batch=spec.global_batch, world_size=1, micro_batch=None, seed=config.run.seed
     )
@@ -207,7 +267,10 @@ def plain_pytorch(spec: Spec, num_slices: int = 1) -> Trace:
         for part in (ids[start:stop] for start, stop in pairwise(cuts)):
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=spec.precision == "bf16"):
                 outputs.append(model(inputs[part]).to(dtype))
-        loss = loss_of(torch.cat(outputs), targets[ids])
+        predicted, wanted = torch.cat(outputs), targets[ids]
+        if spec.network in GPT_FORMS:
+            predicted, wanted = predicted.flatten(0, 1), wanted.flatten()
+        loss = loss_of(predicted, wanted)
         optimizer.zero_grad()
         loss.backward()
         trace.gradients.append({name: p.grad.clone() for name, p in named})
@@ -313,7 +376,7 @@ def fit_spec(spec: Spec, directory: str, log_every_steps: int = 10, diagnostics_
         error = f"{raised.exit_code} {raised}"
     weights = dict(run.strategy.state())
     parameters = {name: weights[f"model/{name}"].detach().clone() for name in run.strategy.parameter_names}
-    run.observers.seal()
+    run.observers.close()
     return {"reason": reason, "step": state.step, "position": state.position, "error": error, "parameters": parameters}
 
 
@@ -506,8 +569,8 @@ def evaluate_with_a_liar(spec: Spec) -> dict[str, float]:
     from harness.tasks.base import Scores
 
     class Liar(Scores):
-        def compute(self, sum_over_ranks: Any) -> dict[str, float]:
-            true = super().compute(sum_over_ranks)
+        def compute(self, gather: Any) -> dict[str, float]:
+            true = super().compute(gather)
             return {name: value + run.strategy.rank for name, value in true.items()}
 
     run = assemble_spec(spec)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -51,14 +54,15 @@ class ScoreSpec(Spec):
         return torch.randn(rows, 2, generator=generator)
 
 
-CLASSES, NUMBERS = ScoreSpec(network="norm_mlp"), ScoreSpec()
+SCORED = (("positive_class", 2), ("confusion_matrix", True))
+CLASSES, NUMBERS = ScoreSpec(network="norm_mlp", task=SCORED), ScoreSpec()
 
 
 @dataclass
 class Evaluated:
     """What one rank saw of an evaluation."""
 
-    scores: dict[str, float]
+    scores: dict[str, Any]
     before: dict[str, Tensor]
     """This rank's whole state."""
     after: dict[str, Tensor]
@@ -89,7 +93,7 @@ def evaluated(spec: ScoreSpec, world_size: int) -> list[Evaluated]:
     return found
 
 
-def plain_scores(spec: ScoreSpec, state: dict[str, Tensor]) -> dict[str, float]:
+def plain_scores(spec: ScoreSpec, state: dict[str, Tensor]) -> dict[str, Any]:
     """The definitions, on the whole split at once, of a network with this state."""
     dtype = DTYPES[spec.precision]
     model = spec.model().to(dtype)
@@ -98,12 +102,62 @@ def plain_scores(spec: ScoreSpec, state: dict[str, Tensor]) -> dict[str, float]:
     with torch.no_grad():
         outputs = model.eval()(columns.inputs.to(dtype))
     if spec.is_classification:
-        is_right = outputs.argmax(dim=1) == columns.targets
-        loss = F.cross_entropy(outputs, columns.targets)
-        return {"val/loss": loss.item(), "val/accuracy": is_right.double().mean().item()}
+        return classification_scores(outputs, columns.targets, positive=dict(spec.task).get("positive_class"))
     targets = columns.targets.to(dtype)
     mse, mae = F.mse_loss(outputs, targets).item(), F.l1_loss(outputs, targets).item()
-    return {"val/loss": mse, "val/mse": mse, "val/mae": mae}
+    # numpy's division: without variation there is nothing to explain, and the answer is not finite
+    with np.errstate(divide="ignore", invalid="ignore"):
+        residual, variation = (outputs - targets).square().sum(0), (targets - targets.mean(0)).square().sum(0)
+        r2 = float(np.mean(1 - residual.double().numpy() / variation.double().numpy()))
+    return {"val/loss": mse, "val/mse": mse, "val/mae": mae, "val/r2": r2}
+
+
+def classification_scores(outputs: Tensor, targets: Tensor, *, positive: int | None) -> dict[str, Any]:
+    """By counting, in plain python."""
+    predicted = outputs.argmax(dim=1).tolist()
+    pairs = list(zip(targets.tolist(), predicted, strict=True))
+
+    def f1(c: int) -> float:
+        hits = sum(true == found == c for true, found in pairs)
+        return 2 * hits / sum((true == c) + (found == c) for true, found in pairs) if hits else 0.0
+
+    scores: dict[str, Any] = {
+        "val/loss": F.cross_entropy(outputs, targets).item(),
+        "val/accuracy": sum(true == found for true, found in pairs) / len(pairs),
+        "val/macro_f1": np.mean([f1(c) for c in {c for pair in pairs for c in pair}]),
+    }
+    if positive is None:
+        return scores
+    matrix = [[sum(pair == (true, found) for pair in pairs) for found in range(5)] for true in range(5)]
+    hits, num_predicted, num_true = matrix[positive][positive], predicted.count(positive), sum(matrix[positive])
+    chances = outputs.double().softmax(dim=1)[:, positive].tolist()
+    of_class = [chance for chance, (true, _) in zip(chances, pairs, strict=True) if true == positive]
+    others = [chance for chance, (true, _) in zip(chances, pairs, strict=True) if true != positive]
+    auc = average_precision = math.nan
+    if of_class and others:
+        # How often a row of the class is ranked above another; how pure the rows are down to each row of the class.
+        auc = np.mean([(a > b) + 0.5 * (a == b) for a in of_class for b in others])
+        average_precision = np.mean([sum(b >= a for b in of_class) / sum(b >= a for b in chances) for a in of_class])
+    return {
+        **scores,
+        "val/f1": f1(positive),
+        "val/precision": hits / num_predicted if num_predicted else 0.0,
+        "val/recall": hits / num_true if num_true else 0.0,
+        "val/auc": auc,
+        "val/average_precision": average_precision,
+        "val/confusion_matrix": matrix,
+    }
+
+
+def assert_scores(found: dict[str, Any], wanted: dict[str, Any], *, rel: float) -> None:
+    assert found.keys() == wanted.keys()
+    for name, score in wanted.items():
+        if name == "val/confusion_matrix":
+            assert found[name] == score
+        elif math.isfinite(score):
+            assert found[name] == pytest.approx(score, rel=rel, abs=rel), name
+        else:
+            assert not math.isfinite(found[name]), name
 
 
 @pytest.mark.parametrize("spec", [CLASSES, NUMBERS], ids=["classification", "regression"])
@@ -111,29 +165,44 @@ def plain_scores(spec: ScoreSpec, state: dict[str, Tensor]) -> dict[str, float]:
 def test_scores_are_those_of_a_plain_pass_over_the_whole_split(world_size: int, spec: ScoreSpec) -> None:
     ranks = evaluated(spec, world_size)
     wanted = plain_scores(spec, ranks[0].before)
-    assert ranks[0].scores == pytest.approx(wanted, rel=1e-6)
-    assert ranks[0].scores.keys() == wanted.keys()
+    assert_scores(ranks[0].scores, wanted, rel=1e-6)
+    numbers = {name for name in wanted if name != "val/confusion_matrix"}
+    assert numbers == set(spec.config.task.metrics), "what can drive early stopping is what an evaluation has"
 
 
 @pytest.mark.parametrize("network", ["norm_mlp", "mlp"])
 @pytest.mark.parametrize("validation_rows", [1, 3, 16])
 def test_ranks_without_validation_rows_change_nothing(validation_rows: int, network: str) -> None:
-    spec = ScoreSpec(network=network, validation_rows=validation_rows)
+    task = SCORED if network == "norm_mlp" else ()
+    spec = ScoreSpec(network=network, validation_rows=validation_rows, task=task)
     ranks = evaluated(spec, 8)
-    assert ranks[0].scores == pytest.approx(plain_scores(spec, ranks[0].before), rel=1e-6)
+    assert_scores(ranks[0].scores, plain_scores(spec, ranks[0].before), rel=1e-6)
+
+
+@pytest.mark.parametrize("world_size", [1, 4])
+def test_a_weighted_validation_loss_is_torchs_mean_over_the_whole_split(world_size: int) -> None:
+    weights = (0.2, 1.0, 5.0, 0.7, 30.0)
+    spec = ScoreSpec(network="norm_mlp", task=(("class_weights", weights), ("label_smoothing", 0.1)))
+    found = evaluated(spec, world_size)[0]
+    model, columns = spec.model(), spec.splits().validation
+    model.load_state_dict(found.before)
+    with torch.no_grad():
+        outputs = model.eval()(columns.inputs)
+    wanted = F.cross_entropy(outputs, columns.targets, weight=torch.tensor(weights), label_smoothing=0.1).item()
+    assert found.scores["val/loss"] == pytest.approx(wanted, rel=1e-6)
 
 
 def test_in_double_precision_nothing_but_rounding_is_left() -> None:
     spec = ScoreSpec(precision="fp64")
     ranks = evaluated(spec, 4)
-    assert ranks[0].scores == pytest.approx(plain_scores(spec, ranks[0].before), rel=1e-14)
+    assert_scores(ranks[0].scores, plain_scores(spec, ranks[0].before), rel=1e-12)
 
 
 EVERY_EVALUATION = pytest.mark.parametrize(
     ("spec", "world_size"),
     [
         *[(spec, world_size) for spec in (CLASSES, NUMBERS) for world_size in WORLDS],
-        (ScoreSpec(network="norm_mlp", validation_rows=3), 8),
+        (ScoreSpec(network="norm_mlp", validation_rows=3, task=SCORED), 8),
         (ScoreSpec(validation_rows=3), 8),
     ],
 )
@@ -142,7 +211,7 @@ EVERY_EVALUATION = pytest.mark.parametrize(
 @EVERY_EVALUATION
 def test_every_rank_has_the_same_scores_to_the_bit(spec: ScoreSpec, world_size: int) -> None:
     ranks = evaluated(spec, world_size)
-    assert all(rank.scores == ranks[0].scores for rank in ranks)
+    assert all(repr(rank.scores) == repr(ranks[0].scores) for rank in ranks)  # NaN is not equal to itself
 
 
 @EVERY_EVALUATION

@@ -184,6 +184,8 @@ def test_a_run_gives_up_after_three_in_a_row_and_names_rank_and_parameter(tmp_pa
     after_one = run_ranks(4, harness_trace, PoisonedSpec(updates=30), 1)[0].parameters
     for result in results:  # the weights are those after the one good update
         assert all(torch.equal(result["parameters"][name], parameter) for name, parameter in after_one.items())
+    lines = [line for line in read_lines(tmp_path / "ledger.jsonl") if line["event"] == "update"]
+    assert [line["applied"] for line in lines] == [True, False, False, False], "the ledger tells how it came to that"
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -238,3 +240,11 @@ def test_an_update_reads_nothing_to_the_host_and_the_interval_reads_once(tmp_pat
         assert collectives == ({"c10d::allreduce_": 10} if world_size > 1 else {})  # one bucket: one all-reduce each
         at_the_end = sum(n for name, n in cost["settle"].items() if name.startswith("c10d"))
         assert at_the_end == (1 if world_size > 1 else 0)
+
+
+def test_class_weights_cost_one_small_collective_an_update_and_no_read(tmp_path: Path) -> None:
+    spec = Spec(network="deep_mlp", updates=1000, rows=640, task=(("class_weights", "balanced"),))
+    for cost in run_ranks(2, cost_of_spec, spec, str(tmp_path)):
+        assert "host reads" not in cost["updates"]
+        collectives = {name: n for name, n in cost["updates"].items() if name.startswith("c10d")}
+        assert collectives == {"c10d::allreduce_": 10, "c10d::_allgather_base_": 10}

@@ -1,5 +1,7 @@
 """The arithmetic of an update, against plain PyTorch on the whole global batch."""
 
+from typing import Any
+
 import pytest
 from torch import Tensor
 
@@ -32,7 +34,7 @@ def assert_ranks_agree(traces: list[Trace]) -> None:
         assert (trace.norms, trace.losses) == (traces[0].norms, traces[0].losses)
 
 
-@pytest.mark.parametrize("network", ["mlp", "cnn"])
+@pytest.mark.parametrize("network", ["mlp", "cnn", "gpt"])
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("world_size", WORLDS)
 def test_an_update_is_that_of_plain_pytorch_on_the_whole_batch(
@@ -58,6 +60,29 @@ def test_in_double_precision_nothing_but_rounding_is_left(world_size: int, optim
     spec = Spec(precision="fp64", micro_batch=2, optimizer=optimizer)
     traces = run_ranks(world_size, harness_trace, spec)
     assert_same(traces[0], plain_pytorch(spec), gradient=1e-14, norm=1e-12, parameter=1e-12)
+
+
+WEIGHTED = (("class_weights", (0.2, 1.0, 5.0, 0.7, 30.0)), ("label_smoothing", 0.1))
+
+
+@pytest.mark.parametrize("task", [WEIGHTED, WEIGHTED[:1], WEIGHTED[1:], (("class_weights", "balanced"),)])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_weighted_loss_is_torchs_mean_over_the_whole_batch(
+    world_size: int, task: tuple[tuple[str, Any], ...]
+) -> None:
+    # The last batch of an epoch has 7 rows: on three ranks 2, 2 and 3, in two micro-batches.
+    spec = Spec(network="deep_mlp", task=task, global_batch=12, micro_batch=2, precision="fp64")
+    traces = run_ranks(world_size, harness_trace, spec)
+    assert_ranks_agree(traces)
+    assert_same(traces[0], plain_pytorch(spec), gradient=1e-14, norm=1e-12, parameter=1e-12)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
+@pytest.mark.parametrize("rows", [1, 67])
+def test_a_weighted_loss_is_that_mean_under_every_strategy_and_on_ranks_without_rows(rows: int, strategy: str) -> None:
+    spec = Spec(network="deep_mlp", task=WEIGHTED, rows=rows, global_batch=12, strategy=strategy, optimizer="sgd")
+    traces = run_ranks(3, harness_trace, spec)
+    assert_same(traces[0], plain_pytorch(spec), gradient=1e-6, norm=5e-6, parameter=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 17, 64])

@@ -8,6 +8,7 @@ import torch
 
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import (
+    MODELS,
     PoisonedSpec,
     Spec,
     build_with,
@@ -27,11 +28,15 @@ pytestmark = pytest.mark.slow  # test_reference.py has one test of each stage fo
 STAGES = ("zero1", "zero2", "zero3")
 STRATEGIES = ("ddp", *STAGES)
 # A bias before BatchNorm and the bias of attention's keys have no gradient but rounding, which Adam would scale up.
-OPTIMIZER = {"mlp": "adamw", "cnn": "adamw", "odd": "adamw", "norm_mlp": "sgd", "transformer": "sgd"}
+OPTIMIZER = {
+    **{"mlp": "adamw", "cnn": "adamw", "odd": "adamw", "norm_mlp": "sgd", "transformer": "sgd"},
+    **{"gpt": "sgd", "gpt_swiglu": "sgd"},
+}
 
 
 @pytest.mark.parametrize(
-    ("network", "accumulation"), [("mlp", 3), ("cnn", 1), ("cnn", 3), ("transformer", 3), ("odd", 3)]
+    ("network", "accumulation"),
+    [("mlp", 3), ("cnn", 1), ("cnn", 3), ("transformer", 3), ("odd", 3), ("gpt", 3), ("gpt_swiglu", 1)],
 )
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_an_update_is_that_of_plain_pytorch_under_every_strategy(
@@ -45,7 +50,20 @@ def test_an_update_is_that_of_plain_pytorch_under_every_strategy(
     assert_same(traces[0], plain_pytorch(spec), gradient=1e-6, norm=1e-6, parameter=1e-5)
 
 
-@pytest.mark.parametrize(("network", "world_size"), [("mlp", 1), ("cnn", 4), ("norm_mlp", 4), ("transformer", 8)])
+@pytest.mark.parametrize("network", MODELS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_kind_of_network_learns_as_under_plain_pytorch_under_every_strategy(strategy: str, network: str) -> None:
+    has_batch_norm = network == "robust_mlp"
+    spec = Spec(strategy=strategy, network=network, optimizer="sgd", rows=80, micro_batch=None if has_batch_norm else 4)
+    traces = run_ranks(2, harness_trace, spec)
+    assert_ranks_agree(traces)
+    wanted = plain_pytorch(spec, num_slices=2 if has_batch_norm else 1)
+    assert_same(traces[0], wanted, gradient=1e-6, norm=1e-6, parameter=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("network", "world_size"), [("mlp", 1), ("cnn", 4), ("norm_mlp", 4), ("gpt", 4), ("transformer", 8)]
+)
 @pytest.mark.parametrize("strategy", STAGES)
 def test_an_update_is_that_of_plain_pytorch_at_every_world_size(strategy: str, network: str, world_size: int) -> None:
     # The last batch of an epoch has 19 rows.
@@ -77,6 +95,15 @@ def test_an_update_with_a_nan_on_one_rank_is_skipped_as_under_ddp(tmp_path: Path
         torch.testing.assert_close(zero["parameters"][name], parameter, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_gpt_with_tied_embeddings_goes_through_a_checkpoint_of_zero3(tmp_path: Path, strategy: str) -> None:
+    saved = run_ranks(2, save_after, Spec(strategy="zero3", network="gpt"), str(tmp_path), 3)[0]
+    assert "model/head.weight" not in saved, "what is tied is saved once"
+    loaded, _, losses = run_ranks(2, load_and_train, Spec(strategy=strategy, network="gpt"), str(tmp_path), 6)[0]
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in saved.items())
+    assert losses == pytest.approx(plain_pytorch(Spec(network="gpt")).losses[3:6], rel=1e-5)
+
+
 @pytest.mark.parametrize("loads", STRATEGIES)
 @pytest.mark.parametrize("saves", STRATEGIES)
 def test_a_checkpoint_of_any_strategy_loads_in_any_other_bit_for_bit(tmp_path: Path, saves: str, loads: str) -> None:
@@ -90,9 +117,10 @@ def test_a_checkpoint_of_any_strategy_loads_in_any_other_bit_for_bit(tmp_path: P
     assert losses == pytest.approx(plain_pytorch(Spec(network=network)).losses[3:6], rel=1e-5)
 
 
+@pytest.mark.parametrize("network", ["transformer", "gpt"])
 @pytest.mark.parametrize("strategy", STAGES)
-def test_resuming_under_the_same_stage_and_world_size_is_bitwise(tmp_path: Path, strategy: str) -> None:
-    spec = Spec(strategy=strategy, network="transformer")
+def test_resuming_under_the_same_stage_and_world_size_is_bitwise(tmp_path: Path, strategy: str, network: str) -> None:
+    spec = Spec(strategy=strategy, network=network)
     run_ranks(2, save_after, spec, str(tmp_path / "cut"), 3)
     wanted = run_ranks(2, save_after, spec, str(tmp_path / "whole"), 8)[0]
     _, found, _ = run_ranks(2, load_and_train, spec, str(tmp_path / "cut"), 8)[0]
@@ -112,9 +140,10 @@ def test_bf16_is_autocast_with_fp32_weights_and_fp32_reduction_under_every_strat
     assert trace.losses == pytest.approx(fp32.losses, rel=2e-2)
 
 
+@pytest.mark.parametrize("network", ["transformer", "gpt"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_recomputing_activations_changes_no_number(strategy: str) -> None:
-    spec = Spec(strategy=strategy, network="transformer", optimizer="sgd", updates=8)
+def test_recomputing_activations_changes_no_number(strategy: str, network: str) -> None:
+    spec = Spec(strategy=strategy, network=network, optimizer="sgd", updates=8)
     kept, recomputed = (
         run_ranks(2, harness_trace, replace(spec, activation_checkpointing=again))[0] for again in (False, True)
     )

@@ -66,6 +66,12 @@ def write_config(folder: Path, *, model: str, strategy: str) -> Path:
     return path
 
 
+def train_quietly(*arguments: str) -> int:
+    """Train on this rank, with only the errors on the terminal."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return train_main(*arguments)
+
+
 def train_and_be_killed(config: str, name: str, step: int) -> int:
     """Train on this rank; all ranks are killed as soon as rank zero has published the checkpoint of `step`."""
     rename, gathered = os.rename, []
@@ -84,7 +90,7 @@ def train_and_be_killed(config: str, name: str, step: int) -> int:
 
     Ranks.gather_objects = gather_with_pids  # type: ignore[method-assign]
     os.rename = rename_and_die
-    return train_main(config, f"run.name={name}")
+    return train_quietly(config, f"run.name={name}")
 
 
 def outcome_of(run: Path) -> tuple[list[dict[str, Any]], list[bytes]]:
@@ -99,7 +105,7 @@ def chain(folder: Path, *, model: str, strategy: str, world_size: int) -> Counte
     config = str(write_config(folder, model=model, strategy=strategy))
     alone, killed = (f"{kind}-{model}-{strategy}-{world_size}" for kind in ("alone", "killed"))
     counts: Counter[str] = Counter()
-    run_ranks(world_size, train_main, config, f"run.name={alone}", deadline_seconds=120)
+    run_ranks(world_size, train_quietly, config, f"run.name={alone}", deadline_seconds=120)
     for step in range(1, UPDATES):
         port = free_port()
         arguments = (config, killed, step)
@@ -110,7 +116,7 @@ def chain(folder: Path, *, model: str, strategy: str, world_size: int) -> Counte
             process.kill()
             connection.close()
         counts["kills after an update"] += 1
-    codes = run_ranks(world_size, train_main, config, f"run.name={killed}", deadline_seconds=120)
+    codes = run_ranks(world_size, train_quietly, config, f"run.name={killed}", deadline_seconds=120)
     counts["runs"] += 1
     counts["EXIT CODE NOT 0"] += codes != [0] * world_size
     (found_lines, found_bits), (lines, bits) = outcome_of(folder / killed), outcome_of(folder / alone)

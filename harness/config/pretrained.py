@@ -1,0 +1,139 @@
+"""What is in the directory of a pretrained model, as far as it can be told without torch; no code of it is run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from harness.config import RunConfig
+from harness.config.data import TextTableData
+from harness.config.models import PretrainedModel
+from harness.errors import ConfigError
+
+CONFIG, WEIGHTS, INDEX, TOKENIZER = "config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+NUM_BLOCKS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+NUM_POSITIONS = ("max_position_embeddings", "n_positions")
+"""What architectures call these numbers."""
+
+
+def pretrained_problems(config: RunConfig) -> list[str]:
+    """Return what is wrong with the directories that a run wants to start from, one `path: problem` a line."""
+    problems: list[str] = []
+    model, data = config.model, config.data
+    if isinstance(model, PretrainedModel):
+        problems += _model_problems(model)
+        if isinstance(data, TextTableData) and not problems:
+            positions = _first_of(read_config(model.path), NUM_POSITIONS)
+            if positions is not None and data.max_tokens > positions:
+                problems.append(
+                    f"data.max_tokens: {data.max_tokens:,} is more than the {positions:,} positions of {model.path}; "
+                    f"use {positions} or less"
+                )
+    if isinstance(data, TextTableData) and data.tokenizer is not None and not problems:
+        problems += _tokenizer_problems(data.tokenizer)
+    return problems
+
+
+def read_config(directory: str) -> dict[str, Any]:
+    """Return what config.json says.
+
+    Raises:
+        ConfigError: there is none, or it is not a JSON object.
+    """
+    path = Path(directory) / CONFIG
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path.absolute()}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not JSON ({error}); copy the model's directory again") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: holds a {type(found).__name__}, wanted an object; copy the model's directory again")
+    return found
+
+
+def pad_token_id(directory: str) -> int:
+    """Return the token that fills up short texts: config.json's, or the end of the text where it names none.
+
+    Raises:
+        ConfigError: it names neither.
+    """
+    found = read_config(directory)
+    ends = found.get("eos_token_id")
+    pad = found.get("pad_token_id")
+    pad = pad if pad is not None else ends[0] if isinstance(ends, list) and ends else ends
+    if not isinstance(pad, int):
+        raise ConfigError(f"{Path(directory) / CONFIG}: has neither pad_token_id nor eos_token_id; add pad_token_id")
+    return pad
+
+
+def _model_problems(model: PretrainedModel) -> list[str]:
+    directory = Path(model.path)
+    if not directory.is_dir():
+        what = "is a file" if directory.exists() else "there is no such directory"
+        return [
+            f"model.path: {directory.absolute()}: {what}; wanted: a local directory with {CONFIG} and {WEIGHTS} "
+            "(names of a hub are not looked up). harness data prepare minilm writes data/all-MiniLM-L6-v2"
+        ]
+    try:
+        found = read_config(model.path)
+    except ConfigError as error:
+        return [f"model.path: {error.args[0]}"]
+    problems = []
+    if "auto_map" in found:
+        problems.append(
+            f"model.path: {directory / CONFIG} has auto_map, which is code of its own; that is never run. Use a "
+            "model of an architecture that transformers has, or take auto_map out if it has this one"
+        )
+    if not isinstance(found.get("model_type"), str):
+        problems.append(f"model.path: {directory / CONFIG} has no model_type; is it of another library?")
+    problems += _weight_problems(directory)
+    num_blocks = _first_of(found, NUM_BLOCKS)
+    if model.frozen_layers is not None and num_blocks is not None and model.frozen_layers > num_blocks:
+        problems.append(
+            f"model.frozen_layers: {model.frozen_layers} is more than the {num_blocks} blocks of {directory}; use "
+            f"{num_blocks} or less"
+        )
+    return problems
+
+
+def _weight_problems(directory: Path) -> list[str]:
+    if (directory / WEIGHTS).is_file():
+        return []
+    if (directory / INDEX).is_file():
+        try:
+            parts = sorted(set(json.loads((directory / INDEX).read_bytes())["weight_map"].values()))
+            missing = [part for part in parts if not (directory / part).is_file()]
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            return [f"model.path: {directory / INDEX} cannot be read ({error}); copy the model's directory again"]
+        return [
+            f"model.path: {directory} lacks {part}, which {INDEX} names; copy the model's directory again"
+            for part in missing[:1]
+        ]
+    pickled = sorted(path.name for pattern in PICKLED for path in directory.glob(pattern))
+    if pickled:
+        return [
+            f"model.path: {directory} holds its weights only as a pickle ({pickled[0]}), which can run code when it is "
+            f'read; wanted: {WEIGHTS}. Where you trust the file, convert it: python -c "from transformers import '
+            f"AutoModel as M; M.from_pretrained('{directory}').save_pretrained('{directory}-safetensors')\""
+        ]
+    return [f"model.path: {directory} has no {WEIGHTS}; copy the model's directory again"]
+
+
+def _tokenizer_problems(directory: str) -> list[str]:
+    if not (Path(directory) / TOKENIZER).is_file():
+        return [
+            f"data.tokenizer: {Path(directory).absolute()} has no {TOKENIZER}; give a directory that has one in "
+            "data.tokenizer"
+        ]
+    try:
+        pad_token_id(directory)
+    except ConfigError as error:
+        return [f"data.tokenizer: {error.args[0]}"]
+    return []
+
+
+def _first_of(found: dict[str, Any], names: tuple[str, ...]) -> int | None:
+    return next((found[name] for name in names if isinstance(found.get(name), int)), None)

@@ -1,0 +1,51 @@
+"""The sections that describe running text: how it is read, divided and turned into tokens."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from harness.config.fields import Int, PositiveInt, Section
+
+
+class ByteTokenizer(Section):
+    """256 tokens, one a byte, and one for the end of a document; takes any file, text or not."""
+
+    kind: Literal["byte"]
+
+
+class CharTokenizer(Section):
+    """One token for each character of the training text; any other character is written as its UTF-8 bytes."""
+
+    kind: Literal["char"]
+
+
+class BpeTokenizer(Section):
+    """Byte-pair encoding of UTF-8 bytes, merged as the training text suggests (GPT-2's rules for words)."""
+
+    kind: Literal["bpe"]
+    vocab_size: Annotated[Int, Field(ge=258, le=2**20)]
+    """All tokens: 256 bytes, the merges, and one for the end of a document."""
+
+
+Tokenizer = Annotated[ByteTokenizer | CharTokenizer | BpeTokenizer, Field(discriminator="kind")]
+
+
+class TextSection(Section):
+    """Running text for a causal language model, cut into blocks of one length; a row is a block."""
+
+    source: Literal["text"]
+    path: str
+    """A file, or a pattern such as data/shakespeare/*.txt; a .parquet file holds a document a row, any other file
+    is one document."""
+    validation_path: str | None = None
+    """Files of their own for validation; without them `validation_fraction` is set aside, as `split` says."""
+    split: Literal["documents", "tail"] = "documents"
+    """Set aside a fraction of the documents, chosen by the seed, or the last fraction of all bytes."""
+    block: PositiveInt
+    """Tokens of a row; the model predicts each of them from those before it."""
+    text_column: str = "text"
+    """The column of a .parquet file that holds the text."""
+    tokenizer: Tokenizer = ByteTokenizer(kind="byte")
+    """Made from the training text when the run first starts."""

@@ -1,0 +1,125 @@
+"""What is learned from the training rows of a table before the network sees them, as plain data that can be saved.
+
+A feature becomes one column, `((value, or fill where there is none) - mean) / scale`, or one column for each of its
+categories, 1 in that of its value and 0 elsewhere. The categories, fills, means and scales are those of the training
+rows; a validation row changes none of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.config.data import TableData
+from harness.data.tabular import Table, numbers_of
+from harness.errors import DataError
+
+MAX_CATEGORIES = 1_000  # each is a column of every row
+
+Feature = Mapping[str, Any]
+"""{"name", "fill", "mean", "scale"} of a number, {"name", "categories"} of the rest; plain data, as in trainer.json."""
+
+
+def fit_features(table: Table, names: Sequence[str], data: TableData, *, rows: NDArray[np.int64]) -> list[Feature]:
+    """Return what makes numbers of each column, learned from the training rows `rows` of a table.
+
+    Raises:
+        DataError: a column is not of numbers, has no value in these rows to learn from, or too many categories.
+    """
+    may_miss = data.impute != "none"
+    return [
+        _fit_categories(table, name, rows)
+        if name in data.categorical
+        else _fit_numbers(table, name, numbers_of(table, name, may_miss=may_miss)[rows], data)
+        for name in names
+    ]
+
+
+def _fit_categories(table: Table, name: str, rows: NDArray[np.int64]) -> Feature:
+    categories = sorted(set(_values(table, name, rows)), key=lambda value: (value is None, str(type(value)), value))
+    if len(categories) > MAX_CATEGORIES:
+        raise DataError(
+            f"{table.path}: column {name!r} has {len(categories):,} different values in the training rows, but "
+            f"data.categorical makes a column of each and stops at {MAX_CATEGORIES:,}. Group them, or leave the "
+            "column out"
+        )
+    return {"name": name, "categories": categories}
+
+
+def _fit_numbers(table: Table, name: str, training: NDArray[Any], data: TableData) -> Feature:
+    present = training[~np.isnan(training)].astype(np.float64)
+    if not present.size:
+        raise DataError(
+            f"{table.path}: column {name!r} has no value in any of the {len(training):,} training rows, so there is "
+            "nothing to impute it with. Leave the column out."
+        )
+    fill = None
+    if data.impute != "none":
+        fill = float(np.mean(present) if data.impute == "mean" else np.median(present))
+        present = np.concatenate([present, np.full(len(training) - len(present), fill)])
+    if not data.standardize:
+        return {"name": name, "fill": fill, "mean": 0.0, "scale": 1.0}
+    # A column that is the same in every training row has no scale of its own.
+    return {"name": name, "fill": fill, "mean": float(present.mean()), "scale": float(present.std()) or 1.0}
+
+
+def apply_features(table: Table, features: Sequence[Feature]) -> NDArray[Any]:
+    """Return the inputs (N, F) of all rows of a table, in float32 if that holds each exactly, else float64.
+
+    Raises:
+        DataError: a column is missing or not of numbers.
+    """
+    columns = [column for feature in features for column in _columns(table, feature)]
+    matrix = np.empty((len(columns[0]), len(columns)), np.result_type(np.float32, *columns))
+    return np.stack(columns, axis=1, out=matrix)
+
+
+def _columns(table: Table, feature: Feature) -> list[NDArray[Any]]:
+    if "categories" in feature:
+        codes = _codes(table, feature)
+        return [(codes == code).astype(np.float32) for code in range(len(feature["categories"]))]
+    values = numbers_of(table, feature["name"], may_miss=feature["fill"] is not None)
+    if feature["fill"] is not None:
+        values = np.where(np.isnan(values), feature["fill"], values)
+    if (feature["mean"], feature["scale"]) == (0.0, 1.0):
+        return [values]
+    return [(values.astype(np.float64) - feature["mean"]) / feature["scale"]]
+
+
+def unknown_categories(table: Table, features: Sequence[Feature], *, rows: NDArray[np.int64]) -> list[str]:
+    """Return a sentence for each column in which validation rows have a value that no training row has."""
+    sentences = []
+    for feature in features:
+        if "categories" not in feature:
+            continue
+        unknown = np.flatnonzero(_codes(table, feature)[rows] < 0)
+        if unknown.size:
+            value = _values(table, feature["name"], rows[unknown[:1]])[0]
+            sentences.append(
+                f"{table.path}: column {feature['name']!r} has in {unknown.size:,} of {len(rows):,} validation rows a "
+                f"value that no training row has, such as {value!r}; there all of its columns are 0"
+            )
+    return sentences
+
+
+def _codes(table: Table, feature: Feature) -> NDArray[np.int64]:
+    """Return the place of each row's value among the categories, -1 if it is none of them."""
+    places = {value: place for place, value in enumerate(feature["categories"])}
+    return np.array([places.get(value, -1) for value in _values(table, feature["name"])], np.int64)
+
+
+def _values(table: Table, name: str, rows: NDArray[np.int64] | None = None) -> list[Any]:
+    """Return the texts, numbers or booleans of a column; None where there is no value, or NaN."""
+    column = table.arrow.column(name)
+    values = (column if rows is None else column.take(rows)).to_pylist()
+    strange = next((value for value in values if not isinstance(value, str | int | float | bool | None)), None)
+    if strange is not None:
+        raise DataError(
+            f"{table.path}: column {name!r} holds {column.type}, but texts, numbers or true and false are wanted in "
+            "data.categorical. Encode it, or leave the column out."
+        )
+    return [None if isinstance(value, float) and math.isnan(value) else value for value in values]

@@ -1,0 +1,134 @@
+"""Tokenizers: documents to token ids and back, without loss, and how many bytes of text each token stands for.
+
+The last id of each is the end of a document, which stands for no byte. Byte-pair encoding and characters are
+`tokenizers.Tokenizer`s; a text's bytes need no library.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as LibraryTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from harness.config.text import BpeTokenizer, ByteTokenizer, Tokenizer
+from harness.errors import DataError
+
+BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
+"""What `tokenizers` calls the bytes of a character that has no token."""
+
+
+class TextTokenizer(Protocol):
+    """What turns documents into ids."""
+
+    num_tokens: int
+    """The end of a document included."""
+
+    def encode(self, document: bytes) -> NDArray[np.int32]:
+        """Return the (n,) ids of a document, which is UTF-8 unless the tokens are bytes; without its end."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> bytes:
+        """Return the text of some ids; the end of a document is nothing."""
+        ...
+
+    def token_bytes(self) -> NDArray[np.int64]:
+        """Return for each of (num_tokens,) ids how many bytes it stands for."""
+        ...
+
+    def to_json(self) -> str:
+        """Return what `tokenizer_from_json` makes this tokenizer from."""
+        ...
+
+
+class Bytes:
+    """Each byte is its own id."""
+
+    num_tokens = 257
+
+    def encode(self, document: bytes) -> NDArray[np.int32]:
+        return np.frombuffer(document, np.uint8).astype(np.int32)
+
+    def decode(self, ids: Iterable[int]) -> bytes:
+        return bytes(token for token in ids if token < 256)
+
+    def token_bytes(self) -> NDArray[np.int64]:
+        return np.array([1] * 256 + [0], np.int64)
+
+    def to_json(self) -> str:
+        return json.dumps({"kind": "byte"})
+
+
+class Subwords:
+    """The tokens of a `tokenizers.Tokenizer`, and one more for the end of a document.
+
+    Args:
+        tokenizer: one of byte-pair encoding that has a token for every byte.
+    """
+
+    def __init__(self, tokenizer: LibraryTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.num_tokens: int = tokenizer.get_vocab_size() + 1
+
+    def encode(self, document: bytes) -> NDArray[np.int32]:
+        return np.array(self._tokenizer.encode(document.decode()).ids, np.int32)
+
+    def decode(self, ids: Iterable[int]) -> bytes:
+        tokens = [token for token in ids if token < self.num_tokens - 1]
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=False)
+        return text.encode()
+
+    def token_bytes(self) -> NDArray[np.int64]:
+        names = [str(self._tokenizer.id_to_token(token)) for token in range(self.num_tokens - 1)]
+        if self._tokenizer.pre_tokenizer is None:  # characters
+            bytes_of = [1 if name in BYTE_TOKENS else len(name.encode()) for name in names]
+        else:
+            bytes_of = [len(name) for name in names]  # the byte-level alphabet has one character for each byte
+        return np.array([*bytes_of, 0], np.int64)
+
+    def to_json(self) -> str:
+        text: str = self._tokenizer.to_str()
+        return text
+
+
+def tokenizer_from_json(text: str) -> TextTokenizer:
+    """Return the tokenizer that `to_json` described."""
+    described: Any = json.loads(text)
+    return Bytes() if described.get("kind") == "byte" else Subwords(LibraryTokenizer.from_str(text))
+
+
+def train_tokenizer(config: Tokenizer, texts: Iterable[str]) -> TextTokenizer:
+    """Return the tokenizer that `config` wants for the training `texts`, which are read once, if at all.
+
+    Raises:
+        DataError: the text has too few different pairs for so many tokens.
+    """
+    if isinstance(config, ByteTokenizer):
+        return Bytes()
+    if not isinstance(config, BpeTokenizer):
+        return Subwords(_characters(texts))
+    tokenizer = LibraryTokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=config.vocab_size - 1, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    trained = Subwords(tokenizer)
+    if trained.num_tokens < config.vocab_size:
+        raise DataError(
+            f"data.tokenizer.vocab_size: the training text has no more than {trained.num_tokens:,} tokens to give, "
+            f"{config.vocab_size:,} are wanted; use {trained.num_tokens} or less, or more text"
+        )
+    return trained
+
+
+def _characters(texts: Iterable[str]) -> LibraryTokenizer:
+    characters = sorted({character for text in texts for character in set(text)})
+    vocabulary = {name: token for token, name in enumerate([*characters, *BYTE_TOKENS])}
+    tokenizer = LibraryTokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return tokenizer

@@ -1,0 +1,116 @@
+"""Decoder-only Transformers, pre-norm, with GPT-2's initialisation (Radford et al. 2019) and no biases."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from harness.config.gpt import GptModel
+
+INITIAL_STD = 0.02
+
+
+class Gpt(nn.Module):
+    """Logits of the next token at every place: (B, T) int64 ids -> (B, T, num_tokens); T up to the context."""
+
+    def __init__(self, config: GptModel, *, context: int, num_tokens: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(num_tokens, config.width)
+        self.places = nn.Embedding(context, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = a_norm(config)
+        self.head = nn.Linear(config.width, num_tokens, bias=False)
+        # Two layers with one parameter, not one layer's parameter used by another: ZeRO-3 gathers a layer's own.
+        if config.tied_embeddings:
+            self.head.weight = self.tokens.weight
+        for name, parameter in self.named_parameters():
+            if parameter.dim() >= 2:
+                # A sum of 2 x layers branches is to keep the size of one.
+                is_last_of_branch = name.endswith((".attention.out.weight", ".feed_forward.down.weight"))
+                std = INITIAL_STD / sqrt(2 * config.layers) if is_last_of_branch else INITIAL_STD
+                nn.init.normal_(parameter, std=std)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        places = torch.arange(ids.shape[1], device=ids.device)
+        x = self.dropout(self.tokens(ids) + self.places(places))  # (B, T, width)
+        for block in self.blocks:
+            x = block(x)
+        logits: Tensor = self.head(self.norm(x))  # (B, T, num_tokens)
+        return logits
+
+
+class Block(nn.Module):
+    """Attention, then the feed-forward net, each after a norm and added to what came in: (B, T, width) both ways."""
+
+    def __init__(self, config: GptModel) -> None:
+        super().__init__()
+        self.attention_norm = a_norm(config)
+        self.attention = Attention(config)
+        self.feed_forward_norm = a_norm(config)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x))
+        result: Tensor = x + self.feed_forward(self.feed_forward_norm(x))
+        return result
+
+
+class Attention(nn.Module):
+    """Causal attention of several heads: (B, T, width) both ways."""
+
+    def __init__(self, config: GptModel) -> None:
+        super().__init__()
+        self._heads, self._dropout = config.heads, config.dropout
+        self.queries_keys_values = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.out = nn.Linear(config.width, config.width, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, _ = x.shape
+        qkv = self.queries_keys_values(x).view(B, T, 3, self._heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, T, width / heads) each
+        dropout = self._dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        result: Tensor = self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
+        return result
+
+
+class FeedForward(nn.Module):
+    """GELU between two matrices, or SwiGLU (Shazeer 2020, arXiv:2002.05202): (B, T, width) both ways."""
+
+    def __init__(self, config: GptModel) -> None:
+        super().__init__()
+        self._is_gated = config.activation == "swiglu"
+        self.up = nn.Linear(config.width, (1 + self._is_gated) * config.hidden_width, bias=False)
+        self.down = nn.Linear(config.hidden_width, config.width, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = activated(self.up(x), is_gated=self._is_gated)  # (B, T, hidden_width)
+        result: Tensor = self.dropout(self.down(hidden))
+        return result
+
+
+def activated(x: Tensor, *, is_gated: bool) -> Tensor:
+    """Return GELU of (..., H), or (..., H) from (..., 2 H): the first half times SiLU of the second."""
+    if not is_gated:
+        return F.gelu(x)
+    value, gate = x.chunk(2, dim=-1)
+    return value * F.silu(gate)
+
+
+def a_norm(config: GptModel) -> nn.Module:
+    """Return the norm that `config` names, over the width, with a scale and no shift."""
+    if config.norm == "rms":
+        return nn.RMSNorm(config.width)
+    return nn.LayerNorm(config.width, bias=False)
+
+
+def build(config: GptModel, *, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
+    """Return a network for blocks of `input_shape`, (T,), of `num_outputs` different tokens."""
+    (context,) = input_shape
+    return Gpt(config, context=context, num_tokens=num_outputs)

@@ -1,0 +1,85 @@
+"""Writes text with an exported language model: `python -m harness.sample DIR --prompt "KING." --tokens 300`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from harness.data.tokenizers import TextTokenizer, tokenizer_from_json
+from harness.errors import EXIT_DONE, ConfigError, HarnessError
+from harness.export import CONFIG, TOKENIZER, load_exported
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write as the command line says, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m harness.sample", description=main.__doc__, allow_abbrev=False)
+    parser.add_argument("directory", metavar="DIR", type=Path, help="what harness export wrote")
+    parser.add_argument("--prompt", default="", help="the text before; default: the start of a document")
+    parser.add_argument("--tokens", type=int, default=200, help="at most so many; default: 200")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token; default: 0.8")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    given = parser.parse_args(arguments)
+    try:
+        network, tokenizer, context = load(given.directory)
+    except HarnessError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    ids = write(
+        network,
+        [tokenizer.num_tokens - 1, *tokenizer.encode(given.prompt.encode()).tolist()],
+        context=context,
+        num_tokens=given.tokens,
+        temperature=given.temperature,
+        generator=torch.Generator().manual_seed(given.seed),
+    )
+    print(tokenizer.decode(ids).decode(errors="replace"))
+    return EXIT_DONE
+
+
+def load(directory: Path) -> tuple[nn.Module, TextTokenizer, int]:
+    """Return the network of an exported folder, its tokenizer, and how many tokens it can look back on.
+
+    Raises:
+        ConfigError: the folder holds no language model.
+    """
+    if not (directory / TOKENIZER).is_file():
+        raise ConfigError(f"{directory} has no {TOKENIZER}: export a run of task.kind=causal_lm, and give that folder")
+    (context,) = json.loads((directory / CONFIG).read_bytes())["input_shape"]
+    return load_exported(directory), tokenizer_from_json((directory / TOKENIZER).read_text()), context
+
+
+@torch.no_grad()
+def write(
+    network: nn.Module,
+    ids: Sequence[int],
+    *,
+    context: int,
+    num_tokens: int,
+    temperature: float,
+    generator: torch.Generator,
+) -> list[int]:
+    """Return `ids` and up to `num_tokens` after them, drawn one by one; the end of a document ends it.
+
+    Args:
+        ids: at least one; the last `context` of them are looked at.
+        temperature: logits are divided by it; at 0 the likeliest token is taken.
+    """
+    written = list(ids)
+    for _ in range(num_tokens):
+        logits = network(torch.tensor([written[-context:]]))[0, -1]  # (V,)
+        if temperature > 0:
+            token = int(torch.multinomial((logits / temperature).softmax(0), 1, generator=generator))
+        else:
+            token = int(logits.argmax())
+        if token == len(logits) - 1:
+            break
+        written.append(token)
+    return written
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""Predicting each token of a text from those before it."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class CausalLm:
+    """Cross-entropy of (B, T, V) logits against (B, T) ids of the tokens that follow; each token is a target.
+
+    Args:
+        block: tokens of a row.
+        token_bytes: (V,) bytes of text that each token stands for.
+    """
+
+    is_weighted = False
+
+    def __init__(self, block: int, token_bytes: Tensor) -> None:
+        self.targets_per_row = block
+        self._token_bytes = token_bytes
+
+    def loss_sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return nats(outputs, targets)
+
+    def weight_sum(self, targets: Tensor) -> int:
+        return targets.numel()
+
+    def metrics(self) -> dict[str, Metric]:
+        return {"perplexity": Perplexity(), "bits_per_byte": BitsPerByte(self._token_bytes)}
+
+
+def nats(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the () sum of -ln p(target) over (B, T) targets from (B, T, V) logits."""
+    return F.cross_entropy(outputs.flatten(0, -2), targets.flatten(), reduction="sum")
+
+
+class Perplexity(Metric):  # type: ignore[misc]
+    """The exponential of the mean of -ln p over every target."""
+
+    nats: Tensor
+    targets: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("nats", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("targets", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        self.nats += nats(outputs, targets)
+        self.targets += targets.numel()
+
+    def compute(self) -> Tensor:
+        return (self.nats / self.targets).exp()
+
+
+class BitsPerByte(Metric):  # type: ignore[misc]
+    """The sum of -log2 p over every target, divided by the bytes of text that the targets stand for.
+
+    So models with different tokenizers can be compared. The ends of documents stand for no byte, but predicting them
+    costs bits.
+
+    Args:
+        token_bytes: (V,) bytes of each token.
+    """
+
+    nats: Tensor
+    bytes: Tensor
+    token_bytes: Tensor
+
+    def __init__(self, token_bytes: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("token_bytes", token_bytes)
+        self.add_state("nats", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("bytes", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        self.nats += nats(outputs, targets)
+        self.bytes += self.token_bytes[targets].sum()
+
+    def compute(self) -> Tensor:
+        return self.nats / (self.bytes * math.log(2))

@@ -1,0 +1,214 @@
+"""Runs of a tiny pretrained model: every strategy, resumed, in another strategy, and taken out for transformers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+from harness.config import RunConfig
+from harness.config.io import load_config
+from harness.config.models import PretrainedModel
+from harness.data.batches import Columns
+from harness.data.order import BatchPlan
+from harness.data.sources import load
+from harness.export import load_exported, main
+from harness.models.pretrained import build
+from harness.observers.ledger import read_lines
+from tests.distributed.ranks import run_ranks
+from tests.distributed.scenarios import Spec, harness_trace, load_and_train, save_after, train_main
+from tests.tiny_models import NUM_TOKENS, config_values, write_model, write_reviews
+
+STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
+DECAY, PEAK = 0.5, 1e-3
+
+
+@dataclass(frozen=True)
+class PretrainedSpec(Spec):
+    """Rows of tokens for a tiny BERT whose embeddings and lowest block are frozen."""
+
+    network: str = "pretrained"
+    path: str = ""
+    frozen_layers: int | None = 1
+    updates: int = 6
+
+    @property
+    def is_classification(self) -> bool:
+        return True
+
+    @property
+    def model_config(self) -> PretrainedModel:
+        """Its model section."""
+        return PretrainedModel(
+            kind="pretrained",
+            path=self.path,
+            frozen_layers=self.frozen_layers,
+            layer_lr_decay=DECAY,
+            dropout=0.0,
+        )
+
+    @property
+    def config(self) -> RunConfig:
+        return super().config.model_copy(update={"model": self.model_config})
+
+    def model(self) -> nn.Module:
+        torch.manual_seed(0)
+        return build(self.model_config, num_outputs=5)
+
+    def columns(self) -> Columns:
+        generator = torch.Generator().manual_seed(1)
+        tokens = torch.randint(4, NUM_TOKENS, (self.rows, 6), generator=generator)
+        lengths = torch.randint(2, 7, (self.rows, 1), generator=generator)
+        tokens[torch.arange(6) >= lengths] = 0
+        return Columns(tokens, torch.randint(5, (self.rows,), generator=generator))
+
+
+def plain_loop(spec: PretrainedSpec) -> tuple[list[float], dict[str, Tensor]]:
+    """Train transformers' own network by hand, with a rate for each depth written out; return losses and weights."""
+    model, columns, config = spec.model(), spec.columns(), spec.config
+    network = model.network
+    places = {"classifier": 0, "pooler": 0, "layer.1": 1, "layer.0": 2, "embeddings": 3}
+    groups = []
+    for name, parameter in network.named_parameters():
+        depth = next(depth for part, depth in places.items() if part in name)
+        frozen = spec.frozen_layers is not None and depth > 2 - spec.frozen_layers
+        parameter.requires_grad_(not frozen)
+        if not frozen:
+            decay = 0.1 if parameter.dim() >= 2 else 0.0
+            groups.append({"params": [parameter], "lr": PEAK * DECAY**depth, "weight_decay": decay})
+    optimizer = torch.optim.AdamW(groups)
+    warm = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / 4, total_iters=3)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=spec.updates - 4)
+    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warm, decay], milestones=[4])
+    plan = BatchPlan(
+        num_rows=spec.rows, global_batch=spec.global_batch, world_size=1, micro_batch=None, seed=config.run.seed
+    )
+    losses = []
+    for position in range(spec.updates):
+        ids = torch.from_numpy(plan.sample_ids(position, 0))
+        tokens = columns.inputs[ids]
+        logits = network(input_ids=tokens, attention_mask=(tokens != 0).long()).logits
+        loss = nn.functional.cross_entropy(logits, columns.targets[ids])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), spec.max_norm or float("inf"))
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    return losses, {f"network.{name}": p.detach().clone() for name, p in network.named_parameters() if p.requires_grad}
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("models") / "bert")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen_layers", [None, 1])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_frozen_blocks_and_the_rate_of_each_depth_are_those_of_a_loop_by_hand(
+    bert: Path, strategy: str, frozen_layers: int | None
+) -> None:
+    spec = PretrainedSpec(path=str(bert), strategy=strategy, frozen_layers=frozen_layers, optimizer="adamw")
+    losses, weights = plain_loop(spec)
+    traces = run_ranks(2, harness_trace, spec, deadline_seconds=180)
+    assert traces[0].losses == pytest.approx(losses, rel=1e-5)
+    assert traces[0].parameters.keys() == weights.keys()
+    start = dict(spec.model().named_parameters())
+    for name, weight in weights.items():
+        if name.endswith("key.bias"):  # its gradient is rounding alone, which Adam scales up
+            continue
+        moved, wanted = traces[0].parameters[name] - start[name], weight - start[name]
+        torch.testing.assert_close(moved, wanted, rtol=2e-2, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}")
+        assert wanted.abs().max() > 1e-5, f"{name} did not move, so the comparison proves nothing"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loads", ["zero1", "zero3"])
+def test_a_checkpoint_of_ddp_on_two_ranks_goes_on_under_zero_on_one_with_its_frozen_weights(
+    bert: Path, tmp_path: Path, loads: str
+) -> None:
+    spec = PretrainedSpec(path=str(bert))
+    saved = run_ranks(2, save_after, spec, str(tmp_path / "cut"), 3)[0]
+    wanted = run_ranks(2, save_after, spec, str(tmp_path / "whole"), 6)[0]
+    names = {key.removeprefix("model/") for key in saved if key.startswith("model/")}
+    assert names == {name for name, _ in spec.model().named_parameters()}
+    loaded, found, _ = run_ranks(1, load_and_train, replace(spec, strategy=loads), str(tmp_path / "cut"), 6)[0]
+    assert loaded.keys() == saved.keys()
+    for key, tensor in saved.items():
+        assert torch.equal(loaded[key], tensor), key
+    for key, tensor in wanted.items():
+        torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def write_config(folder: Path, directory: Path, /, **sections: Any) -> str:
+    write_reviews(folder / "reviews.csv")
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(config_values(folder, directory, **sections)))
+    return str(path)
+
+
+def test_a_run_in_two_parts_has_the_bits_of_a_run_in_one(bert: Path, tmp_path: Path) -> None:
+    model = {"frozen_layers": 1, "layer_lr_decay": 0.7}
+    config = write_config(tmp_path, bert, model=model)
+    for name, budgets in (("whole", (10,)), ("parts", (5, 10))):
+        for budget in budgets:
+            assert run_ranks(2, train_main, config, f"run.name={name}", f"run.max_steps={budget}") == [0, 0]
+    whole, parts = (
+        [
+            {key: value for key, value in line.items() if key != "seconds"}
+            for line in read_lines(tmp_path / "runs" / name / "ledger.jsonl")
+            if line["event"] == "update"
+        ]
+        for name in ("whole", "parts")
+    )
+    assert len(whole) == 10
+    assert parts == whole
+    weights = "checkpoints/step-00000010/model-00000.safetensors"
+    assert (tmp_path / "runs/parts" / weights).read_bytes() == (tmp_path / "runs/whole" / weights).read_bytes()
+
+
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("zero3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("family", "lora"),
+    [
+        ("bert", None),
+        ("bert", {"rank": 2, "dropout": 0.1}),
+        ("gpt2", {"rank": 2, "alpha": 3.0, "target_modules": ["c_attn", "c_proj"]}),  # one of c_proj is square
+    ],
+)
+def test_transformers_loads_what_was_exported_and_gives_the_scores_of_the_run(
+    tmp_path: Path, strategy: str, family: str, lora: dict[str, Any] | None
+) -> None:
+    import transformers
+
+    if lora is not None:
+        pytest.importorskip("peft")
+    model = write_model(tmp_path / "model", family=family)
+    config = write_config(tmp_path, model, model={"lora": lora}, strategy={"kind": strategy})
+    assert run_ranks(1, train_main, config) == [0]
+    out = tmp_path / "out"
+    assert main([str(tmp_path / "runs/tiny"), "--to", str(out), "--from", "latest"]) == 0
+    loaded = load_config(config).config
+    rows = load(loaded.data, loaded.task, seed=loaded.run.seed).validation
+    network = transformers.AutoModelForSequenceClassification.from_pretrained(out, local_files_only=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out, local_files_only=True)
+    assert network.config.id2label == {0: "great", 1: "other"}
+    assert tokenizer("the food was good")["input_ids"] == [2, 11, 8, 13, 4, 3]
+    with torch.no_grad():
+        logits = network.eval()(input_ids=rows.inputs, attention_mask=(rows.inputs != 0).long()).logits
+        ours = load_exported(out)(rows.inputs)
+    torch.testing.assert_close(ours, logits, rtol=1e-5, atol=1e-6)
+    scores = json.loads((out / "harness.json").read_bytes())["metrics"]
+    assert nn.functional.cross_entropy(logits, rows.targets).item() == pytest.approx(scores["val/loss"], rel=1e-5)
+    start = transformers.AutoModel.from_pretrained(model, local_files_only=True)
+    moved = [
+        not torch.equal(tensor, start.state_dict()[name]) for name, tensor in network.base_model.state_dict().items()
+    ]
+    assert any(moved)

