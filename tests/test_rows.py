@@ -67,6 +67,14 @@ def test_what_was_not_finite_is_left_out_of_a_row_and_is_never_the_best() -> Non
     assert all(math.isfinite(value) for value in row.figures.values())
 
 
+def test_a_matrix_of_an_evaluation_is_no_figure() -> None:
+    scores = {"val/loss": 0.5, "val/confusion_matrix": [[3, 1], [0, 4]]}
+    (row,) = rows_of([update(5), {"event": "evaluation", "step": 5, "metrics": scores}])
+    assert row.matrices == {"val/confusion_matrix": [[3, 1], [0, 4]]}
+    assert row.figures["val/loss"] == 0.5
+    assert "val/confusion_matrix" not in row.figures
+
+
 def test_what_is_told_once_an_interval_is_in_every_row() -> None:
     lines = [update(step) for step in range(1, 11)]
     lines[2] |= {"samples_per_second": 80.0, "data_wait_fraction": 0.5, "memory_bytes": 7}

@@ -195,6 +195,19 @@ def test_the_run_carries_its_configuration_its_facts_and_its_step_metric(tmp_pat
     assert not any(record["type"] == "output_raw" for record in trial.records())
 
 
+def test_a_confusion_matrix_is_a_table_of_the_evaluation_it_belongs_to(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    assert trial.train("task.confusion_matrix=true", "run.max_steps=25") == [0]
+    (row,) = [row for row in trial.rows() if "val/loss" in row]
+    (path,) = trial.directory.glob("wandb/offline-run-*/files/media/table/**/*confusion*.json")
+    assert str(row).count(path.name) == 1
+    evaluations = [line for line in read_lines(trial.directory / "ledger.jsonl") if line["event"] == "evaluation"]
+    wanted = evaluations[0]["metrics"]["val/confusion_matrix"]
+    cells = {(int(i), int(j)): count for i, j, count in json.loads(path.read_text())["data"]}
+    assert cells == {(i, j): wanted[i][j] for i in range(10) for j in range(10)}
+    assert sum(cells.values()) == 1000
+
+
 def test_tracking_changes_no_bit_of_the_training(tmp_path: Path) -> None:
     ledgers = []
     for name, wandb in (("with", "{}"), ("without", "null")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from harness.config import RunConfig
 from harness.config.run import EarlyStopping
@@ -30,6 +31,8 @@ class Row:
 
     step: int
     figures: dict[str, float]
+    matrices: dict[str, list[list[float]]] = field(default_factory=dict)
+    """Scores that are matrices, such as (actual class, predicted class) counts."""
 
 
 @dataclass
@@ -37,7 +40,7 @@ class _Step:
     """One applied update, as far as it is known."""
 
     step: int
-    figures: dict[str, float] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
     is_due: bool = False
 
 
@@ -80,13 +83,15 @@ class Rows:
         norms = self._norms.pop(current.step, {})
         if not current.figures or not (current.is_due or norms):
             return
-        figures: dict[str, float | None] = {STEP: current.step, **self._lasting, **current.figures}
+        figures: dict[str, Any] = {STEP: current.step, **self._lasting, **current.figures}
         figures["train/clipped_fraction"] = self._num_clipped_since_row / max(1, self._num_since_row)
         figures["trainer/skipped_updates"] = self._num_skipped
         figures |= {f"gradient_norm/{name}": norm for name, norm in norms.items()}
         self._num_since_row = self._num_clipped_since_row = 0
         # What was not finite is null in the ledger.
-        yield Row(current.step, {name: value for name, value in figures.items() if value is not None})
+        numbers = {name: value for name, value in figures.items() if isinstance(value, int | float)}
+        matrices = {name: value for name, value in figures.items() if isinstance(value, list)}
+        yield Row(current.step, numbers, matrices)
 
     def _updated(self, line: Line) -> None:
         self._num_since_row += 1

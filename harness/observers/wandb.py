@@ -35,6 +35,7 @@ class WandbTracker(Tracker):
     def open(self, *, offline: bool) -> Opened:
         import wandb
 
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # nothing goes anywhere but to the server that is named
         settings = self._settings
         self._folder = Path(os.environ.get("WANDB_DIR") or self.run.directory).absolute()
         offline = offline or settings.mode == "offline"
@@ -68,7 +69,8 @@ class WandbTracker(Tracker):
         self._wandb_run.config.update(facts, allow_val_change=True)
 
     def log(self, row: Row) -> None:
-        self._wandb_run.log(row.figures, step=row.step, commit=True)
+        charts = {name: _confusion_chart(matrix, title=name) for name, matrix in row.matrices.items()}
+        self._wandb_run.log({**row.figures, **charts}, step=row.step, commit=True)
 
     def alert(self, title: str, text: str) -> None:
         self._wandb_run.alert(title, text, level="WARN", wait_duration=0)
@@ -96,8 +98,9 @@ class WandbTracker(Tracker):
             self._wandb_run.log_artifact(artifact, aliases=["best"])
 
     def _last_step_on_disk(self) -> int:
-        segments = sorted(self._folder.glob(f"wandb/*run-*-{self.run.id}/run-{self.run.id}.wandb"), key=_started)
-        for path in reversed(segments):
+        segments = self._folder.glob(f"wandb/*run-*-{self.run.id}/run-{self.run.id}.wandb")
+        # The folder of a segment is [offline-]run-DATE_TIME-ID; the newest comes first.
+        for path in sorted(segments, key=lambda path: path.parent.name.removeprefix("offline-"), reverse=True):
             read = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
             records = subprocess.run(read, capture_output=True, check=False).stdout.splitlines()
             for record in reversed(records):
@@ -106,6 +109,10 @@ class WandbTracker(Tracker):
         return 0
 
 
-def _started(path: Path) -> str:
-    """Return the date and time in the name of a segment's folder, [offline-]run-DATE_TIME-ID."""
-    return path.parent.name.removeprefix("offline-").split("-")[1]
+def _confusion_chart(matrix: list[list[float]], *, title: str) -> Any:
+    import wandb
+
+    axes = ("Actual", "Predicted", "nPredictions")  # as wandb's own chart calls them
+    cells = [[str(i), str(j), count] for i, counts in enumerate(matrix) for j, count in enumerate(counts)]
+    table = wandb.Table(columns=list(axes), data=cells)
+    return wandb.plot_table("wandb/confusion_matrix/v1", table, dict(zip(axes, axes, strict=True)), {"title": title})
