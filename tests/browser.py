@@ -46,7 +46,7 @@ class Page:
         return answer["result"]
 
     def open(self, path: Path, *, width: int, scheme: str) -> None:
-        """Load a file in a window of this width, for a reader who wants it `light` or `dark`; wait until it is loaded."""
+        """Load a file in a window of this width, for a reader who wants `light` or `dark`; wait until it is there."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.events.clear()
