@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -82,6 +82,8 @@ class Trace:
     lengths: list[tuple[int, int]] = field(default_factory=list)
     """(updates in an interval, how many there could be at most)."""
     evaluated: list[Place] = field(default_factory=list)
+    foretold: list[int] = field(default_factory=list)
+    """At each interval's end, how many updates were to come before the next evaluation."""
     save_was_due: list[Place] = field(default_factory=list)
     reason: StopReason | None = None
 
@@ -101,6 +103,7 @@ def drive(plan: Plan) -> Trace:
         agenda.updates_until_vote = plan.paces[len(trace.ends) % len(plan.paces)]
         place = state.position, state.step
         trace.ends.append(place)
+        trace.foretold.append(agenda.updates_until_evaluation(state))
         if agenda.evaluation_is_due(state):
             trace.evaluated.append(place)
             state.evaluated_step = state.step
@@ -161,6 +164,15 @@ def test_each_due_evaluation_is_made_exactly_once_and_one_more_at_the_end_of_the
         if is_due and place[1] != last_step:  # weights that were not changed since are not scored again
             wanted.append(place)
     assert trace.evaluated == wanted
+
+
+@unhurried
+@given(plans())
+def test_the_next_evaluation_is_foretold_to_the_update_where_none_is_skipped(plan: Plan) -> None:
+    trace = drive(replace(plan, skipped=frozenset()))
+    positions = [position for position, _ in trace.evaluated]
+    for (position, _), foretold in zip(trace.ends, trace.foretold, strict=True):
+        assert foretold == min(later - position for later in positions if later >= position)
 
 
 @unhurried

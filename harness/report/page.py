@@ -138,7 +138,7 @@ def _incidents(record: Record) -> Iterator[Row]:
             num_starts += 1
             text = f"started {'again ' if num_starts > 1 else ''}after update {event['step']:,} on {event.get('host')}"
         elif kind == "cut back":
-            text = f"{event.get('updates')} updates ({event['seconds']:.1f} s) were lost and are made again"
+            text = f"{event.get('updates')} updates ({event['seconds']:.2g} s) were lost and are made again"
         elif kind == "nonfinite":
             text = f"update {event.get('step')} was not applied: the gradient is not finite in {event.get('parameter')}"
         elif kind == "notice":
