@@ -66,14 +66,14 @@ class Agenda:
         """Return how many updates come before the next evaluation, 0 if it is due, as long as all are applied."""
         if self.evaluation_is_due(state):
             return 0
-        run, evaluation = self.config.run, self.config.evaluation
+        run, evaluation, per_epoch = self.config.run, self.config.evaluation, self.updates_per_epoch
         left = [
             *([evaluation.every_steps - state.step % evaluation.every_steps] if evaluation.every_steps else []),
             *([run.max_steps - state.step] if run.max_steps else []),
+            *([run.max_epochs * per_epoch - state.position] if run.max_epochs else []),
         ]
-        for epochs in (evaluation.every_epochs, run.max_epochs):
-            if epochs:
-                left.append(epochs * self.updates_per_epoch - state.position % (epochs * self.updates_per_epoch))
+        if evaluation.every_epochs:
+            left.append(evaluation.every_epochs * per_epoch - state.position % (evaluation.every_epochs * per_epoch))
         return max(0, min(left))
 
     def save_is_due(self, state: TrainState) -> bool:

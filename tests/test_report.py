@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -368,6 +369,32 @@ def test_a_report_that_cannot_be_drawn_is_told_and_changes_no_exit_code(real_run
     assert "the report was not drawn (StorageError: cannot write" in said
     assert f"try: harness report {tmp_path / 'steady'}" in said
     assert json.loads((tmp_path / "steady/exit.json").read_text())["code"] == 0
+
+
+def test_a_report_is_drawn_though_torchrun_ends_the_ranks_of_a_failed_run(run: Path) -> None:
+    script = """
+import pathlib, sys
+from harness.report.at_end import write_report
+from harness.stopping import StopSignals
+StopSignals().install(second_interrupt_ends=False)
+print("ready", flush=True)
+write_report(pathlib.Path(sys.argv[1]))
+"""
+    command = [sys.executable, "-c", script, str(run)]
+    rank = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, cwd=ROOT)
+    assert rank.stdout
+    rank.stdout.readline()
+    children = Path(f"/proc/{rank.pid}/task/{rank.pid}/children")
+
+    def is_drawing(child: str) -> bool:
+        return b"harness.report" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+
+    while not any(map(is_drawing, children.read_text().split())):
+        time.sleep(0.01)
+    os.killpg(rank.pid, signal.SIGTERM)
+    _, said = rank.communicate(timeout=60)
+    assert (rank.returncode, said) == (0, b"")
+    assert (run / "report.html").exists()
 
 
 def test_a_run_can_do_without_a_report(real_runs: Path) -> None:

@@ -11,12 +11,19 @@ TIMEOUT_SECONDS = 60.0
 def write_report(directory: Path) -> None:
     """Write report.html into a run directory; that it could not be drawn is told, and is no failure of the run.
 
-    In a process of its own: what a library does there cannot change how the run ended.
+    In a process of its own: what a library does there cannot change how the run ended. And in a session of its own:
+    when a run fails, torchrun sends SIGTERM to every rank's process group as soon as the first rank is gone.
     """
     command = [sys.executable, "-m", "harness.report", str(directory)]
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SECONDS,
+            start_new_session=True,
+            check=False,
         )
         problem = "" if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
     except (OSError, subprocess.TimeoutExpired) as error:
