@@ -124,7 +124,7 @@ class Session:
 
     def _fit(self) -> FitResult:
         from harness.loop import fit
-        from harness.resume import finish_saving
+        from harness.resume import hear_of_save
 
         run = self._build()
         try:
@@ -132,7 +132,7 @@ class Session:
             run.observers.happened("ended", reason=result.reason, step=result.step, signal=self.state.stop_signal)
             run.observers.ended(result)
         except NonFiniteError:  # of all ranks alike, so that they can still agree on the save in flight
-            finish_saving(run, self.state)
+            hear_of_save(run, self.state, run.checkpoints.finish())
             raise
         finally:
             run.checkpoints.close()

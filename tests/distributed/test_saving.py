@@ -263,8 +263,10 @@ def test_the_third_failed_save_in_a_row_ends_the_run_with_5_on_all_ranks(full_on
     assert hidden_in(tmp_path) == []
 
 
-def test_a_run_whose_last_save_fails_is_not_called_done(tmp_path: Path) -> None:
-    ((how, _),) = run_ranks(1, fit_under, SavingSpec(every_steps=1000), str(tmp_path), disk_is_full, 0, 1)
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_run_whose_last_save_fails_is_not_called_done(asynchronous: bool, tmp_path: Path) -> None:
+    spec = SavingSpec(every_steps=1000, asynchronous=asynchronous)
+    ((how, _),) = run_ranks(1, fit_under, spec, str(tmp_path), disk_is_full, 0, 1)
     assert how.startswith("5 StorageError: cannot write")
 
 
