@@ -115,9 +115,14 @@ class CheckpointDirectory:
         aside.mkdir(exist_ok=True)
         os.rename(directory, aside / f"{directory.name}-{uuid.uuid4().hex[:8]}")
 
-    def mend_pointers(self, newest: Path) -> None:
-        """Have LATEST name the newest good checkpoint, and BEST nothing that was set aside."""
-        step = int(newest.name.removeprefix("step-"))
-        replace_durably(self.path / "LATEST", json_bytes({"directory": newest.name, "step": step}))
+    def mend_pointers(self, newest: Path, *, is_best: bool) -> None:
+        """Have LATEST name the newest good checkpoint, and BEST as well if it is the best, or nothing that is gone.
+
+        They name another if the run was killed between publishing a checkpoint and pointing to it, or a newer one is
+        broken.
+        """
+        pointers = ("LATEST", "BEST") if is_best else ("LATEST",)
+        if any(self.named_by(pointer) != newest.name for pointer in pointers):
+            self.point(int(newest.name.removeprefix("step-")), is_best=is_best)
         if not self.named_by("BEST"):
             (self.path / "BEST").unlink(missing_ok=True)

@@ -127,7 +127,7 @@ class CheckpointStore:
         else:
             self._strategy.share_buffers()
             share = self._snapshot.take(self._strategy)
-            arguments = (temporary, share, rng.capture(), json_bytes(trainer), also_sync)
+            arguments = (temporary, share, rng.capture(), json_bytes({**trainer, "is_best": is_best}), also_sync)
             writing = self._thread.submit(self._write, *arguments)
         self._save = _Save(step, is_best, temporary, writing, began, time.perf_counter() - began)
 
@@ -266,8 +266,8 @@ class CheckpointStore:
     def _found(self, directory: Path, rejected: list[str]) -> Loaded:
         loaded = Loaded(directory, read_manifest(directory), read_trainer(directory), rejected)
         with self._strategy.together("looking for checkpoints"), storage_errors("write in", directory.parent):
-            if self._strategy.rank == 0 and rejected:
-                self.directory.mend_pointers(directory)
+            if self._strategy.rank == 0:
+                self.directory.mend_pointers(directory, is_best=loaded.trainer.get("is_best", False))
         self._source, self._newest_step = directory, loaded.step
         return loaded
 

@@ -651,6 +651,8 @@ def test_wherever_the_power_is_cut_the_next_start_finds_the_old_or_the_new_one_w
         loaded = load_and_restore(store)
         assert loaded.rejected == []
         steps.append(loaded.step)
+        assert store.directory.named_by("LATEST") == f"step-{loaded.step:08d}"
+        assert store.directory.named_by("BEST") == ("step-00000030" if loaded.step == 30 else "")
         assert {name for name in names_in(store.directory.path) if name.startswith((".tmp-", ".trash-"))} == set()
     # The rename is the 7th call; it is what publishes.
     assert steps == [20] * 7 + [30] * (len(steps) - 7)
