@@ -34,6 +34,9 @@ from harness.errors import CheckpointError, StorageError
 from harness.files import json_bytes, storage_errors, write_durably
 from harness.strategy.base import Strategy
 
+SECONDS_BETWEEN_VOTES = 1.0
+"""How often ranks that wait for a save hear that the others still write: a slow disk is no dead peer."""
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -176,9 +179,10 @@ class CheckpointStore:
         result = None
         while self._save is not None:
             began = time.perf_counter()
-            wait([self._save.phase])
+            wait([self._save.phase], timeout=SECONDS_BETWEEN_VOTES)
+            is_over = all(self._strategy.gather_objects(self.vote()))  # so that no rank waits for long in a collective
             self._save.blocked_seconds += time.perf_counter() - began
-            result = self.advance()
+            result = self.advance() if is_over else None
         return result
 
     def close(self) -> None:

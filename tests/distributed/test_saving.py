@@ -233,6 +233,28 @@ def test_a_run_that_gives_up_on_nan_publishes_the_save_in_flight(tmp_path: Path)
     assert newest == read_lines(tmp_path / "run/ledger.jsonl")[-1]["step"] - 1, "the last update was not applied"
 
 
+def train_while_the_disk_pauses(config: str, seconds: float) -> int:
+    """Train; on rank zero the disk takes so long for the first file of the save."""
+    pauses = [seconds]
+    if os.environ["RANK"] == "0":
+        patch_fsync(lambda: time.sleep(pauses.pop() if pauses else 0))
+    return train_main(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_ranks_wait_for_a_slow_disk_longer_than_for_a_peer_that_does_not_answer(
+    asynchronous: bool, tmp_path: Path
+) -> None:
+    config = write_config(
+        tmp_path,
+        strategy={"kind": "ddp", "collective_timeout_seconds": 5},
+        checkpoint={"asynchronous": asynchronous},
+    )
+    assert run_ranks(2, train_while_the_disk_pauses, str(config), 9.0) == [0, 0]
+    assert checkpoint_problems(tmp_path / "run/checkpoints/step-00000040") == []
+
+
 # ---------------------------------------------------------------- disks that fail
 
 
