@@ -66,9 +66,7 @@ def hear_of_save(run: Run, state: TrainState, result: SaveResult | None) -> None
     state.saved_step = 0
     state.failed_saves.append(result.problem)
     reason, limit, in_a_row = str(result.problem), run.config.checkpoint.max_failed_saves, len(state.failed_saves)
-    run.observers.happened(
-        "save failed", step=step, is_best=is_best, in_a_row=in_a_row, limit=limit, reason=reason
-    )
+    run.observers.happened("save failed", step=step, is_best=is_best, in_a_row=in_a_row, limit=limit, reason=reason)
     if in_a_row >= limit:
         raise StorageError(f"{limit} saves in a row failed, the last at update {step:,}: {result.problem.args[0]}")
 
