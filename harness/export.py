@@ -62,7 +62,13 @@ def find_checkpoint(run: Path, which: str) -> Path:
         raise ConfigError(f"{run} is not a run directory: it has no checkpoints/. Give one such as runs/mnist-cnn")
     directory = CheckpointDirectory(run / "checkpoints")
     names = [path.name for path in directory.steps()]
-    wanted = f"step-{int(which):08d}" if which.isdecimal() else directory.named_by(which.upper())
+    match which:
+        case "best":
+            wanted = directory.named_by("BEST")
+        case "latest":  # LATEST is but a hint: a kill may have come before it was written
+            wanted = names[0] if names else ""
+        case _:
+            wanted = f"step-{int(which):08d}" if which.isdecimal() else ""
     if wanted not in names:
         found = ", ".join(str(int(name.removeprefix("step-"))) for name in names) or "none"
         raise CheckpointError(f"{directory.path} has no {which} checkpoint; there are steps {found} (--from STEP)")

@@ -46,6 +46,14 @@ def replace_durably(path: Path, content: bytes) -> None:
     sync_directory(path.parent)
 
 
+def make_directory_durably(path: Path) -> None:
+    """Make a directory and those above it, and wait until the disk has their names."""
+    if not path.is_dir():
+        make_directory_durably(path.parent)
+        path.mkdir(exist_ok=True)
+    sync_directory(path.parent)
+
+
 def sync_directory(path: Path) -> None:
     """Wait until the disk has the names in a directory."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -44,10 +44,9 @@ def finish_saving(run: Run, state: TrainState) -> None:
     Raises:
         StorageError: it failed.
     """
-    result = run.checkpoints.finish()
-    hear_of_save(run, state, result)
-    if result and result.problem:
-        raise result.problem
+    hear_of_save(run, state, run.checkpoints.finish())
+    if state.failed_saves:
+        raise state.failed_saves[-1]
 
 
 def hear_of_save(run: Run, state: TrainState, result: SaveResult | None) -> None:
@@ -60,17 +59,15 @@ def hear_of_save(run: Run, state: TrainState, result: SaveResult | None) -> None
         return
     name, step, is_best = result.directory.name, result.step, result.is_best
     if result.problem is None:
-        state.failed_saves_in_a_row = 0
+        state.failed_saves.clear()
         seconds = {"blocked_seconds": result.blocked_seconds, "seconds": result.seconds}
         run.observers.happened("saved", step=step, directory=name, is_best=is_best, **seconds)
         return
     state.saved_step = 0
-    state.failed_saves_in_a_row += 1
-    reason, limit = str(result.problem), run.config.checkpoint.max_failed_saves
-    run.observers.happened(
-        "save failed", step=step, is_best=is_best, in_a_row=state.failed_saves_in_a_row, limit=limit, reason=reason
-    )
-    if state.failed_saves_in_a_row >= limit:
+    state.failed_saves.append(result.problem)
+    reason, limit, in_a_row = str(result.problem), run.config.checkpoint.max_failed_saves, len(state.failed_saves)
+    run.observers.happened("save failed", step=step, is_best=is_best, in_a_row=in_a_row, limit=limit, reason=reason)
+    if in_a_row >= limit:
         raise StorageError(f"{limit} saves in a row failed, the last at update {step:,}: {result.problem.args[0]}")
 
 

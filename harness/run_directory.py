@@ -12,7 +12,7 @@ from harness.config import RunConfig
 from harness.config.changes import compare
 from harness.config.io import dump_config, load_config
 from harness.errors import ConfigError, RunInUseError, StorageError
-from harness.files import json_bytes, replace_durably, storage_errors
+from harness.files import json_bytes, make_directory_durably, replace_durably, storage_errors
 
 SCHEMA = 1
 
@@ -36,7 +36,7 @@ class RunDirectory:
             RunInUseError: another process trains in it.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_directory_durably(self.path)
             self._lock = (self.path / "lock").open("a+")
         except OSError as error:
             raise StorageError(

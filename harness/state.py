@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from harness.errors import StorageError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -42,7 +44,8 @@ class TrainState:
     evaluated_step: int = 0
     saved_step: int = 0
     """The step whose save was begun last, unless that failed."""
-    failed_saves_in_a_row: int = 0
+    failed_saves: list[StorageError] = field(default_factory=list)
+    """Why each save failed since the last one that did not."""
     is_best: bool = False
     """The last evaluation was the best so far and is not saved yet."""
     metrics: dict[str, Any] = field(default_factory=dict)

@@ -169,7 +169,7 @@ class Session:
 
     def _fit(self) -> FitResult:
         from harness.loop import fit
-        from harness.resume import finish_saving
+        from harness.resume import hear_of_save
 
         run = self._build()
         try:
@@ -179,7 +179,7 @@ class Session:
         except Exception as error:
             run.observers.happened("failed", step=self.state.step, **_failure(error))
             if isinstance(error, NonFiniteError):  # of all ranks alike, so they can still agree on the save in flight
-                finish_saving(run, self.state)
+                hear_of_save(run, self.state, run.checkpoints.finish())
             raise
         finally:
             run.checkpoints.close()

@@ -23,6 +23,9 @@ def checkpoint_lines(run: Path) -> Iterator[str]:
     broken = 0
     for checkpoint in checkpoints:
         problems = checkpoint_problems(checkpoint)
+        if not checkpoint.exists():
+            yield f"{checkpoint.name}  deleted by the run meanwhile"
+            continue
         broken += bool(problems)
         yield f"{checkpoint.name}  {'; '.join(problems) or _whole(directory, checkpoint)}"
     if broken or not checkpoints:

@@ -120,9 +120,8 @@ def test_an_intervals_updates_are_in_the_file_when_it_is_settled(open_ledger: Op
 def test_a_sync_waits_until_the_disk_has_what_was_sealed(
     open_ledger: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    on_disk = []
+    on_disk, ledger = [], open_ledger()
     monkeypatch.setattr(os, "fsync", lambda descriptor: on_disk.append(os.fstat(descriptor).st_size))
-    ledger = open_ledger()
     ledger.on_update({"step": 1})
     assert on_disk == []
     sealed = ledger.seal()

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,9 +17,11 @@ from typing import Any
 
 import pytest
 
+from harness.checkpoint.directory import CheckpointDirectory
 from harness.config import RunConfig
 from harness.config.io import dump_config, load_config
 from harness.errors import ConfigError, NonFiniteError, RunInUseError, StorageError
+from harness.observers.ledger import Ledger
 from harness.run_directory import RunDirectory
 
 
@@ -127,10 +130,31 @@ def test_a_file_in_the_place_of_a_directory_is_a_storage_error(blocked: str, tmp
     assert (tmp_path / blocked).read_text() == "in the way"
 
 
+def test_the_disk_has_the_name_of_every_new_directory_and_file_before_training_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    had: dict[str, list[str]] = {}
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: had.update({(path := os.readlink(f"/proc/self/fd/{fd}")): list_of(Path(path))})
+    )
+    with RunDirectory(a_config(tmp_path / "new" / "runs")) as directory:
+        CheckpointDirectory(directory.path / "checkpoints").prepare()
+        Ledger(directory.path, keep_bytes=0).close()
+    assert had[str(tmp_path)] == ["new"]
+    assert had[str(tmp_path / "new")] == ["runs"]
+    assert had[str(tmp_path / "new/runs")] == ["r"]
+    assert {"checkpoints", "events.jsonl", "ledger.jsonl"} <= set(had[str(directory.path)])
+
+
+def list_of(path: Path) -> list[str]:
+    return os.listdir(path) if path.is_dir() else []
+
+
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     def fsync(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fsync)
 

@@ -31,8 +31,8 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.slow
-def test_training_beats_unigrams_and_5_grams(texts: str, tmp_path: Path) -> None:
-    overrides = [f"data.path={texts}", f"run.output_root={tmp_path}"]
+def test_a_quarter_of_the_training_beats_unigrams_by_far(texts: str, tmp_path: Path) -> None:
+    overrides = [f"data.path={texts}", f"run.output_root={tmp_path}", "run.max_steps=400"]
     config = load_config(CONFIGS / "shakespeare_gpt.yaml", overrides).config
     assert isinstance(config.data, TextData)
     in_bytes = config.data.model_copy(update={"tokenizer": ByteTokenizer(kind="byte")})
@@ -41,7 +41,7 @@ def test_training_beats_unigrams_and_5_grams(texts: str, tmp_path: Path) -> None
     assert run_ranks(2, train_main, path, *overrides, deadline_seconds=1800) == [0, 0]
     lines = read_lines(tmp_path / config.run.name / "ledger.jsonl")
     found = min(line["metrics"]["val/bits_per_byte"] for line in lines if line["event"] == "evaluation")
-    assert found < counted["5-gram"] < counted["unigram"], (found, counted)
+    assert found < 0.65 * counted["unigram"], (found, counted)
 
 
 def test_the_20_minute_form_validates_on_the_same_documents() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch import cli
+from launch.verify import checkpoint_lines
 from tests.distributed.scenarios import Spec, assemble_spec, save_now
 
 MODEL = "model-00000.safetensors"
@@ -59,6 +60,15 @@ def test_a_flipped_bit_is_told_with_its_file_and_exit_code_4_and_left_where_it_i
     assert "1 of 3 checkpoints are broken" in error
     assert "goes on from the newest whole one" in error
     assert sorted(run.rglob("*")) == before
+
+
+def test_a_checkpoint_that_the_run_deletes_meanwhile_is_not_called_broken(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = checkpoint_lines(run)
+    assert next(lines).startswith("step-00000003  whole")
+    shutil.rmtree(run / "checkpoints/step-00000002")
+    assert [line.split("  ")[1][:5] for line in lines] == ["delet", "whole"]
 
 
 def test_a_folder_that_is_no_run_and_a_run_without_checkpoints_are_told_apart(

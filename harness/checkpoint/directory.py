@@ -3,16 +3,15 @@
 A save is written to `.tmp-step-N-NONCE/`, synced, and renamed: whoever looks sees all of it or nothing.
 """
 
-import json
 import os
 import re
 import shutil
 import uuid
 from pathlib import Path
 
-from harness.checkpoint.manifest import COMMIT, Manifest
+from harness.checkpoint.manifest import COMMIT, Manifest, read_json
 from harness.errors import StorageError
-from harness.files import json_bytes, replace_durably, sync_directory, write_durably
+from harness.files import json_bytes, make_directory_durably, replace_durably, sync_directory, write_durably
 
 _STEP = re.compile(r"step-(\d{8,})")
 
@@ -39,7 +38,7 @@ class CheckpointDirectory:
     def named_by(self, pointer: str) -> str:
         """Return the checkpoint that LATEST or BEST names, a hint; empty if there is none."""
         try:
-            name = json.loads((self.path / pointer).read_bytes())["directory"]
+            name = read_json(self.path / pointer)["directory"]
         except (OSError, ValueError, KeyError, TypeError):
             return ""
         return name if isinstance(name, str) and _STEP.fullmatch(name) and (self.path / name).is_dir() else ""
@@ -84,8 +83,8 @@ class CheckpointDirectory:
 
     def prepare(self) -> None:
         """Make the directory, and remove what dead saves left behind."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        for pattern in (".tmp-*", ".trash-*"):
+        make_directory_durably(self.path)
+        for pattern in (".tmp-step-*", ".trash-step-*"):
             for leftover in self.path.glob(pattern):
                 shutil.rmtree(leftover)
         for pattern in (".LATEST.tmp-*", ".BEST.tmp-*"):
@@ -115,9 +114,14 @@ class CheckpointDirectory:
         aside.mkdir(exist_ok=True)
         os.rename(directory, aside / f"{directory.name}-{uuid.uuid4().hex[:8]}")
 
-    def mend_pointers(self, newest: Path) -> None:
-        """Have LATEST name the newest good checkpoint, and BEST nothing that was set aside."""
-        step = int(newest.name.removeprefix("step-"))
-        replace_durably(self.path / "LATEST", json_bytes({"directory": newest.name, "step": step}))
+    def mend_pointers(self, newest: Path, *, is_best: bool) -> None:
+        """Have LATEST name the newest good checkpoint, and BEST as well if it is the best, or nothing that is gone.
+
+        They name another if the run was killed between publishing a checkpoint and pointing to it, or a newer one is
+        broken.
+        """
+        pointers = ("LATEST", "BEST") if is_best else ("LATEST",)
+        if any(self.named_by(pointer) != newest.name for pointer in pointers):
+            self.point(int(newest.name.removeprefix("step-")), is_best=is_best)
         if not self.named_by("BEST"):
             (self.path / "BEST").unlink(missing_ok=True)

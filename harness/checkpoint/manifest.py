@@ -59,6 +59,20 @@ class Manifest:
         return json_bytes(_sealed(body))
 
 
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds that anyone may have written.
+
+    Raises:
+        ValueError: it is too large, nested too deeply, or no JSON.
+    """
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{path.name} is larger than {MAX_JSON_BYTES:,} bytes")
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} cannot be read: {error!r}") from error
+
+
 def _sealed(body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "sha256": hashlib.sha256(json_bytes(body)).hexdigest()}
 
@@ -73,14 +87,11 @@ def read_manifest(directory: Path) -> Manifest:
     path = directory / COMMIT
     if directory.is_symlink() or path.is_symlink() or not path.is_file():
         raise ValueError(f"has no {COMMIT}: the save was cut off")
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"{COMMIT} is larger than {MAX_JSON_BYTES:,} bytes")
-    content = path.read_bytes()
+    commit, content = read_json(path), path.read_bytes()
     try:
-        commit = json.loads(content)
         body = {key: value for key, value in commit.items() if key != "sha256"}
         is_whole = json_bytes(_sealed(body)) == content
-    except (ValueError, AttributeError, RecursionError) as error:
+    except AttributeError as error:
         raise ValueError(f"{COMMIT} cannot be read: {error!r}") from error
     if not is_whole:
         raise ValueError(f"{COMMIT} is not what was written: its SHA-256 differs")
@@ -134,11 +145,21 @@ def checkpoint_problems(directory: Path, *, share: slice = slice(None)) -> list[
     """
     try:
         files = read_manifest(directory).files[share]
-        return [problem for entry in files if (problem := file_problem(directory, entry))]
+        problems = [problem for entry in files if (problem := file_problem(directory, entry))]
+        if not problems and any(entry.name == TRAINER for entry in files):
+            read_trainer(directory)
+        return problems
     except (ValueError, OSError) as error:  # OSError: the disk cannot read it
         return [str(error)]
 
 
 def read_trainer(directory: Path) -> Any:
-    """Return what trainer.json holds; only called on checkpoints that were verified."""
-    return json.loads((directory / TRAINER).read_bytes())
+    """Return what trainer.json holds.
+
+    Raises:
+        ValueError: whoever sealed the checkpoint put something else there.
+    """
+    trainer = read_json(directory / TRAINER)
+    if not isinstance(trainer, dict):
+        raise ValueError(f"{TRAINER} holds {type(trainer).__name__}, wanted an object")
+    return trainer

@@ -34,6 +34,9 @@ from harness.errors import CheckpointError, StorageError
 from harness.files import json_bytes, storage_errors, write_durably
 from harness.strategy.base import Strategy
 
+SECONDS_BETWEEN_VOTES = 1.0
+"""How often ranks that wait for a save hear that the others still write: a slow disk is no dead peer."""
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -127,7 +130,7 @@ class CheckpointStore:
         else:
             self._strategy.share_buffers()
             share = self._snapshot.take(self._strategy)
-            arguments = (temporary, share, rng.capture(), json_bytes(trainer), also_sync)
+            arguments = (temporary, share, rng.capture(), json_bytes({**trainer, "is_best": is_best}), also_sync)
             writing = self._thread.submit(self._write, *arguments)
         self._save = _Save(step, is_best, temporary, writing, began, time.perf_counter() - began)
 
@@ -176,9 +179,10 @@ class CheckpointStore:
         result = None
         while self._save is not None:
             began = time.perf_counter()
-            wait([self._save.phase])
+            wait([self._save.phase], timeout=SECONDS_BETWEEN_VOTES)
+            is_over = all(self._strategy.gather_objects(self.vote()))  # so that no rank waits for long in a collective
             self._save.blocked_seconds += time.perf_counter() - began
-            result = self.advance()
+            result = self.advance() if is_over else None
         return result
 
     def close(self) -> None:
@@ -266,8 +270,8 @@ class CheckpointStore:
     def _found(self, directory: Path, rejected: list[str]) -> Loaded:
         loaded = Loaded(directory, read_manifest(directory), read_trainer(directory), rejected)
         with self._strategy.together("looking for checkpoints"), storage_errors("write in", directory.parent):
-            if self._strategy.rank == 0 and rejected:
-                self.directory.mend_pointers(directory)
+            if self._strategy.rank == 0:
+                self.directory.mend_pointers(directory, is_best=loaded.trainer.get("is_best", False))
         self._source, self._newest_step = directory, loaded.step
         return loaded
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import StorageError
-from harness.files import storage_errors
+from harness.files import storage_errors, sync_directory
 from harness.json_lines import whole_lines
 from harness.observers.base import Line, Observer
 from harness.stopping import Patience
@@ -46,6 +46,7 @@ class Ledger(Observer):
             self._ledger = _Appender(path, keep_bytes=keep_bytes)
         with storage_errors("write", directory / "events.jsonl"):
             self._events = _Appender(directory / "events.jsonl")
+            sync_directory(directory)
         self._lines: list[Line] = []
         if cut_off:
             seconds = math.fsum(line["seconds"] for line in cut_off)
@@ -116,8 +117,9 @@ class _Appender:
             StorageError: it did not take them, or the file is no longer in its directory.
         """
         with storage_errors("write", self._path):
-            if self._written < length and self._problem:
-                raise self._problem
+            problem = self._problem  # training goes on beside this, and the disk may take the lines just now
+            if self._written < length and problem:
+                raise problem
             os.fsync(self._file.fileno())
             if os.fstat(self._file.fileno()).st_nlink == 0:
                 raise FileNotFoundError(errno.ENOENT, "it was deleted while the run wrote to it")

@@ -301,6 +301,13 @@ def seal_commit(directory: Path, commit: dict[str, Any]) -> None:
     set_commit(directory, json.dumps({**commit, "sha256": digest}, indent=1) + "\n")
 
 
+def seal_trainer(directory: Path, content: str) -> None:
+    """Put something else in trainer.json and have the commit say so."""
+    (directory / "trainer.json").write_text(content)
+    entry = {"name": "trainer.json", "size": len(content), "sha256": hashlib.sha256(content.encode()).hexdigest()}
+    edit_commit(directory, lambda commit: commit["files"].__setitem__(-1, entry))
+
+
 def flip_a_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0b100
@@ -372,6 +379,8 @@ WAYS_TO_BREAK: dict[str, Callable[[Path], object]] = {
     "no tensors": lambda d: edit_commit(d, lambda commit: commit.pop("tensors")),
     "a digit of a commit that is another": lambda d: swap_digit(d / "COMMIT.json"),
     "spaces at the end of a commit": lambda d: set_commit(d, (d / "COMMIT.json").read_bytes() + b" "),
+    "a sealed trainer nested deeply": lambda d: seal_trainer(d, "[" * 1_000_000),
+    "a sealed trainer that is a list": lambda d: seal_trainer(d, "[1]"),
     "a commit that is empty": lambda d: set_commit(d, ""),
     "a commit that is cut off": lambda d: set_commit(d, (d / "COMMIT.json").read_bytes()[:-3]),
     "a commit that is no text": lambda d: set_commit(d, b"\xff\x00\x80"),
@@ -651,6 +660,8 @@ def test_wherever_the_power_is_cut_the_next_start_finds_the_old_or_the_new_one_w
         loaded = load_and_restore(store)
         assert loaded.rejected == []
         steps.append(loaded.step)
+        assert store.directory.named_by("LATEST") == f"step-{loaded.step:08d}"
+        assert store.directory.named_by("BEST") == ("step-00000030" if loaded.step == 30 else "")
         assert {name for name in names_in(store.directory.path) if name.startswith((".tmp-", ".trash-"))} == set()
     # The rename is the 7th call; it is what publishes.
     assert steps == [20] * 7 + [30] * (len(steps) - 7)
@@ -678,7 +689,9 @@ def test_a_disk_that_is_full_for_one_rank_is_a_storage_error_on_all(full_on: int
     assert load_on(2, checkpoints.parent) == [(20, [])] * 2
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"directory": "../.."}', '{"directory": "step-00000099"}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"directory": "../.."}', '{"directory": "step-00000099"}', "[" * 10**6]
+)
 def test_a_best_that_cannot_be_read_names_nothing_and_stops_no_save(checkpoints: Path, content: str) -> None:
     (checkpoints / "BEST").write_text(content)
     run = assemble_spec(SPEC, str(checkpoints.parent))

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from harness.config.io import load_config
 from harness.data.sources import load
-from harness.export import load_exported, main
+from harness.export import find_checkpoint, load_exported, main
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main
 
@@ -84,9 +84,18 @@ def test_any_checkpoint_can_be_asked_for(run: Path, which: str, step: int, tmp_p
     assert all(torch.equal(exported[name], saved[name]) for name in saved)
 
 
+def test_the_latest_is_the_newest_also_where_a_kill_came_before_the_pointer(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    shutil.rmtree(copy / "checkpoints/step-00000020")
+    assert find_checkpoint(copy, "latest").name == "step-00000015"
+    (copy / "checkpoints/LATEST").unlink()
+    assert find_checkpoint(copy, "latest").name == "step-00000015"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
+        (["{run}", "--to", "{tmp}/out", "--from", "newest"], 4, "has no newest checkpoint; there are steps 20"),
         (["{run}", "--to", "{tmp}/out", "--from", "7"], 4, "there are steps 20, 15, 10, 5 (--from STEP)"),
         (["{tmp}", "--to", "{tmp}/out"], 2, "is not a run directory"),
         (["{run}", "--to", "{run}"], 5, "is there already; give the name of a new folder"),

@@ -111,7 +111,9 @@ def resume_all(strategy: str, folders: list[str], saved: dict[int, Digests]) -> 
         train_updates(run, range(loaded.step, 25))
         is_right = is_right and digests(run) == saved[25]
         leftovers = [path.name for path in store.directory.path.glob(".*")]
-        if loaded.rejected or leftovers:
+        if loaded.step == 20 and store.directory.named_by("BEST") != "step-00000020":
+            found.append("BEST IS LOST")
+        elif loaded.rejected or leftovers:
             found.append(f"UNTIDY: {loaded.rejected} {leftovers}")
         else:
             found.append(f"resumed from step {loaded.step}" if is_right else f"WRONG STATE of step {loaded.step}")
