@@ -267,7 +267,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["lanch"], "ConfigError: harness lanch: there is no such command; nearest: harness launch\n"),
-        (["zz"], "ConfigError: harness zz: there is no such command; choose from train, launch, check, runs, "),
+        (["zz"], "ConfigError: harness zz: there is no such command; choose from train, launch, check, data, "),
         (["launch"], "the following arguments are required: CONFIG (see harness launch --help)"),
         (["launch", "x.yaml", "--gpus", "0"], "argument --gpus: '0' is not a whole number of at least 1"),
         (["launch", "x.yaml", "--gpus", "-1"], "argument --gpus: '-1' is not a whole number of at least 1"),

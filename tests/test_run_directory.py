@@ -187,7 +187,7 @@ def test_an_exit_that_cannot_be_written_does_not_hide_why_the_run_ended(
     monkeypatch.setattr(Session, "_fit", fit)
     config, ranks = a_config(tmp_path), Ranks(rank=0, world_size=1, device=torch.device("cpu"))
     with RunDirectory(config) as directory, pytest.raises(NonFiniteError, match="loss is nan"):
-        Session(config, ranks, directory, StopSignals()).run_to_the_end()
+        Session(config, ranks, directory, StopSignals(), "again").run_to_the_end()
 
 
 # ---------------------------------------------------------------- what a run is

@@ -83,7 +83,7 @@ def test_the_textbook_loop_as_a_config_stops_at_the_same_epoch(tmp_path: Path, w
         frame.to_parquet(tmp_path / f"{split}.parquet")
     config = {
         "run": {"name": "textbook", "output_root": str(tmp_path), "seed": 0, "max_epochs": 50},
-        "model": {"kind": "mlp", "hidden": [64]},
+        "model": {"kind": "mlp", "hidden": [64], "init": "torch"},
         "data": {
             "source": "parquet",
             "path": str(tmp_path / "train.parquet"),

@@ -20,7 +20,7 @@ from harness.data.order import BatchPlan
 from harness.data.sources import load
 from harness.export import load_exported, main
 from harness.models.pretrained import build
-from harness.observers.ledger import read_lines
+from harness.observers.ledger import MEASURED, read_lines
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import Spec, harness_trace, load_and_train, save_after, train_main
 from tests.tiny_models import NUM_TOKENS, config_values, write_model, write_reviews
@@ -162,7 +162,7 @@ def test_a_run_in_two_parts_has_the_bits_of_a_run_in_one(bert: Path, tmp_path: P
             assert run_ranks(2, train_main, config, f"run.name={name}", f"run.max_steps={budget}") == [0, 0]
     whole, parts = (
         [
-            {key: value for key, value in line.items() if key != "seconds"}
+            {key: value for key, value in line.items() if key not in MEASURED}
             for line in read_lines(tmp_path / "runs" / name / "ledger.jsonl")
             if line["event"] == "update"
         ]
