@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -108,6 +109,9 @@ def test_a_file_that_cannot_be_read_is_told_and_the_other_runs_are_listed(
 
 
 def test_the_list_is_aligned_and_the_youngest_run_is_first(real_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for index, name in enumerate(["restarted", "other", "steady"]):
+        for path in (real_runs / name / "lock", *(real_runs / name).glob("*.jsonl")):
+            os.utime(path, (time.time() - 100 * index,) * 2)
     heading, *rows = told(capsys, str(real_runs))
     assert heading.split() == ["run", "state", "step", "best", "age", "strategy", "ranks"]
     assert [row.split()[0] for row in rows] == ["restarted", "other", "steady"]
