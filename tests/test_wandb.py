@@ -50,7 +50,7 @@ class Trial:
         self.config = folder / "t.yaml"
         values = {
             "run": {"name": "t", "output_root": str(folder / "runs"), "max_steps": 60},
-            "model": {"kind": "mlp", "hidden": [16], "dropout": 0.1},
+            "model": {"kind": "mlp", "hidden": [16], "dropout": 0.1, "init": "torch"},
             "data": {"source": "mnist_5k", "global_batch": 16},
             "task": {"kind": "classification", "num_classes": 10},
             "optim": {"kind": "sgd", "peak_lr": 0.01},
