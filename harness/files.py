@@ -2,14 +2,17 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from harness.errors import StorageError
 
+_encoder = json.JSONEncoder(allow_nan=False)
 _PIECE_BYTES = 8 * 2**20  # hashed and written while it is still in a core's cache
 
 
@@ -58,6 +61,35 @@ def sync_directory(path: Path) -> None:
 def json_bytes(value: Any) -> bytes:
     """Encode for a file that people read as well; floats read back to the same bits."""
     return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def json_line(line: dict[str, Any]) -> bytes:
+    """Return one line of JSON; NaN and infinities, which JSON does not have, are null."""
+    try:
+        text = _encoder.encode(line)
+    except ValueError:  # NaN or infinity somewhere
+        text = _encoder.encode(_finite(line))
+    return (text + "\n").encode()
+
+
+def event_line(event: dict[str, Any]) -> bytes:
+    """Return a line of events.jsonl, with the time of now."""
+    return json_line({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **event})
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a ledger or of an events file."""
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
 @contextmanager

@@ -4,19 +4,15 @@ Lines are JSON objects. Floats read back to the same bits; NaN and infinities, w
 """
 
 import errno
-import json
-import math
 import os
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from harness.errors import StorageError
-from harness.files import storage_errors
+from harness.files import event_line, json_line, read_lines, storage_errors
 from harness.observers.base import Line, Observer
 from harness.stopping import Patience
 
-_encoder = json.JSONEncoder(allow_nan=False)
+__all__ = ["Ledger", "read_lines"]
 
 
 class Ledger(Observer):
@@ -48,14 +44,14 @@ class Ledger(Observer):
 
     def on_settled(self) -> None:
         lines, self._lines = self._lines, []
-        self._ledger.append(b"".join(map(encode, lines)))
+        self._ledger.append(b"".join(map(json_line, lines)))
 
     def on_evaluation(self, line: Line, best: Patience) -> None:
         self._lines.append(line)
         self.on_settled()
 
     def on_event(self, line: Line) -> None:
-        self._events.append(encode({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **line}))
+        self._events.append(event_line(line))
 
     def seal(self) -> int:
         self.on_settled()
@@ -126,27 +122,3 @@ class _Appender:
             self._file.close()
             if problem:
                 raise problem
-
-
-def encode(line: Line) -> bytes:
-    """Return one line of JSON."""
-    try:
-        text = _encoder.encode(line)
-    except ValueError:  # NaN or infinity somewhere
-        text = _encoder.encode(_finite(line))
-    return (text + "\n").encode()
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
-
-
-def read_lines(path: Path) -> list[Line]:
-    """Return the lines of a ledger or of an events file."""
-    return [json.loads(line) for line in path.read_bytes().splitlines()]
