@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = {
-    0: ("harness/__init__.py", "harness/errors.py", "harness/files.py", "harness/process.py"),
+    0: ("harness/__init__.py", "harness/errors.py", "harness/exit_file.py", "harness/files.py", "harness/process.py"),
     1: (
         "harness/config/",
         "harness/checkpoint/directory.py",
@@ -41,7 +41,7 @@ LIBRARIES = {
     4: {"torch", "numpy", "safetensors", "xxhash", "rich", "wandb"},
     5: {"torch"},
     6: {"torch", "numpy", "pydantic", "torchmetrics", "safetensors", "rich"},
-    7: {"yaml"},
+    7: {"jinja2", "pydantic", "yaml"},
 }
 ONLY_FOR_TYPES = {1: {"torch"}}
 """What a layer may import under TYPE_CHECKING as well."""
