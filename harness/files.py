@@ -77,6 +77,13 @@ def event_line(event: dict[str, Any]) -> bytes:
     return json_line({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **event})
 
 
+def append_event(run_directory: Path, event: str, **details: Any) -> None:
+    """Add a line to the events.jsonl of a run, in one write, so that lines of several processes do not mix."""
+    path = run_directory / "events.jsonl"
+    with storage_errors("write", path), path.open("ab", buffering=0) as file:
+        file.write(event_line({"event": event, **details}))
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None

@@ -1,6 +1,7 @@
 """Early stopping, the best score, and the plateau: one state machine that every rank runs on rank zero's scores."""
 
 import math
+import os
 import signal
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from harness.config import RunConfig
 from harness.config.fields import Mode
 from harness.config.run import EarlyStopping
 from harness.config.training import PlateauSchedule
+from harness.process import pending_signals
 
 
 @dataclass
@@ -93,7 +95,7 @@ class StopSignals:
     Nothing is saved inside the handler: a flag is all it sets.
     """
 
-    NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGUSR2)
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -108,6 +110,10 @@ class StopSignals:
         self._second_interrupt_ends = second_interrupt_ends
         for number in self.NUMBERS:
             signal.signal(number, self._remember)
+        # A launcher of a Slurm job blocks them, so that none is lost that came before this line.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self.NUMBERS)
+        for number in set(self.NUMBERS) & pending_signals(os.getppid()):
+            self.received = signal.Signals(number)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if number == self.received == signal.SIGINT and self._second_interrupt_ends:

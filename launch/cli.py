@@ -12,11 +12,14 @@ from typing import NoReturn
 from harness.config.io import load_config
 from harness.errors import ConfigError, HarnessError
 from launch import torchrun
+from launch.cluster import load_cluster, with_options
 from launch.plan import choose_ranks, launch_plan, this_machine
+from launch.submit import TRAIN_MODULE, check_with_slurm, prepare
+from launch.submit import submit as submit_job
 from launch.summary import summary
 from launch.verify import checkpoint_lines
 
-TRAIN_MODULE, EXPORT_MODULE = "harness.train", "harness.export"
+EXPORT_MODULE = "harness.export"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,6 +67,33 @@ def launch(arguments: list[str]) -> int:
     return torchrun.run(plan)
 
 
+def submit(arguments: list[str]) -> int:
+    """train as a Slurm job"""
+    parser = _parser(submit)
+    parser.add_argument("--cluster", metavar="FILE", required=True, help="such as slurm/cluster.example.yaml")
+    parser.add_argument("--nodes", metavar="N", type=_count(1), help="instead of the cluster file's")
+    parser.add_argument("--time-limit-minutes", metavar="M", type=_count(1), help="instead of the cluster file's")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--dry-run", action="store_true", help="print the job's script; needs no Slurm")
+    only.add_argument("--check", action="store_true", help="have Slurm judge the script, and queue nothing")
+    given = parser.parse_intermixed_args(arguments)
+    cluster = with_options(
+        load_cluster(given.cluster), nodes=given.nodes, gpus=given.gpus, time_limit_minutes=given.time_limit_minutes
+    )
+    loaded = load_config(given.config, given.overrides)
+    submission = prepare(loaded, cluster)
+    if given.dry_run:
+        print(submission.script, end="")
+        return 0
+    for notice in loaded.notices:
+        print(f"notice: {notice}")
+    if given.check:
+        print(check_with_slurm(submission))
+        return 0
+    print(f"job {submit_job(submission)}: {submission.script_path}")
+    return 0
+
+
 def check(arguments: list[str]) -> int:
     """validate a configuration and say what it would do; starts nothing"""
     given = _parser(check).parse_intermixed_args(arguments)
@@ -88,7 +118,14 @@ def export(arguments: list[str]) -> int:
     os.execv(sys.executable, [sys.executable, "-m", EXPORT_MODULE, *arguments])
 
 
-COMMANDS = {"train": train, "launch": launch, "check": check, "verify": verify, "export": export}
+COMMANDS = {
+    "train": train,
+    "launch": launch,
+    "submit": submit,
+    "check": check,
+    "verify": verify,
+    "export": export,
+}
 
 
 def help_text() -> str:
