@@ -27,6 +27,7 @@ from harness.errors import (
     StorageError,
 )
 from harness.process import die_with_parent
+from harness.rank_log import redirect_output
 from harness.run_directory import RunDirectory
 from harness.state import FitResult, TrainState
 from harness.stopping import StopSignals
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         place = placement()
         rank = place.rank
+        redirect_output(place)
         if not arguments or arguments[0].startswith("-"):
             raise ConfigError(USAGE)
         path, *overrides = arguments

@@ -79,14 +79,16 @@ def launch_plan(
 ) -> LaunchPlan:
     """Return the plan to run `command`, a module and its arguments, in `ranks` processes on `machine`."""
     threads_per_rank = max(1, machine.num_cores // ranks)
-    threads = (("OMP_NUM_THREADS", str(threads_per_rank)),)
+    threads = () if "OMP_NUM_THREADS" in machine.variables else (("OMP_NUM_THREADS", str(threads_per_rank)),)
+    # Rank zero speaks in the terminal, the others in files.
+    logs = (("HARNESS_LOG_DIRECTORY", os.path.abspath(run_directory / "logs")), ("HARNESS_TERMINAL_RANK", "0"))
     return LaunchPlan(
         command=tuple(command),
         run_directory=run_directory,
         ranks_per_node=ranks,
         threads_per_rank=threads_per_rank,
         max_restarts=max_restarts,
-        environment=() if "OMP_NUM_THREADS" in machine.variables else threads,
+        environment=(*threads, *logs),
         dropped_variables=tuple(
             sorted(name for name in machine.variables if name.startswith("PET_") or name == "PYTHON_EXEC")
         ),

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from harness.errors import EXIT_DONE, EXIT_INTERRUPTED, HarnessError, PeerError, RunInUseError
 from harness.exit_file import ExitFile
+from harness.files import storage_errors
 from harness.process import adopt_orphans, die_with_parent
 from launch.plan import LaunchPlan, child_environment
 
@@ -79,6 +80,8 @@ def run(plan: LaunchPlan) -> int:
 
     The first SIGINT, SIGTERM or SIGUSR1 asks the ranks to save and stop; a later SIGINT kills them at once.
     """
+    with storage_errors("write to", plan.run_directory):
+        (plan.run_directory / "logs").mkdir(parents=True, exist_ok=True)
     adopt_orphans()
     strangers = frozenset(_descendants(os.getpid()))
     # A signal that whoever started us ignores stays ignored. Blocked signals wait for `sigwait`, so none is lost.

@@ -17,6 +17,7 @@ LAYERS = {
         "harness/checkpoint/directory.py",
         "harness/checkpoint/manifest.py",
         "harness/agenda.py",
+        "harness/rank_log.py",
         "harness/run_directory.py",
         "harness/schedule.py",
         "harness/state.py",
