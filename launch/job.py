@@ -194,7 +194,7 @@ def attempt(job: Job, options: argparse.Namespace, srun: Sequence[str]) -> int:
         **({"HARNESS_END_TIME": str(end_time)} if end_time else {}),
         **({"HARNESS_INTERFACE": options.interface} if options.interface else {}),
     }
-    output = f"--output={str(logs).replace('%', '%%')}/{'node' if '--ntasks-per-node=1' in srun else 'task'}-%t.log"
+    output = f"--output={str(logs).replace('%', '%%')}/task-%t.log"
     step_code = wait_for(subprocess.Popen([srun[0], output, *srun[1:]], env=environment))
     recorded = exit_file.new_code()
     now = look(job)
