@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import random
+import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,6 +90,24 @@ class Run:
     def signal(self, name: str) -> None:
         """Send the ranks a signal, as Slurm does before the time limit."""
         self.cluster.ask("scancel", f"--signal={name}", self.job)
+
+    def kill_rank(self) -> None:
+        """Kill one rank of the run as the kernel does when memory runs out."""
+        config = str(self.directory / "slurm" / "config.yaml").encode()
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                words = path.read_bytes().split(b"\0")
+            except OSError:
+                continue  # it has just ended
+            if b"harness.train" in words and config in words and b"srun" not in words and b"launch.node" not in words:
+                os.kill(int(path.parent.name), signal.SIGKILL)
+                return
+        raise AssertionError(f"no rank of {self.directory} runs\n{self.story()}")
+
+    def finish_soon(self) -> None:
+        """Have the next attempt end after a few more updates."""
+        config = self.directory / "slurm" / "config.yaml"
+        config.write_text(re.sub("max_steps: [0-9]+", f"max_steps: {self.step() + 10}", config.read_text()))
 
     def requeue(self) -> None:
         """Queue the job again by hand."""

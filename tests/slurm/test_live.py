@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import socket
 import time
 
 import pytest
 
+from launch.job import FIRST_PORT
 from tests.slurm.jobs import Run, Site
 
 LONG = "run.max_steps=10000000"
@@ -69,7 +71,7 @@ def test_a_job_that_crashes_comes_back_so_often_and_only_with_a_new_step(site: S
     for restart in range(2):
         saved = len(run.events("saved"))
         run.wait_for(lambda saved=saved: len(run.events("saved")) > saved, "a save")
-        run.signal("KILL")
+        run.kill_rank()
         run.wait_for(lambda restart=restart: len(run.events("job ended")) == restart + 1, "the end of an attempt")
     run.ends_as("FAILED")
     assert run.causes() == [(137, "requeue"), (137, "end")]
@@ -77,7 +79,7 @@ def test_a_job_that_crashes_comes_back_so_often_and_only_with_a_new_step(site: S
 
     fruitless = site.submit("fruitless", LONG, "checkpoint.every_steps=null", "evaluation.every_steps=1000000")
     fruitless.wait_for_step(50)
-    fruitless.signal("KILL")
+    fruitless.kill_rank()
     fruitless.ends_as("FAILED")
     assert fruitless.causes() == [(137, "end")]
 
@@ -94,3 +96,96 @@ def test_two_nodes_with_two_ranks_each_train_the_same_under_both_styles(site: Si
         runs.append(run)
     assert runs[0].ledger() == runs[1].ledger()
     assert len(runs[0].ledger()) == 402
+
+
+def test_a_preempted_job_is_requeued_once_and_goes_on(site: Site) -> None:
+    run = site.submit("preempted", LONG, partition="preempt")
+    run.wait_for_step(50)
+    site.cluster.ask("sbatch", "--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=true")
+    run.wait_for(lambda: run.events("job ended"), "the end of the first attempt")
+    run.finish_soon()
+    run.ends_as("COMPLETED")
+    assert run.causes() == [(75, "leave"), (0, "end")]
+    assert run.events("job ended")[0]["cause"] == "preempted"
+    assert run.restarts == 1
+    assert run.events("started")[1]["step"] == run.events("job ended")[0]["step"] > 0
+
+
+def test_a_job_that_lost_a_node_goes_on_from_the_last_periodic_save(site: Site) -> None:
+    run = site.submit("lost", LONG, nodes=2)
+    run.wait_for(lambda: len(run.events("saved")) > 1, "two saves")
+    site.cluster.kill_node("node2")
+    try:
+        run.wait_for(lambda: run.restarts == 1, "a requeue")
+        run.finish_soon()
+        run.ends_as("COMPLETED")
+    finally:
+        site.cluster.start_node("node2")
+    assert run.events("job started")[1]["nodes"] == ["node1", "node3"]
+    step = run.events("started")[1]["step"]
+    assert step == max(line["step"] for line in run.events("saved") if line["time"] < run.events("started")[1]["time"])
+    assert step % 200 == 0
+    assert run.exit_code == 0
+
+
+def test_a_job_that_reaches_its_time_limit_saves_before_it_and_comes_back(site: Site) -> None:
+    run = site.submit("limited", LONG, time_limit_minutes=1, signal_lead_seconds=25)
+    run.wait_for(lambda: run.events("job ended"), "the end of the first attempt", seconds=150)
+    run.finish_soon()
+    run.ends_as("COMPLETED")
+    assert run.causes() == [(75, "requeue"), (0, "end")]
+    assert run.restarts == 1
+
+
+def test_jobs_on_one_node_do_not_meet_at_one_port_nor_at_a_port_that_is_taken(site: Site) -> None:
+    last = int(site.cluster.ask("sbatch", "--parsable", "--output=/dev/null", "--wrap=true"))
+    taken = FIRST_PORT + last + 1
+    with socket.create_server(("", taken)):
+        runs = [site.submit(f"beside-{index}", style="torchrun", ranks_per_node=2) for index in range(2)]
+        for run in runs:
+            run.ends_as("COMPLETED")
+    assert [int(run.job) for run in runs] == [last + 1, last + 2]
+    ports = [int(run.events("job started")[0]["rendezvous"].partition(":")[2]) for run in runs]
+    assert len({taken, *ports}) == 3
+
+
+def test_where_a_requeue_is_refused_a_new_job_goes_on_in_the_same_directory(site: Site) -> None:
+    run = site.submit("refused", LONG)
+    first = run.job
+    site.cluster.ask("scontrol", "update", f"JobId={first}", "Requeue=0")
+    run.wait_for_step(50)
+    run.signal("USR1")
+    run.wait_for(lambda: len(run.events("submitted")) == 2, "another job")
+    run.finish_soon()
+    run.job = run.events("submitted")[1]["job"]
+    assert run.job != first
+    assert run.events("submitted")[1]["after"] == first
+    run.ends_as("COMPLETED")
+    assert run.causes() == [(75, "requeue"), (0, "end")]
+    assert run.exit_code == 0
+
+
+def test_a_job_that_is_not_the_one_of_its_plan_says_so_and_does_not_start(site: Site) -> None:
+    run = site.submit("changed", options=("--nodes", "3"))
+    site.cluster.ask("scancel", run.job)
+    site.cluster.ask("sbatch", "--nodes=2", str(run.directory / "slurm" / "train.sbatch"))
+    run.job = str(int(run.job) + 1)
+    run.ends_as("FAILED")
+    assert run.shown("ExitCode") == "2:0"
+    log = (run.directory / "logs" / f"slurm-{run.job}.log").read_text()
+    assert "SLURM_JOB_NUM_NODES is 2, the plan has 3" in log
+    assert log.count("\n") == 1
+
+
+def test_a_run_is_not_submitted_twice(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    run = site.submit("once", LONG)
+    with pytest.raises(AssertionError, match="ended with 2"):
+        site.submit("once")
+    assert f"is trained by job {run.job} (" in capsys.readouterr().err
+
+
+def test_what_slurm_refuses_is_told_in_its_words(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ((), ("--check",)):
+        with pytest.raises(AssertionError, match="ended with 2"):
+            site.submit("nowhere", partition="nowhere", options=option)
+        assert "invalid partition specified: nowhere" in capsys.readouterr().err
