@@ -43,6 +43,8 @@ class TrainState:
     saved_step: int = 0
     """The step whose save was begun last, unless that failed."""
     failed_saves_in_a_row: int = 0
+    save_seconds: float = 0.0
+    """The longest save of this launch on this rank."""
     is_best: bool = False
     """The last evaluation was the best so far and is not saved yet."""
     metrics: dict[str, float] = field(default_factory=dict)

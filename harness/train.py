@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(loaded: LoadedConfig, place: Placement) -> int:
     """Train on this rank and return the exit code. Collective."""
-    signals = StopSignals()
+    signals = StopSignals(end_time=place.end_time)
     signals.install(second_interrupt_ends=not place.under_torchrun)
     if place.under_torchrun:
         die_with_parent()
