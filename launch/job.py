@@ -46,6 +46,8 @@ class Job:
     """What Slurm's programs take: by its bare number, the last task of an array would stand for the whole array."""
     restart: int
     nodes: str
+    task: int | None = None
+    """Of an array."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,13 @@ def job_of(environment: Mapping[str, str]) -> Job:
         raise ConfigError("this is not a Slurm job (SLURM_JOB_ID is not set): start it with harness submit") from None
     array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
     restart = int(environment.get("SLURM_RESTART_COUNT", "0"))
-    return Job(number, f"{array}_{task}" if array else str(number), restart, nodes)
+    name = f"{array}_{task}" if array else str(number)
+    return Job(number, name, restart, nodes, int(task) if task is not None else None)
+
+
+def own_run(word: str, task: int) -> str:
+    """Return a path with the folder of an array's task in the place of TASK."""
+    return "/".join(f"{task:03d}" if part == "TASK" else part for part in word.split("/"))
 
 
 def check_plan(expected: Mapping[str, str], environment: Mapping[str, str]) -> None:
@@ -139,6 +147,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options, srun = parse(sys.argv[1:] if arguments is None else arguments)
         job = job_of(os.environ)
+        if job.task is not None:  # of an array: its run lies in the folder of its number
+            options.run_directory = Path(own_run(str(options.run_directory), job.task))
+            srun = [own_run(word, job.task) for word in srun]
         return attempt(job, options, srun)
     except HarnessError as error:
         say(str(error))
@@ -253,8 +264,9 @@ def requeue(job: Job, run_directory: Path, script: Path) -> None:
     refused = ask_slurm("scontrol", "requeue", job.name)
     if refused.returncode == 0:
         return
-    task = ["--array", job.name.partition("_")[2]] if "_" in job.name else []
+    task = [] if job.task is None else [f"--array={job.task}"]
     number = sbatch(script, "--parsable", f"--dependency=afterany:{job.name}", *task).partition(";")[0]
+    number += "" if job.task is None else f"_{job.task}"
     append_event(run_directory, "submitted", job=number, after=job.name)
     say(f"requeue was refused ({' '.join(refused.stderr.split())}), so job {number} goes on when this one has ended")
 

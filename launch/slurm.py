@@ -26,12 +26,13 @@ class Place:
     """The folder that holds the packages `harness` and `launch`."""
     python: str
     """The interpreter that submits."""
-    log_name: str = "slurm-%j.log"
 
 
-def job_script(plan: LaunchPlan, cluster: Cluster, place: Place, *, job_name: str) -> str:
+def job_script(plan: LaunchPlan, cluster: Cluster, place: Place, *, job_name: str, array: str | None = None) -> str:
     """Return the text of the batch script that runs `plan` on `cluster`.
 
+    Args:
+        array: such as 0,2,3%2; every task of the array runs the plan with its number in the place of TASK.
     Raises:
         ConfigError: a path has a character that no batch script can hold.
     """
@@ -50,20 +51,24 @@ def job_script(plan: LaunchPlan, cluster: Cluster, place: Place, *, job_name: st
     environment.filters["quote"] = lambda value: shlex.quote(str(value))
     return environment.get_template("train.sbatch.j2").render(
         cluster=cluster,
-        directives=directives(plan, cluster, place, job_name=job_name),
+        directives=directives(plan, cluster, place, job_name=job_name, array=array),
         expected=expected_variables(plan, cluster),
         plan=plan,
         place=place,
         python=job_python(cluster, place),
+        script=script_folder(plan, array=array) / "slurm" / "train.sbatch",
         srun=_lines(srun_command(plan, cluster, place)),
     )
 
 
-def directives(plan: LaunchPlan, cluster: Cluster, place: Place, *, job_name: str) -> list[str]:
+def directives(
+    plan: LaunchPlan, cluster: Cluster, place: Place, *, job_name: str, array: str | None = None
+) -> list[str]:
     """Return the options of the `#SBATCH` lines, quoted."""
-    log = _no_patterns(plan.run_directory / "logs") + f"/{place.log_name}"
+    log = _no_patterns(script_folder(plan, array=array) / "logs") + ("/slurm-%A_%a.log" if array else "/slurm-%j.log")
     options: dict[str, object] = {
         "job-name": job_name,
+        "array": array,
         "partition": cluster.partition,
         "account": cluster.account,
         "qos": cluster.qos,
@@ -79,6 +84,11 @@ def directives(plan: LaunchPlan, cluster: Cluster, place: Place, *, job_name: st
     }
     lines = [f"--{name}={shlex.quote(str(value))}" for name, value in options.items() if value is not None]
     return [*lines, "--requeue"]
+
+
+def script_folder(plan: LaunchPlan, *, array: str | None) -> Path:
+    """Return the folder that a script and its log belong to: the run's, or that of the sweep."""
+    return plan.run_directory.parent if array else plan.run_directory
 
 
 def srun_command(plan: LaunchPlan, cluster: Cluster, place: Place) -> list[str]:

@@ -1,7 +1,8 @@
-"""`harness submit`: the same run as a Slurm job. Everything that can be wrong is told before anything is submitted."""
+"""`harness submit`: a run, or every run of a sweep, as a Slurm job. What is wrong is told before anything is submitted."""
 
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +20,14 @@ PACKAGES = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Submission:
-    """A job that is ready to be submitted."""
+    """A job, or an array of jobs, that is ready to be submitted."""
 
     directory: Path
+    """Of the run, or of the sweep that its runs lie in."""
     script: str
-    config: str
-    """The whole configuration, so that the job trains what was submitted, whatever becomes of the file until then."""
+    configs: Mapping[str, str]
+    """The whole configuration of every run by its folder in `directory`, so that a job trains what was submitted,
+    whatever becomes of the file until then."""
 
     @property
     def script_path(self) -> Path:
@@ -41,16 +44,27 @@ def prepare(loaded: LoadedConfig, cluster: Cluster, *, python: str = sys.executa
     check_batch(loaded, cluster)
     config = loaded.config
     directory = Path(os.path.abspath(config.run_directory))
+    script = script_of(directory, cluster, job_name=config.run.name, python=python)
+    return Submission(directory, script, {".": dump_config(config)})
+
+
+def script_of(
+    run_directory: Path, cluster: Cluster, *, job_name: str, python: str = sys.executable, array: str | None = None
+) -> str:
+    """Return the batch script of a run.
+
+    Args:
+        array: the tasks of an array; then `run_directory` is that of each, with TASK in the place of its number.
+    """
     plan = LaunchPlan(
-        command=(TRAIN_MODULE, str(directory / "slurm" / "config.yaml")),
-        run_directory=directory,
+        command=(TRAIN_MODULE, str(run_directory / "slurm" / "config.yaml")),
+        run_directory=run_directory,
         nodes=cluster.nodes,
         ranks_per_node=cluster.ranks_on_a_node,
         threads_per_rank=cluster.cpus_per_rank,
     )
     place = Place(working_directory=Path.cwd(), packages=PACKAGES, python=python)
-    script = job_script(plan, cluster, place, job_name=config.run.name)
-    return Submission(directory, script, dump_config(config))
+    return job_script(plan, cluster, place, job_name=job_name, array=array)
 
 
 def check_with_slurm(submission: Submission) -> str:
@@ -60,7 +74,7 @@ def check_with_slurm(submission: Submission) -> str:
         ConfigError: it would be refused.
     """
     slurm_client.require_slurm()
-    _write(submission)
+    write(submission)
     return slurm_client.sbatch(submission.script_path, "--test-only")
 
 
@@ -78,7 +92,7 @@ def submit(submission: Submission) -> str:
             f"{directory} is trained by job {job} ({state}) already. Wait for it, end it with harness cancel "
             f"{os.path.relpath(directory)}, or give this run another run.name"
         )
-    _write(submission)
+    write(submission)
     job = slurm_client.sbatch(submission.script_path, "--parsable").partition(";")[0]
     append_event(directory, "submitted", job=job)
     return job
@@ -97,9 +111,17 @@ def job_state(job: str) -> str | None:
     return state[0] if state else None
 
 
-def _write(submission: Submission) -> None:
+def write(submission: Submission) -> None:
+    """Write the script, the configurations, and the folders that Slurm and the ranks write to.
+
+    Raises:
+        StorageError: that is not possible.
+    """
     with storage_errors("write in", submission.directory):
         for folder in ("slurm", "logs"):  # Slurm makes no folder for a job's log: the job would fail without a word
             (submission.directory / folder).mkdir(parents=True, exist_ok=True)
+        for folder, config in submission.configs.items():
+            path = submission.directory / folder / "slurm" / "config.yaml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_durably(path, config.encode())
         replace_durably(submission.script_path, submission.script.encode())
-        replace_durably(submission.directory / "slurm" / "config.yaml", submission.config.encode())

@@ -36,7 +36,7 @@ def cluster_file(tmp_path: Path) -> Write:
     return write
 
 
-def script(cluster: Cluster, *, run_directory: str = "/runs/a", log_name: str = "slurm-%j.log") -> str:
+def script(cluster: Cluster, *, run_directory: str = "/runs/a") -> str:
     plan = LaunchPlan(
         command=("harness.train", f"{run_directory}/slurm/config.yaml"),
         run_directory=Path(run_directory),
@@ -44,7 +44,7 @@ def script(cluster: Cluster, *, run_directory: str = "/runs/a", log_name: str = 
         ranks_per_node=cluster.ranks_on_a_node,
         threads_per_rank=cluster.cpus_per_rank,
     )
-    place = Place(Path("/work"), packages=Path("/code"), python="/venv/bin/python", log_name=log_name)
+    place = Place(Path("/work"), packages=Path("/code"), python="/venv/bin/python")
     return job_script(plan, cluster, place, job_name="a")
 
 

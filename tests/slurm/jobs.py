@@ -8,6 +8,7 @@ import os
 import random
 import re
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,15 @@ class Run:
         return "\n".join(
             [self.cluster.ask("squeue"), events, *(f"{log.name}: {log.read_text()[-3000:]}" for log in logs)]
         )
+
+
+def interrupt(run: Run, numbers: random.Random, *, times: int) -> None:
+    """Send the ranks of a run the signal that comes before the time limit, in so many attempts, at any moment."""
+    for restart in range(times):
+        run.wait_for_attempt(restart)
+        time.sleep(numbers.uniform(1, 12))
+        run.signal("USR1")
+        run.wait_for(lambda: len(run.events("job ended")) == restart + 1, f"the end of attempt {restart}")  # noqa: B023
 
 
 def _rows(count: int) -> str:

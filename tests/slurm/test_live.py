@@ -8,8 +8,10 @@ import time
 
 import pytest
 
+from harness.errors import ConfigError
 from launch.job import FIRST_PORT
-from tests.slurm.jobs import Run, Site
+from launch.status import cancel, newest_log, status_of
+from tests.slurm.jobs import Site, interrupt
 
 LONG = "run.max_steps=10000000"
 
@@ -27,25 +29,17 @@ def test_a_finished_job_that_is_requeued_by_hand_ends_at_once(site: Site) -> Non
 
 
 def test_an_interrupted_job_comes_back_and_ends_with_the_ledger_of_an_undisturbed_one(site: Site) -> None:
-    undisturbed = site.submit("undisturbed", "run.max_steps=3000")
-    undisturbed.ends_as("COMPLETED")
-    run = site.submit("disturbed", "run.max_steps=3000")
+    run = site.submit("disturbed", LONG, style="torchrun", ranks_per_node=2)
     interrupt(run, random.Random(1), times=3)
+    run.finish_soon()
     run.ends_as("COMPLETED")
     assert run.causes() == [(75, "requeue")] * 3 + [(0, "end")]
     assert run.restarts == 3
+    undisturbed = site.submit("undisturbed", f"run.max_steps={run.step()}", ranks_per_node=2)
+    undisturbed.ends_as("COMPLETED")
     assert run.ledger() == undisturbed.ledger()
     for restart in range(4):
-        assert f"host node1, rank 0 of 1, local rank 0, device cpu, restart {restart}," in run.log(restart, 0)
-
-
-def interrupt(run: Run, numbers: random.Random, *, times: int) -> None:
-    """Send the ranks of a run the signal that comes before the time limit, in so many attempts, at any moment."""
-    for restart in range(times):
-        run.wait_for_attempt(restart)
-        time.sleep(numbers.uniform(0.5, 5))
-        run.signal("USR1")
-        run.wait_for(lambda: len(run.events("job ended")) == restart + 1, f"the end of attempt {restart}")  # noqa: B023
+        assert f"host node1, rank 1 of 2, local rank 1, device cpu, restart {restart}," in run.log(restart, 1)
 
 
 def test_a_job_whose_training_diverges_is_not_requeued(site: Site) -> None:
@@ -59,8 +53,13 @@ def test_a_job_whose_training_diverges_is_not_requeued(site: Site) -> None:
 def test_a_cancelled_job_stays_cancelled(site: Site) -> None:
     run = site.submit("cancelled", LONG)
     run.wait_for_step(50)
-    site.cluster.ask("scancel", run.job)
+    assert "running, 0 restarts" in status_of(run.directory).line()
+    assert newest_log(run.directory).name == "rank-0.log"
+    assert "is cancelled" in cancel(run.directory)
     run.ends_as("CANCELLED")
+    assert "cancelled, 0 restarts" in status_of(run.directory).line()
+    with pytest.raises(ConfigError, match="no job that waits or runs"):
+        cancel(run.directory)
     time.sleep(8)  # longer than Slurm waits before it starts a requeued job
     assert run.shown("JobState") == "CANCELLED"
     assert run.restarts == 0
