@@ -1,4 +1,4 @@
-"""`harness submit`: a run, or every run of a sweep, as a Slurm job. What is wrong is told before anything is submitted."""
+"""`harness submit`: a run as a Slurm job. Everything that can be wrong is told before anything is submitted."""
 
 import os
 import sys

@@ -21,6 +21,8 @@ from launch.submit import Submission, job_state, last_job, script_of, write
 EXAMPLE = "slurm/sweep.example.yaml"
 TABLE = "sweep.json"
 MAX_TASKS = 1000
+OWN_KEYS = ("run.name", "run.output_root")
+"""What every task has of its own."""
 
 
 def load_grid(path: str | PathLike[str]) -> list[tuple[str, ...]]:
@@ -35,7 +37,7 @@ def load_grid(path: str | PathLike[str]) -> list[tuple[str, ...]]:
     for key, values in raw.items():
         if not (isinstance(values, list) and values):
             problems.append(f"{key}: {shown(values)} is not a list of values")
-        elif key in ("run.name", "run.output_root"):
+        elif key in OWN_KEYS:
             problems.append(f"{key}: every task has a directory of its own by its number; leave it out")
     refuse(path, problems)
     choices = [[f"{key}={json.dumps(value)}" for value in values] for key, values in raw.items()]
@@ -67,9 +69,7 @@ class Sweep:
         self._configs: dict[str, str] = {}
         for index, task in enumerate(self.tasks):
             own = [f"run.name={json.dumps(task_name(index))}", f"run.output_root={json.dumps(str(self.directory))}"]
-            kept = [
-                override for override in overrides if override.partition("=")[0] not in ("run.name", "run.output_root")
-            ]
+            kept = [override for override in overrides if override.partition("=")[0] not in OWN_KEYS]
             try:
                 loaded = load_config(config, [*kept, *task, *own])
                 check_batch(loaded, cluster)
@@ -100,7 +100,7 @@ class Sweep:
         """Submit the open tasks and return the number of the array, and which they are.
 
         Raises:
-            ConfigError: there is no Slurm here, it refuses the jobs, none is open, or the directory holds another sweep.
+            ConfigError: there is no Slurm here, it refuses the jobs, or there is nothing to submit.
         """
         slurm_client.require_slurm()
         table = self._table()

@@ -16,8 +16,10 @@ from harness.config.io import dump_config, load_config
 from harness.errors import ConfigError
 from launch import cli
 from launch.cluster import Cluster, load_cluster, with_options
+from launch.job import own_run
 from launch.plan import LaunchPlan
 from launch.slurm import Place, job_script, srun_command
+from launch.sweep import load_grid
 
 ROOT = Path(__file__).parents[1]
 MNIST = str(ROOT / "configs/mnist_cnn.yaml")
@@ -309,3 +311,58 @@ def test_what_is_wrong_is_told_before_anything_is_written(
     assert cli.main(["submit", *given]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+# ---------------------------------------------------------------- sweeps
+
+
+GRID = "optim.peak_lr: [1e-3, 3e-4]\nmodel.hidden: [[8], [16, 16]]\n"
+
+
+def test_a_grid_is_every_value_with_every_other(tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text(GRID)
+    assert load_grid(tmp_path / "grid.yaml") == [
+        ("optim.peak_lr=0.001", "model.hidden=[8]"),
+        ("optim.peak_lr=0.001", "model.hidden=[16, 16]"),
+        ("optim.peak_lr=0.0003", "model.hidden=[8]"),
+        ("optim.peak_lr=0.0003", "model.hidden=[16, 16]"),
+    ]
+    assert len(load_grid(ROOT / "slurm/sweep.example.yaml")) == 4
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ("optim.peak_lr: 1", "optim.peak_lr: 1 is not a list of values"),
+        ("optim.peak_lr: []", "optim.peak_lr: [] is not a list of values"),
+        ("run.name: [a, b]", "run.name: every task has a directory of its own"),
+        ("optim.peek_lr: [1, 2]", "task 0 of"),
+        ("optim.peak_lr: [1, -2]", "task 1 of"),
+        ("data.global_batch: [64, 62]", "62 does not divide over 4 ranks"),
+        ("[1, 2]", "is not a mapping; start with a key and its values"),
+        ("a: " + str(list(range(40))) + "\nb: " + str(list(range(40))), "more than 1,000 tasks"),
+    ],
+)
+def test_a_wrong_grid_is_told_before_anything_is_submitted(
+    tmp_path: Path, cluster_file: Write, capsys: pytest.CaptureFixture[str], *, grid: str, message: str
+) -> None:
+    (tmp_path / "grid.yaml").write_text(grid)
+    given = [MNIST, "--cluster", cluster_file(**CPU), f"run.output_root={tmp_path}/runs"]
+    assert cli.main(["submit", *given, "--sweep", str(tmp_path / "grid.yaml")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_script_of_a_sweep_is_an_array_with_a_folder_for_each_task(
+    tmp_path: Path, cluster_file: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "grid.yaml").write_text(GRID)
+    given = [MNIST, "--cluster", cluster_file(**CPU), f"run.output_root={tmp_path}/runs", "run.name=sweep"]
+    arguments = [*given, "--sweep", str(tmp_path / "grid.yaml"), "--at-once", "2", "--dry-run"]
+    assert cli.main(["submit", *arguments]) == 0
+    text = capsys.readouterr().out
+    folder = f"{tmp_path}/runs/sweep"
+    lines = ["#SBATCH --array=0,1,2,3%2", f"#SBATCH --output={folder}/logs/slurm-%A_%a.log"]
+    lines += [f"  --run-directory {folder}/TASK \\", f"  --script {folder}/slurm/train.sbatch \\"]
+    assert set(text.splitlines()) >= set(lines)
+    assert own_run(f"{folder}/TASK/slurm/config.yaml", 7) == f"{folder}/007/slurm/config.yaml"

@@ -49,12 +49,22 @@ class Site:
 
     def submit(self, name: str, *overrides: str, options: tuple[str, ...] = (), **cluster: Any) -> Run:
         """Submit the run under a name, with `cluster` in the place of the facts above."""
+        self._submit(name, *overrides, options=options, **cluster)
+        return Run(self.cluster, self.folder / "runs" / name)
+
+    def submit_sweep(self, name: str, *, options: tuple[str, ...]) -> str:
+        """Submit a sweep and return the number of its array."""
+        self._submit(name, options=options)
+        newest = max(self.folder.glob(f"runs/{name}/*/events.jsonl"), key=lambda path: path.stat().st_mtime)
+        submitted = [line for line in read_lines(newest) if line["event"] == "submitted"]
+        return str(submitted[-1]["job"]).partition("_")[0]
+
+    def _submit(self, name: str, *overrides: str, options: tuple[str, ...] = (), **cluster: Any) -> None:
         path = self.folder / f"{name}-cluster.yaml"
         path.write_text(yaml.safe_dump(CLUSTER | cluster))
         arguments = ["run.yaml", "--cluster", str(path), *options, f"run.name={name}", *overrides]
         code = cli.main(["submit", *arguments])
         assert code == 0, f"harness submit {arguments} ended with {code}"
-        return Run(self.cluster, self.folder / "runs" / name)
 
     def cancel_all(self) -> None:
         """Leave nothing on the cluster."""

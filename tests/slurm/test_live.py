@@ -9,9 +9,10 @@ import time
 import pytest
 
 from harness.errors import ConfigError
+from launch import cli
 from launch.job import FIRST_PORT
 from launch.status import cancel, newest_log, status_of
-from tests.slurm.jobs import Site, interrupt
+from tests.slurm.jobs import Run, Site, interrupt
 
 LONG = "run.max_steps=10000000"
 
@@ -165,14 +166,14 @@ def test_where_a_requeue_is_refused_a_new_job_goes_on_in_the_same_directory(site
 
 
 def test_a_job_that_is_not_the_one_of_its_plan_says_so_and_does_not_start(site: Site) -> None:
-    run = site.submit("changed", options=("--nodes", "3"))
+    run = site.submit("changed")
     site.cluster.ask("scancel", run.job)
     site.cluster.ask("sbatch", "--nodes=2", str(run.directory / "slurm" / "train.sbatch"))
     run.job = str(int(run.job) + 1)
     run.ends_as("FAILED")
     assert run.shown("ExitCode") == "2:0"
     log = (run.directory / "logs" / f"slurm-{run.job}.log").read_text()
-    assert "SLURM_JOB_NUM_NODES is 2, the plan has 3" in log
+    assert "SLURM_JOB_NUM_NODES is 2, the plan has 1" in log
     assert log.count("\n") == 1
 
 
@@ -188,3 +189,28 @@ def test_what_slurm_refuses_is_told_in_its_words(site: Site, capsys: pytest.Capt
         with pytest.raises(AssertionError, match="ended with 2"):
             site.submit("nowhere", partition="nowhere", options=option)
         assert "invalid partition specified: nowhere" in capsys.readouterr().err
+
+
+def test_a_sweep_is_an_array_of_runs_of_which_only_those_that_failed_are_submitted_again(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (site.folder / "grid.yaml").write_text("optim.peak_lr: [0.01, 1e30]\noptim.momentum: [0.5, 0.9]\n")
+    options = ("--sweep", "grid.yaml", "--at-once", "2")
+    array = site.submit_sweep("sweep", options=options)
+    most = 0
+    while states := site.cluster.ask("squeue", "--noheader", "--array", "--format", "%T").split():
+        most = max(most, states.count("RUNNING"))
+        time.sleep(0.3)
+    assert most == 2
+    runs = [Run(site.cluster, site.folder / "runs/sweep" / f"{index:03d}") for index in range(4)]
+    assert [run.job for run in runs] == [f"{array}_{index}" for index in range(4)]
+    assert [run.exit_code for run in runs] == [0, 0, 6, 6]
+    assert [run.ledger()[0]["learning_rate"] for run in runs] == [0.01, 0.01, 1e30, 1e30]
+    capsys.readouterr()
+    assert cli.main(["status", "runs/sweep"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("exit code ")[1][0] for line in lines] == ["0", "0", "6", "6"]
+    assert lines[3].endswith("optim.peak_lr=1e+30  optim.momentum=0.9")
+    again = site.submit_sweep("sweep", options=options)
+    assert [run.events("submitted")[-1]["job"] for run in runs[2:]] == [f"{again}_2", f"{again}_3"]
+    assert len(runs[0].events("submitted")) == 1
