@@ -9,7 +9,8 @@ from typing import Any, Literal
 from harness.errors import EXIT_DONE, EXIT_INTERRUPTED
 from launch.torchrun import FINAL_CODES
 
-Action = Literal["end", "requeue", "leave"]
+Action = Literal["end", "requeue", "exclude", "leave"]
+MAX_EXCLUSIONS = 2
 CRASHED = "crashed"
 
 
@@ -28,6 +29,10 @@ class Attempt:
     was_fruitless_before: bool
     """The attempt before was interrupted too, and had saved no new step."""
     lost_nodes: tuple[str, ...] = ()
+    bad_nodes: tuple[str, ...] = ()
+    """Those that failed launch/preflight.py."""
+    exclusions: int = 0
+    """How often this submission was started without bad nodes."""
 
     @property
     def has_saved_a_new_step(self) -> bool:
@@ -38,8 +43,9 @@ class Attempt:
 def decide(attempt: Attempt, *, max_crash_requeues: int) -> tuple[Action, str]:
     """Return what to do after an attempt, with the reason.
 
-    `end` ends the job with the run's code, `requeue` queues it again, `leave` waits for Slurm, which is about to do
-    either by itself: a requeue now would be a second one, and would bring a cancelled job back to life.
+    `end` ends the job with the run's code, `requeue` queues it again, `exclude` does so without the bad nodes, `leave`
+    waits for Slurm, which is about to do either by itself: a requeue now would be a second one, and would bring a
+    cancelled job back to life.
     """
     code = attempt.code
     if attempt.state != "RUNNING":
@@ -57,6 +63,11 @@ def decide(attempt: Attempt, *, max_crash_requeues: int) -> tuple[Action, str]:
 
 def _after_a_crash(attempt: Attempt, *, max_requeues: int) -> tuple[Action, str]:
     code = attempt.code
+    if attempt.bad_nodes:
+        names = ", ".join(attempt.bad_nodes)
+        if attempt.exclusions >= MAX_EXCLUSIONS:
+            return "end", f"bad nodes {names}, after others were left out {MAX_EXCLUSIONS} times: is it the image?"
+        return "exclude", f"bad nodes {names}"
     if attempt.lost_nodes:
         return "requeue", f"lost {', '.join(attempt.lost_nodes)}"
     if not attempt.has_saved_a_new_step:
@@ -66,10 +77,23 @@ def _after_a_crash(attempt: Attempt, *, max_requeues: int) -> tuple[Action, str]
     return "requeue", CRASHED
 
 
-def earlier_attempts(events: Sequence[Mapping[str, Any]]) -> tuple[int, bool]:
-    """Return how often the last submission was requeued for a crash, and whether its last attempt was fruitless."""
+@dataclass(frozen=True)
+class Earlier:
+    """The attempts since a person submitted the run."""
+
+    crash_requeues: int
+    was_fruitless: bool
+    exclusions: int
+
+
+def earlier_attempts(events: Sequence[Mapping[str, Any]]) -> Earlier:
+    """Return what the events of a run tell of the attempts since it was last submitted by a person."""
     submissions = [index for index, line in enumerate(events) if line["event"] == "submitted" and "after" not in line]
     ends = [line for line in events[max(submissions, default=0) :] if line["event"] == "job ended"]
     crashes = sum(line["action"] == "requeue" and line["cause"] == CRASHED for line in ends)
     last = ends[-1] if ends else None
-    return crashes, bool(last and last["code"] == EXIT_INTERRUPTED and not last["has_saved_a_new_step"])
+    return Earlier(
+        crash_requeues=crashes,
+        was_fruitless=bool(last and last["code"] == EXIT_INTERRUPTED and not last["has_saved_a_new_step"]),
+        exclusions=sum(line["action"] == "exclude" for line in ends),
+    )

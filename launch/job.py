@@ -26,6 +26,7 @@ from harness.errors import EXIT_DONE, ConfigError, HarnessError
 from harness.exit_file import ExitFile
 from harness.files import append_event, read_lines
 from launch.attempts import Action, Attempt, decide, earlier_attempts
+from launch.preflight import bad_nodes
 from launch.slurm_client import ask_slurm, field, sbatch
 from launch.torchrun import FINAL_CODES
 
@@ -191,7 +192,7 @@ def attempt(job: Job, options: argparse.Namespace, srun: Sequence[str]) -> int:
     end_time = look(job).end_time
     logs = directory / "logs" / job.name / f"r{job.restart}"
     logs.mkdir(parents=True, exist_ok=True)
-    crash_requeues, was_fruitless = earlier_attempts(events_of(directory))
+    earlier = earlier_attempts(events_of(directory))
     step_before, began = newest_step(directory), time.monotonic()
     about = {"job": job.name, "restart": job.restart}
     append_event(directory, "job started", **about, nodes=hosts, rendezvous=f"{host}:{port}", step=step_before)
@@ -208,6 +209,7 @@ def attempt(job: Job, options: argparse.Namespace, srun: Sequence[str]) -> int:
     output = f"--output={str(logs).replace('%', '%%')}/task-%t.log"
     step_code = wait_for(subprocess.Popen([srun[0], output, *srun[1:]], env=environment))
     recorded = exit_file.new_code()
+    bad = bad_nodes(logs)
     now = look(job)
     end = Attempt(
         code=recorded if recorded is not None else step_code,
@@ -215,8 +217,10 @@ def attempt(job: Job, options: argparse.Namespace, srun: Sequence[str]) -> int:
         is_preempted=now.is_preempted,
         step_before=step_before,
         step_after=newest_step(directory),
-        crash_requeues=crash_requeues,
-        was_fruitless_before=was_fruitless,
+        crash_requeues=earlier.crash_requeues,
+        was_fruitless_before=earlier.was_fruitless,
+        exclusions=earlier.exclusions,
+        bad_nodes=tuple(bad),
         lost_nodes=() if (recorded if recorded is not None else step_code) in FINAL_CODES else lost_nodes(job),
     )
     action, cause = decide(end, max_crash_requeues=options.max_crash_requeues)
@@ -231,11 +235,18 @@ def attempt(job: Job, options: argparse.Namespace, srun: Sequence[str]) -> int:
         has_saved_a_new_step=end.has_saved_a_new_step,
         seconds=round(time.monotonic() - began, 1),
     )
+    for name, problems in bad.items():
+        say(f"node {name} cannot train: {problems}")
     say(f"exit code {end.code}, newest checkpoint at update {end.step_after:,}: {cause}")
     if action == "leave" and end.is_preempted:
         action = wait_for_slurm(job, terminated)
     if action == "requeue":
         requeue(job, directory, options.script)
+    elif action == "exclude":
+        excluded = field(ask_slurm("scontrol", "show", "job", "--oneliner", job.name).stdout, "ExcNodeList")
+        names = ",".join([*([excluded] if excluded else []), *bad])
+        again = submit_again(job, directory, options.script, f"--exclude={names}")
+        say(f"job {again} goes on without {names} when this one has ended")
     return end.code
 
 
@@ -264,11 +275,17 @@ def requeue(job: Job, run_directory: Path, script: Path) -> None:
     refused = ask_slurm("scontrol", "requeue", job.name)
     if refused.returncode == 0:
         return
+    number = submit_again(job, run_directory, script)
+    say(f"requeue was refused ({' '.join(refused.stderr.split())}), so job {number} goes on when this one has ended")
+
+
+def submit_again(job: Job, run_directory: Path, script: Path, *options: str) -> str:
+    """Submit the same script as a job that waits for the end of this one, and return its number."""
     task = [] if job.task is None else [f"--array={job.task}"]
-    number = sbatch(script, "--parsable", f"--dependency=afterany:{job.name}", *task).partition(";")[0]
+    number = sbatch(script, "--parsable", f"--dependency=afterany:{job.name}", *task, *options).partition(";")[0]
     number += "" if job.task is None else f"_{job.task}"
     append_event(run_directory, "submitted", job=number, after=job.name)
-    say(f"requeue was refused ({' '.join(refused.stderr.split())}), so job {number} goes on when this one has ended")
+    return number
 
 
 def look(job: Job) -> Outlook:

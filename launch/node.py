@@ -16,6 +16,7 @@ from pathlib import Path
 from harness.errors import ConfigError, HarnessError
 from launch.job import address_of
 from launch.plan import LaunchPlan, Rendezvous
+from launch.preflight import EXIT_BAD_NODE, bad_node_file, node_name, node_problems
 from launch.torchrun import torchrun_command
 
 SIGNALS_FOR_RANKS = (signal.SIGUSR1, signal.SIGUSR2)
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         split = list(arguments).index("--")
         options, command = parser.parse_args(arguments[:split]), tuple(arguments[split + 1 :])
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS_FOR_RANKS)
+        if os.environ.get("SLURM_LOCALID") == "0" and not is_fit(Path(_read(os.environ, "HARNESS_LOG_DIRECTORY"))):
+            return EXIT_BAD_NODE
         if options.style == "srun":
             os.execve(sys.executable, [sys.executable, "-m", *command], rank_environment(os.environ))
         argv = torchrun_command(node_plan(command, os.environ, ranks_per_node=options.ranks_per_node))
@@ -38,6 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HarnessError as error:
         print(error, file=sys.stderr, flush=True)
         return error.exit_code
+
+
+def is_fit(logs: Path) -> bool:
+    """Look at this node; write and say what is wrong with it."""
+    problems = list(node_problems(logs, os.environ))
+    if problems:
+        name = node_name(os.environ)
+        print(f"node {name} cannot train: {'; '.join(problems)}", file=sys.stderr, flush=True)
+        bad_node_file(logs, name).write_text("; ".join(problems))
+    return not problems
 
 
 def node_plan(command: Sequence[str], environment: Mapping[str, str], *, ranks_per_node: int) -> LaunchPlan:

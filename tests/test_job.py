@@ -14,7 +14,7 @@ import pytest
 
 from harness.errors import ConfigError
 from harness.process import pending_signals
-from launch.attempts import Action, Attempt, decide, earlier_attempts
+from launch.attempts import Action, Attempt, Earlier, decide, earlier_attempts
 from launch.job import address_of, check_plan, is_free, job_of, newest_step, outlook, rendezvous_port
 from launch.node import node_plan, rank_environment
 from launch.torchrun import torchrun_command
@@ -54,6 +54,8 @@ def attempt(code: int, *, progress: int = 10, **known: object) -> Attempt:
         (attempt(1, crash_requeues=2), "requeue", "crashed"),
         (attempt(1, crash_requeues=3), "end", "after 3 requeues"),
         (attempt(7, progress=0, crash_requeues=3, lost_nodes=("n4",)), "requeue", "lost n4"),
+        (attempt(76, progress=0, bad_nodes=("n4",)), "exclude", "bad nodes n4"),
+        (attempt(76, progress=0, bad_nodes=("n4",), exclusions=2), "end", "left out 2 times"),
         (attempt(1, is_preempted=True, progress=0), "leave", "preempted"),
     ],
 )
@@ -74,10 +76,11 @@ def test_crashes_are_counted_from_the_submission_by_a_person_on() -> None:
         {**crash, "action": "end"},
         crash,
     ]
-    assert earlier_attempts(events) == (2, False)
+    assert earlier_attempts(events) == Earlier(crash_requeues=2, was_fruitless=False, exclusions=0)
     fruitless = {**crash, "code": 75, "cause": "interrupted", "has_saved_a_new_step": False}
-    assert earlier_attempts([*events, fruitless]) == (2, True)
-    assert earlier_attempts([]) == (0, False)
+    assert earlier_attempts([*events, fruitless]) == Earlier(crash_requeues=2, was_fruitless=True, exclusions=0)
+    assert earlier_attempts([*events, {**crash, "action": "exclude"}]).exclusions == 1
+    assert earlier_attempts([]) == Earlier(crash_requeues=0, was_fruitless=False, exclusions=0)
 
 
 def test_a_task_of_an_array_is_named_so_that_its_siblings_are_left_alone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shlex
 import socket
 import time
 
@@ -214,3 +215,20 @@ def test_a_sweep_is_an_array_of_runs_of_which_only_those_that_failed_are_submitt
     again = site.submit_sweep("sweep", options=options)
     assert [run.events("submitted")[-1]["job"] for run in runs[2:]] == [f"{again}_2", f"{again}_3"]
     assert len(runs[0].events("submitted")) == 1
+
+
+def test_a_bad_node_is_named_and_the_job_goes_on_without_it(site: Site) -> None:
+    program = site.folder / "bin" / "nvidia-smi"  # node1 has lost its GPU
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n[ \"$(hostname)\" = node1 ] || echo 'GPU 0: pretended (UUID: GPU-a)'\n")
+    program.chmod(0o755)
+    setup = [f"export PATH={shlex.quote(str(program.parent))}:$PATH"]
+    run = site.submit("bad", gpus_per_node=1, ranks_per_node=None, setup=setup)
+    run.ends_as("FAILED")
+    first = run.job
+    run.job = run.events("submitted")[1]["job"]
+    run.ends_as("COMPLETED")
+    assert run.causes() == [(76, "exclude"), (0, "end")]
+    assert [line["nodes"] for line in run.events("job started")] == [["node1"], ["node2"]]
+    log = (run.directory / "logs" / f"slurm-{first}.log").read_text()
+    assert "node node1 cannot train: nvidia-smi shows 0 GPUs, Slurm gave this node 1" in log
