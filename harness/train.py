@@ -29,6 +29,7 @@ from harness.errors import (
 )
 from harness.process import die_with_parent
 from harness.provenance import git_state, slurm_job, versions
+from harness.rank_log import redirect_output
 from harness.report.at_end import write_report
 from harness.run_directory import RunDirectory
 from harness.state import FitResult, TrainState
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             place = placement()
             rank = place.rank
+            redirect_output(place)
             if not arguments or arguments[0].startswith("-"):
                 raise ConfigError(USAGE)
             path, *overrides = arguments
@@ -79,7 +81,7 @@ def train(path: str, overrides: Sequence[str], place: Placement, *, when_all_is_
         when_all_is_said: is given what is to be done after the run has ended, for no other rank to wait for.
     """
     loaded = load_config(path, overrides, world_size=place.world_size)
-    signals = StopSignals()
+    signals = StopSignals(end_time=place.end_time)
     signals.install(second_interrupt_ends=not place.under_torchrun)
     if place.under_torchrun:
         die_with_parent()

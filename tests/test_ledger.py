@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import StorageError
-from harness.observers.ledger import Ledger, encode, read_lines
+from harness.json_lines import json_line
+from harness.observers.ledger import Ledger, read_lines
 from harness.stopping import Patience
 from tests.test_order import unhurried
 
@@ -78,14 +79,14 @@ def without_nonfinite(value: Any) -> Any:
 @unhurried
 @given(finite)
 def test_a_float_reads_back_to_the_same_bits(value: float) -> None:
-    line = read_strictly(encode({"loss": value, "metrics": {"val/loss": value}}))
+    line = read_strictly(json_line({"loss": value, "metrics": {"val/loss": value}}))
     assert bits(line["loss"]) == bits(line["metrics"]["val/loss"]) == bits(value)
 
 
 @unhurried
 @given(st.dictionaries(st.text(), values))
 def test_every_line_is_one_line_of_strict_json_in_which_what_is_not_finite_is_null(line: dict[str, Any]) -> None:
-    text = encode(line)
+    text = json_line(line)
     assert text.endswith(b"\n")
     assert text.count(b"\n") == 1
     assert read_strictly(text) == without_nonfinite(line)
