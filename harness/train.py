@@ -240,6 +240,7 @@ class Session:
             samples_seen=trainer.get("samples_seen", 0),
             command=self.command,
             report=self.directory.path / "report.html" if self.config.tracking.report else None,
+            links=Observers(self.trackers).links,
         )
         for tracker in self.trackers:
             tracker.follow()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -36,6 +37,9 @@ def train_with(environment: dict[str, str], *arguments: str) -> tuple[int, bool]
 
     TrainingBatches.at = from_a_slow_disk  # type: ignore[method-assign]
     os.environ.update(environment)
+    with Path(environment[MARK], "said.txt").open("ab") as said:
+        sys.stdout.flush()
+        os.dup2(said.fileno(), sys.stdout.fileno())
     code = main(list(arguments))
     return code, "wandb" in sys.modules
 
@@ -87,6 +91,11 @@ class Trial:
     @property
     def run_id(self) -> str:
         return str(json.loads((self.directory / "run.json").read_bytes())["id"])
+
+    @property
+    def said(self) -> str:
+        """What the ranks have printed."""
+        return (self.folder / "said.txt").read_text()
 
     def segments(self) -> list[Path]:
         return sorted(self.directory.glob("wandb/*run-*-*/run-*.wandb"))
@@ -177,6 +186,18 @@ def test_a_run_is_in_wandb_as_it_is_in_the_ledger(tmp_path: Path) -> None:
     (evaluation,) = [row for row in trial.rows() if row["trainer/global_step"] == 25]
     assert evaluation["val/loss"] == evaluation["best/val/loss"]
     assert evaluation["best/step"] == 25
+
+
+def test_both_panels_say_how_to_look_at_an_offline_run_and_how_to_send_it(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    assert trial.train("run.max_steps=5") == [0]
+    panels = trial.said.split("done after update 5")
+    assert len(panels) == 2
+    for panel in panels:
+        look = re.search(r"^to look at it: wandb leet (.*)$", panel, flags=re.MULTILINE)
+        assert look
+        assert len(list(Path(look[1]).glob("offline-run-*"))) == 1
+        assert f"\nto send it: harness track sync {trial.directory}\n" in panel
 
 
 def test_the_run_carries_its_configuration_its_facts_and_its_step_metric(tmp_path: Path) -> None:
@@ -304,6 +325,8 @@ def test_online_a_run_is_one_run_however_often_it_is_started(tmp_path: Path, ser
     assert run.config["optim"]["value"]["peak_lr"] == 0.01
     urls = [line["url"] for line in trial.events("notice") if line.get("url")]
     assert urls == [f"{server.url}/tester/trials/runs/{trial.run_id}"] * 2
+    *_, panel = trial.said.partition("done after update 60")
+    assert f"\nwandb: {urls[0]}\n" in panel
 
 
 def test_the_key_is_nowhere_but_in_the_authorization(tmp_path: Path, server: WandbServer) -> None:

@@ -6,6 +6,7 @@ from collections import deque
 from datetime import timedelta
 
 from harness.agenda import Agenda
+from harness.config import RunConfig
 from harness.observers.base import Line
 from harness.state import TrainState
 
@@ -43,6 +44,11 @@ class Pace:
         if losses:
             self._losses.append(math.fsum(losses) / len(losses))
         self._told = []
+
+    @property
+    def config(self) -> RunConfig:
+        """Of the run."""
+        return self._agenda.config
 
     @property
     def total(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import harness
 from harness.checkpoint.directory import CheckpointDirectory
 from harness.config.tracking import Wandb, wandb_settings
 from harness.errors import EXIT_DONE, EXIT_INTERRUPTED
+from harness.observers.base import Link
 from harness.observers.rows import STEP, Row
 from harness.observers.tracker import Opened, TrackedRun, Tracker
 
@@ -24,27 +26,31 @@ class WandbTracker(Tracker):
     memory when it is killed is lost, so nothing else can tell. Either way a row is there once and none is missing.
     """
 
+    name = "wandb"
+
     def __init__(self, run: TrackedRun) -> None:
         super().__init__(run)
         self._settings = wandb_settings(run.config.tracking) or Wandb()
 
-    @property
-    def every_steps(self) -> int:
-        return self._settings.log_every_steps or self.run.config.tracking.log_every_steps
+    @classmethod
+    def links(cls, directory: Path) -> list[Link]:
+        return [
+            ("to look at it", shlex.join(["wandb", "leet", str(_folder(directory) / "wandb")])),
+            ("to send it", shlex.join(["harness", "track", "sync", str(directory)])),
+        ]
 
     def open(self, *, offline: bool) -> Opened:
         import wandb
 
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # nothing goes anywhere but to the server that is named
         settings = self._settings
-        self._folder = Path(os.environ.get("WANDB_DIR") or self.run.directory).absolute()
         offline = offline or settings.mode == "offline"
         last_step = self._last_step_on_disk() if offline else 0
         self._wandb_run = wandb.init(
             id=self.run.id,
             resume="allow",
             mode="offline" if offline else "online",
-            dir=self._folder,
+            dir=_folder(self.run.directory).absolute(),
             name=self.run.config.run.name,
             **settings.model_dump(include={"project", "entity", "group", "notes", "job_type"}),
             tags=settings.tags,
@@ -61,7 +67,7 @@ class WandbTracker(Tracker):
         if settings.save_code:
             self._wandb_run.log_code(str(Path(harness.__file__).parent))
         if offline:
-            return Opened(f"wandb: {self._how_to_look()}", last_step=last_step)
+            return Opened(f"wandb: offline, in {_folder(self.run.directory)}", last_step=last_step)
         url = self._wandb_run.url
         return Opened(f"wandb: {url}", url=url, last_step=self._wandb_run.starting_step - 1)
 
@@ -81,12 +87,7 @@ class WandbTracker(Tracker):
         if exit_code == EXIT_DONE and self._settings.log_checkpoints:
             self._log_best_checkpoint()
         self._wandb_run.finish(exit_code=exit_code)
-        return f"wandb: {self._how_to_look()}" if self._wandb_run.offline else ""
-
-    def _how_to_look(self) -> str:
-        return (
-            f"offline; wandb leet {self._folder / 'wandb'} shows it, harness track sync {self.run.directory} sends it"
-        )
+        return ""
 
     def _log_best_checkpoint(self) -> None:
         import wandb
@@ -98,7 +99,7 @@ class WandbTracker(Tracker):
             self._wandb_run.log_artifact(artifact, aliases=["best"])
 
     def _last_step_on_disk(self) -> int:
-        segments = self._folder.glob(f"wandb/*run-*-{self.run.id}/run-{self.run.id}.wandb")
+        segments = _folder(self.run.directory).glob(f"wandb/*run-*-{self.run.id}/run-{self.run.id}.wandb")
         # The folder of a segment is [offline-]run-DATE_TIME-ID; the newest comes first.
         for path in sorted(segments, key=lambda path: path.parent.name.removeprefix("offline-"), reverse=True):
             read = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
@@ -107,6 +108,10 @@ class WandbTracker(Tracker):
                 if b'"history"' in record and (found := json.loads(record)).get("type") == "history":
                     return int(found["history"]["item"][STEP])
         return 0
+
+
+def _folder(directory: Path) -> Path:
+    return Path(os.environ.get("WANDB_DIR") or directory)
 
 
 def _confusion_chart(matrix: list[list[float]], *, title: str) -> Any:
