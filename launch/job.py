@@ -26,7 +26,7 @@ from harness.errors import EXIT_DONE, ConfigError, HarnessError
 from harness.exit_file import ExitFile
 from harness.json_lines import append_event, read_lines
 from launch.attempts import Action, Attempt, decide, earlier_attempts
-from launch.preflight import bad_nodes
+from launch.preflight import EXIT_BAD_NODE, PREFLIGHT_FAILED, bad_nodes
 from launch.slurm_client import ask_slurm, field, sbatch
 from launch.torchrun import FINAL_CODES
 
@@ -164,6 +164,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--script", type=Path, required=True, help="to submit again where a requeue is refused")
     parser.add_argument("--max-crash-requeues", type=int, required=True)
     parser.add_argument("--expect", action="append", default=[], help="NAME=VALUE: what Slurm must say")
+    parser.add_argument("--preflight-seconds", required=True, help="in which every node must answer the first one")
     parser.add_argument("--interface", help="the network between the nodes")
     split = list(arguments).index("--")
     return parser.parse_args(arguments[:split]), list(arguments[split + 1 :])
@@ -189,6 +190,7 @@ def attempt(job: Job, options: argparse.Namespace, srun: Sequence[str]) -> int:
     hosts = ask_slurm("scontrol", "show", "hostnames", job.nodes).stdout.split()
     host = address_of(options.interface) if options.interface else hosts[0]
     port = rendezvous_port(job.number, is_free=is_free)
+    roll_call_port = rendezvous_port(job.number, is_free=lambda other: other != port and is_free(other))
     end_time = look(job).end_time
     logs = directory / "logs" / job.name / f"r{job.restart}"
     logs.mkdir(parents=True, exist_ok=True)
@@ -203,16 +205,20 @@ def attempt(job: Job, options: argparse.Namespace, srun: Sequence[str]) -> int:
         "MASTER_PORT": str(port),
         "HARNESS_RENDEZVOUS_ID": f"{job.name}-{job.restart}",
         "HARNESS_LOG_DIRECTORY": str(logs),
+        "HARNESS_NODES": " ".join(hosts),
+        "HARNESS_ROLL_CALL": f"{host}:{roll_call_port}",
+        "HARNESS_ROLL_CALL_SECONDS": options.preflight_seconds,
         **({"HARNESS_END_TIME": str(end_time)} if end_time else {}),
         **({"HARNESS_INTERFACE": options.interface} if options.interface else {}),
     }
     output = f"--output={str(logs).replace('%', '%%')}/task-%t.log"
     step_code = wait_for(subprocess.Popen([srun[0], output, *srun[1:]], env=environment))
-    recorded = exit_file.new_code()
+    code = EXIT_BAD_NODE if (logs / PREFLIGHT_FAILED).exists() else exit_file.new_code()
+    code = step_code if code is None else code
     bad = bad_nodes(logs)
     now = look(job)
     end = Attempt(
-        code=recorded if recorded is not None else step_code,
+        code=code,
         state="ENDING" if terminated and now.state == "RUNNING" and not now.is_preempted else now.state,
         is_preempted=now.is_preempted,
         step_before=step_before,
@@ -221,7 +227,7 @@ def attempt(job: Job, options: argparse.Namespace, srun: Sequence[str]) -> int:
         was_fruitless_before=earlier.was_fruitless,
         exclusions=earlier.exclusions,
         bad_nodes=tuple(bad),
-        lost_nodes=() if (recorded if recorded is not None else step_code) in FINAL_CODES else lost_nodes(job),
+        lost_nodes=() if code in FINAL_CODES else lost_nodes(job),
     )
     action, cause = decide(end, max_crash_requeues=options.max_crash_requeues)
     append_event(

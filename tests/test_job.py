@@ -57,6 +57,7 @@ def attempt(code: int, *, progress: int = 10, **known: object) -> Attempt:
         (attempt(7, progress=0, crash_requeues=3, lost_nodes=("n4",)), "requeue", "lost n4"),
         (attempt(76, progress=0, bad_nodes=("n4",)), "exclude", "bad nodes n4"),
         (attempt(76, progress=0, bad_nodes=("n4",), exclusions=2), "end", "left out 2 times"),
+        (attempt(76, progress=0), "end", "is network_interface right?"),
         (attempt(1, is_preempted=True, progress=0), "leave", "preempted"),
     ],
 )

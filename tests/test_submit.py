@@ -138,6 +138,7 @@ exec /venv/bin/python -m launch.job \\
   --run-directory /runs/a \\
   --script /runs/a/slurm/train.sbatch \\
   --max-crash-requeues 3 \\
+  --preflight-seconds 120 \\
   --expect SLURM_JOB_NUM_NODES=1 \\
   --expect SLURM_NTASKS_PER_NODE=1 \\
   -- \\

@@ -217,6 +217,26 @@ def test_a_sweep_is_an_array_of_runs_of_which_only_those_that_failed_are_submitt
     assert len(runs[0].events("submitted")) == 1
 
 
+def test_a_node_whose_disk_hangs_is_named_and_left_out(site: Site) -> None:
+    folder = site.folder / "hanging"  # on node2 no python gets to the sum that the nodes begin with
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import os, sys, time\n"
+        "while os.uname().nodename == 'node2' and 'harness.strategy.roll_call' in sys.orig_argv:\n"
+        "    time.sleep(1)\n"
+    )
+    setup = [f"export PYTHONPATH={shlex.quote(str(folder))}:$PYTHONPATH"]
+    run = site.submit("hanging", nodes=2, preflight_seconds=20, setup=setup)
+    run.ends_as("FAILED")
+    run.job = run.events("submitted")[1]["job"]
+    run.ends_as("COMPLETED")
+    assert run.causes() == [(76, "exclude"), (0, "end")]
+    assert [line["nodes"] for line in run.events("job started")] == [["node1", "node2"], ["node1", "node3"]]
+    assert "bad nodes node2" in run.events("job ended")[0]["cause"]
+    log = (run.directory / "logs" / f"slurm-{run.events('submitted')[0]['job']}.log").read_text()
+    assert "node node2 cannot train: did not answer node1 in 20 s" in log
+
+
 def test_a_bad_node_is_named_and_the_job_goes_on_without_it(site: Site) -> None:
     program = site.folder / "bin" / "nvidia-smi"  # node1 has lost its GPU
     program.parent.mkdir()
