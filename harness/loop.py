@@ -43,14 +43,21 @@ def train_step(run: Run, position: int, learning_rate: Tensor) -> UpdateReport:
     strategy = run.strategy
     micro_batches = run.batches.at(position)
     weight = weight_of_global_batch(run, position, micro_batches)
+    run.stopwatch.start(position)  # in one update an interval; it reads nothing either
     losses = []
     for index, batch in enumerate(micro_batches, start=1):
-        with strategy.accumulate(is_last=index == len(micro_batches)):
+        is_last = index == len(micro_batches)
+        with strategy.accumulate(is_last=is_last):
             loss = loss_sum(run, batch) / weight
+            if is_last:
+                run.stopwatch.note_gradients_of(loss)
             strategy.backward(loss)
         losses.append(loss.detach())
     # Gradients are now the sum over micro-batches and ranks, whole and unclipped; update() measures, clips and applies.
-    return UpdateReport(loss=sum(losses[1:], start=losses[0]), gradient=strategy.update(learning_rate))
+    run.stopwatch.note()
+    report = UpdateReport(loss=sum(losses[1:], start=losses[0]), gradient=strategy.update(learning_rate))
+    run.stopwatch.note()
+    return report
 
 
 def weight_of_global_batch(run: Run, position: int, micro_batches: list[Batch]) -> Tensor | int:

@@ -115,6 +115,11 @@ def test_the_first_line_in_a_pipe_has_step_and_throughput(told: Tell) -> None:
     assert 100 < rows_a_second <= 128  # 64 rows in half a second
 
 
+def test_a_language_model_is_told_in_tokens(told: Tell) -> None:
+    line = told(is_terminal=False).settle(1, samples_per_second=100.0, tokens_per_second=1600.0)
+    assert 16 * 100 < float(line.split(" tokens/s")[0].split()[-1].replace(",", "")) <= 16 * 128
+
+
 def test_throughput_and_eta_of_a_resumed_run_count_its_own_updates(told: Tell) -> None:
     assert "ETA 0:00:2" in told(is_terminal=False, step=50).settle(51)  # 49 updates of half a second
 

@@ -17,6 +17,7 @@ LAYERS = {
         "harness/exit_file.py",
         "harness/files.py",
         "harness/json_lines.py",
+        "harness/peak_flops.py",
         "harness/process.py",
         "harness/provenance.py",
     ),
@@ -37,7 +38,7 @@ LAYERS = {
     3: ("harness/strategy/",),
     # Which rank brought a NaN is a question to every rank, so this diagnosis stands above the seam.
     4: ("harness/checkpoint/", "harness/observers/", "harness/diagnostics/nonfinite.py"),
-    5: ("harness/loop.py", "harness/interval.py", "harness/resume.py", "harness/run.py"),
+    5: ("harness/loop.py", "harness/interval.py", "harness/resume.py", "harness/run.py", "harness/stopwatch.py"),
     6: (
         "harness/train.py",
         "harness/assemble.py",

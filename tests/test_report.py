@@ -28,7 +28,7 @@ from harness.report.accounting import wall_time
 from harness.report.charts import charts, thin
 from harness.report.page import differing
 from harness.report.read import Record, read_run
-from harness.report.shapes import HeatMap
+from harness.report.shapes import HeatMap, LineChart
 from tests import browser
 from tests.conftest import run_to_the_end
 from tests.distributed.ranks import run_ranks
@@ -169,12 +169,20 @@ def test_a_thinned_curve_keeps_every_spike_in_its_band() -> None:
 def test_figures_that_are_told_once_an_interval_are_a_line(tmp_path: Path) -> None:
     lines = updates(1, 20, seconds=0.5)
     for line in lines[::5]:
-        line |= {"samples_per_second": 100.0, "memory_bytes": 2**30, "data_wait_fraction": 0.25}
+        parts = {"data_wait_fraction": 0.25, "compute_fraction": 0.5, "rest_fraction": 0.25}
+        line |= {"samples_per_second": 100.0, "tokens_per_second": 700.0, "memory_bytes": 2**30, "mfu": 0.4, **parts}
     record = made(tmp_path / "a", events=[], ledger=lines)
-    found = {chart.slug: chart.series[0] for chart in charts([record]) if chart.slug != "loss"}  # type: ignore[union-attr]
-    assert found["throughput"].x.tolist() == [1, 6, 11, 16]
-    assert found["memory"].y.tolist() == [1.0] * 4
-    assert found["data-wait-fraction"].y.tolist() == [0.25] * 4
+    found = {chart.slug: chart for chart in charts([record]) if isinstance(chart, LineChart)}
+    assert found["throughput"].title == "Tokens a second, while updating"
+    assert found["throughput"].series[0].x.tolist() == [1, 6, 11, 16]
+    for slug, wanted in (
+        ("throughput", [700.0]),
+        ("memory", [1.0]),
+        ("mfu", [0.4]),
+        ("update-parts", [0.25, 0.5, 0.25]),
+    ):
+        assert [series.y.tolist() for series in found[slug].series] == [[value] * 4 for value in wanted]
+    assert [series.label for series in found["update-parts"].series] == ["waiting for data", "computing", "rest"]
 
 
 def test_the_heat_map_has_the_norm_of_each_layer_and_what_was_made_again_once(tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ class Console(Observer):
         return [
             f"norm {line['grad_norm']:.3f}",
             f"rate {line['learning_rate']:.1e}",
-            f"{self._pace.samples_per_second:,.0f} samples/s",
+            self._pace.throughput,
         ]
 
     def _figures(self) -> str:

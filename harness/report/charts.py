@@ -14,6 +14,14 @@ from harness.report.shapes import Chart, HeatMap, LineChart, Mark, Series, Share
 MAX_POINTS = 300
 """A line of more has a point for each of so many groups of updates: their mean, in a band from least to most."""
 
+PARTS = {
+    "data_wait": ("waiting for data", 1),
+    "compute": ("computing", 0),
+    "reduction": ("reduction over ranks", 3),
+    "rest": ("rest", 4),
+}
+"""Of an update's time, as the ledger calls them: label and number of the colour."""
+
 
 def charts(records: Sequence[Record]) -> Iterator[Chart]:
     """Yield the charts of these runs, what matters most first; none of figures that no run has."""
@@ -23,9 +31,10 @@ def charts(records: Sequence[Record]) -> Iterator[Chart]:
     yield from _column(records, "grad_norm", "Gradient norm before clipping", is_log=True, note=_clipped(records))
     yield from _column(records, "clip_coefficient", "Clip coefficient", note="1: not clipped", from_zero=True)
     yield from _heat_maps(records)
-    yield from _figure(records, "throughput", "Samples a second, while updating", samples_per_second, from_zero=True)
-    waits = "Share of an update spent waiting for data"
-    yield from _column(records, "data_wait_fraction", waits, from_zero=True)
+    unit, throughput = throughput_of(records)
+    yield from _figure(records, "throughput", f"{unit} a second, while updating", throughput, from_zero=True)
+    yield from _column(records, "mfu", "Share of the devices' peak that is used (MFU)", from_zero=True)
+    yield from _parts_of_an_update(records)
     yield from _figure(
         records,
         "memory",
@@ -48,6 +57,13 @@ def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, ...]:
     rows = [(k.mean(), k.min(), k.max()) if len(k) else (np.nan,) * 3 for k in kept]
     mean, low, high = np.array(rows).T
     return np.array([x[group].mean() for group in groups]), mean, low, high
+
+
+def throughput_of(records: Sequence[Record]) -> tuple[str, Callable[[Record], np.ndarray]]:
+    """Return what the runs count, Tokens if all of them do, and the (N,) throughput of each update of one."""
+    if all(np.isfinite(record.updates["tokens_per_second"]).any() for record in records):
+        return "Tokens", lambda record: record.updates["tokens_per_second"]
+    return "Samples", samples_per_second
 
 
 def samples_per_second(record: Record) -> np.ndarray:
@@ -91,6 +107,21 @@ def _figure(
 def _column(records: Sequence[Record], name: str, title: str, **options: bool | str) -> Iterator[LineChart]:
     slug = name.replace("_", "-")
     return _figure(records, slug, title, lambda record: record.updates[name], **options)  # type: ignore[arg-type]
+
+
+def _parts_of_an_update(records: Sequence[Record]) -> Iterator[LineChart]:
+    """Yield one chart with every part of one run, or the wait for data of several."""
+    if len(records) > 1:
+        yield from _column(records, "data_wait_fraction", "Share of an update spent waiting for data", from_zero=True)
+        return
+    (record,) = records
+    series = [
+        _curve(record, record.updates[f"{part}_fraction"], label=label, color=color)
+        for part, (label, color) in PARTS.items()
+        if np.isfinite(record.updates[f"{part}_fraction"]).any()
+    ]
+    if series:
+        yield LineChart("update-parts", "Where an update's time goes", series, "", _restarts(records), from_zero=True)
 
 
 def _losses(records: Sequence[Record]) -> Iterator[LineChart]:

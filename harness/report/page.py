@@ -14,7 +14,7 @@ import numpy as np
 
 from harness.json_lines import Line
 from harness.report.accounting import wall_time
-from harness.report.charts import charts, samples_per_second
+from harness.report.charts import charts, throughput_of
 from harness.report.draw import svg
 from harness.report.read import Record
 from harness.report.shapes import SERIES, Chart
@@ -113,9 +113,11 @@ def _tiles(record: Record, *, num_bad: int) -> Iterator[tuple[str, str, str]]:
         yield f"best {best.metric}", f"{best.best:.4g}", f"at {best.best_step:,}"
     for name, value in record.final_metrics.items():
         yield f"final {name}", f"{value:.4g}", ""
-    throughput = samples_per_second(record)
-    if np.isfinite(throughput).any():
-        yield "samples a second", f"{np.nanmedian(throughput):,.0f}", "median"
+    unit, throughput = throughput_of([record])
+    if np.isfinite(values := throughput(record)).any():
+        yield f"{unit.lower()} a second", f"{np.nanmedian(values):,.0f}", "median"
+    if np.isfinite(mfu := record.updates["mfu"]).any():
+        yield "MFU", f"{np.nanmedian(mfu):.1%}", "median"
     if (time := wall_time(record)) and time.total:
         yield "wall time", duration(time.total), ""
         yield "goodput", f"{time.goodput:.0%}", ""

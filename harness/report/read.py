@@ -25,7 +25,8 @@ from harness.stopping import Patience
 
 COLUMNS = (
     *("step", "loss", "grad_norm", "clip_coefficient", "learning_rate", "samples_seen", "applied", "seconds"),
-    *("samples_per_second", "data_wait_fraction", "memory_bytes"),
+    *("samples_per_second", "tokens_per_second", "mfu", "memory_bytes"),
+    *("data_wait_fraction", "compute_fraction", "reduction_fraction", "rest_fraction"),
 )
 """What is read of an update; where a line has no such number it is NaN."""
 MAX_TOLD = 8

@@ -14,6 +14,8 @@ class TaskLoss(Protocol):
     """One kind of learning problem."""
 
     targets_per_row: int
+    counts_tokens: bool
+    """Whether a target is a token, so that people ask for tokens a second."""
     is_weighted: bool
     """Whether some targets count more than others, so that the rows of a batch do not tell its weight."""
 

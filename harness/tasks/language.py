@@ -16,6 +16,7 @@ class CausalLm:
         token_bytes: (V,) bytes of text that each token stands for.
     """
 
+    counts_tokens = True
     is_weighted = False
 
     def __init__(self, block: int, token_bytes: Tensor) -> None:

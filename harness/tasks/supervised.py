@@ -26,6 +26,7 @@ class Classification:
     """
 
     targets_per_row = 1
+    counts_tokens = False
 
     def __init__(self, config: ClassificationTask, *, class_weights: Tensor | None) -> None:
         self._config, self._class_weights = config, class_weights
@@ -57,6 +58,7 @@ class Classification:
 class Regression:
     """Squared error of (B, K) predictions against (B, K) targets; each of the K numbers is a target."""
 
+    counts_tokens = False
     is_weighted = False
 
     def __init__(self, num_outputs: int) -> None:
