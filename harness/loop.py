@@ -22,7 +22,7 @@ def fit(run: Run, state: TrainState) -> FitResult:
             interval.count(train_step(run, position, interval.learning_rate()))
         interval.settle()  # the only collective and host read besides those of the updates themselves
         if run.agenda.evaluation_is_due(state):
-            state.metrics = evaluate(run)
+            state.metrics = evaluate(run, step=state.step)
             state.is_best = run.judge.observe(state.metrics, step=state.step)
             state.evaluated_step = state.step
             run.observers.evaluated(state, best=run.judge.score)
@@ -80,16 +80,18 @@ def loss_sum(run: Run, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(run: Run) -> dict[str, Any]:
+def evaluate(run: Run, *, step: int) -> dict[str, Any]:
     """Return the validation scores over the rows of all ranks, each seen once. Collective."""
     strategy = run.strategy
     strategy.share_buffers()
     strategy.model.eval()
-    scores = Scores(run.task, device=strategy.device)
+    scores = Scores(run.task, device=strategy.device, num_examples=run.config.tracking.sample_table_rows)
     for batch in run.validation:
         outputs = strategy.predict(batch.inputs)
         if not batch.is_padding:
             scores.update(outputs, batch.targets)
+    if examples := scores.examples():
+        run.observers.happened("samples", step=step, **examples)
     strategy.release()
     strategy.model.train()
     result: dict[str, Any] = strategy.broadcast(scores.compute(strategy.gather))

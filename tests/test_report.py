@@ -28,7 +28,7 @@ from harness.report.accounting import wall_time
 from harness.report.charts import charts, thin
 from harness.report.page import differing
 from harness.report.read import Record, read_run
-from harness.report.shapes import HeatMap, LineChart
+from harness.report.shapes import ConfusionMatrix, HeatMap, LineChart
 from tests import browser
 from tests.conftest import run_to_the_end
 from tests.distributed.ranks import run_ranks
@@ -183,6 +183,39 @@ def test_figures_that_are_told_once_an_interval_are_a_line(tmp_path: Path) -> No
     ):
         assert [series.y.tolist() for series in found[slug].series] == [[value] * 4 for value in wanted]
     assert [series.label for series in found["update-parts"].series] == ["waiting for data", "computing", "rest"]
+
+
+def test_the_confusion_matrix_and_the_validation_rows_that_count_are_those_of_the_last_evaluation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def samples(step: int, prediction: str) -> dict[str, Any]:
+        columns = ["row", "target", "prediction", "probability"]
+        rows = [[0, "ant", "ant", 0.5], [1, "bee", prediction, 0.75]]
+        return {"event": "samples", "time": at(step), "step": step, "columns": columns, "rows": rows}
+
+    def scores(step: int, matrix: list[list[int]]) -> dict[str, Any]:
+        return {"event": "evaluation", "step": step, "metrics": {"val/loss": 1.0, "val/confusion_matrix": matrix}}
+
+    start = {"event": "started", "time": at(0)}
+    record = made(
+        tmp_path / "a",
+        events=[
+            {**start, "step": 0},
+            samples(10, "fox"),
+            samples(20, "elk"),
+            {**start, "step": 15},
+            samples(20, "cow"),
+        ],
+        ledger=[*updates(1, 10, seconds=1), scores(10, [[9, 0], [0, 9]]), scores(20, [[3, 1], [0, 4]])],
+    )
+    (matrix,) = [chart for chart in charts([record]) if isinstance(chart, ConfusionMatrix)]
+    assert matrix.counts.tolist() == [[3, 1], [0, 4]]
+    page, _ = drawn(capsys, tmp_path / "a")
+    assert "final val/confusion_matrix" not in page
+    assert '<tr class="wrong"><td>1</td><td>bee</td><td>cow</td><td>0.75</td></tr>' in page
+    assert "<tr><td>0</td><td>ant</td><td>ant</td><td>0.5</td></tr>" in page
+    assert "fox" not in page
+    assert "elk" not in page
 
 
 def test_the_heat_map_has_the_norm_of_each_layer_and_what_was_made_again_once(tmp_path: Path) -> None:

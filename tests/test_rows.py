@@ -1,5 +1,6 @@
 """The rows of a tracker, from a ledger's lines."""
 
+import inspect
 import json
 import math
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from harness.config.io import dump_config, load_config
 from harness.errors import StorageError
+from harness.observers.build import TRACKERS
 from harness.observers.rows import Row, Rows
 from harness.observers.tensorboard import TensorBoardTracker
 from harness.observers.tracker import Opened, TrackedRun, Tracker
@@ -73,6 +75,18 @@ def test_a_matrix_of_an_evaluation_is_no_figure() -> None:
     assert row.matrices == {"val/confusion_matrix": [[3, 1], [0, 4]]}
     assert row.figures["val/loss"] == 0.5
     assert "val/confusion_matrix" not in row.figures
+
+
+def test_validation_rows_come_in_the_row_of_their_evaluation() -> None:
+    rows = Rows(load_config(MNIST).config, every_steps=5)
+    rows.take_event({"event": "samples", "step": 7, "columns": ["row", "target"], "rows": [[0, 3]]})
+    lines = [*(update(step) for step in range(1, 8)), evaluation(7, 0.5), *(update(step) for step in range(8, 12))]
+    found = [row for line in lines for row in rows.take(line)]
+    assert [(row.step, row.tables) for row in found] == [
+        (5, {}),
+        (7, {"val/samples": (["row", "target"], [[0, 3]])}),
+        (10, {}),
+    ]
 
 
 def test_what_is_told_once_an_interval_is_in_every_row() -> None:
@@ -199,6 +213,12 @@ def test_how_a_run_ended_is_told_by_its_last_events() -> None:
 
 
 # ---------------------------------------------------------------- TensorBoard
+
+
+def test_a_tracker_is_one_file_of_under_120_lines() -> None:
+    for tracker in TRACKERS.values():
+        assert len(Path(inspect.getfile(tracker)).read_text().splitlines()) < 120
+        assert tracker.__module__ == f"harness.observers.{tracker.name}"
 
 
 def test_tensorboard_has_the_ledger_once_however_often_it_was_opened(run: TrackedRun) -> None:

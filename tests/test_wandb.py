@@ -229,6 +229,20 @@ def test_a_confusion_matrix_is_a_table_of_the_evaluation_it_belongs_to(tmp_path:
     assert sum(cells.values()) == 1000
 
 
+def test_validation_rows_are_a_table_of_their_evaluation_when_asked_for(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    assert trial.train("tracking.sample_table_rows=7", "run.max_steps=25", world_size=2) == [0, 0]
+    (told,) = trial.events("samples")
+    assert told["step"] == 25
+    (path,) = trial.directory.glob("wandb/offline-run-*/files/media/table/**/*samples*.json")
+    (row,) = [row for row in trial.rows() if "val/loss" in row]
+    assert str(row).count(path.name) == 1
+    table = json.loads(path.read_text())
+    assert table["columns"] == ["row", "target", "prediction", "probability"]
+    assert table["data"] == told["rows"]
+    assert [number for number, *_ in table["data"]] == list(range(7))
+
+
 def test_tracking_changes_no_bit_of_the_training(tmp_path: Path) -> None:
     ledgers = []
     for name, wandb in (("with", "{}"), ("without", "null")):

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from harness.config.fields import PositiveFloat, PositiveInt, Section, looks_like_key
+from harness.config.fields import Int, PositiveFloat, PositiveInt, Section, looks_like_key
 
 VARIABLES = {
     "mode": "WANDB_MODE",
@@ -84,6 +84,8 @@ class Tracking(Section):
     log_every_steps: PositiveInt = 10
     report: bool = True
     """Draw report.html in the run directory when a launch ends, which takes a second or two."""
+    sample_table_rows: Annotated[Int, Field(ge=0, le=1000)] = 0
+    """So many of the first validation rows are told with target and prediction at each evaluation, by rank zero."""
     wandb: Wandb | None = None
     tensorboard: TensorBoard | None = None
 

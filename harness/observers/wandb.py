@@ -42,6 +42,7 @@ class WandbTracker(Tracker):
     def open(self, *, offline: bool) -> Opened:
         import wandb
 
+        self._wandb = wandb
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # nothing goes anywhere but to the server that is named
         settings = self._settings
         offline = offline or settings.mode == "offline"
@@ -68,15 +69,15 @@ class WandbTracker(Tracker):
             self._wandb_run.log_code(str(Path(harness.__file__).parent))
         if offline:
             return Opened(f"wandb: offline, in {_folder(self.run.directory)}", last_step=last_step)
-        url = self._wandb_run.url
-        return Opened(f"wandb: {url}", url=url, last_step=self._wandb_run.starting_step - 1)
+        return Opened(f"wandb: {(url := self._wandb_run.url)}", url=url, last_step=self._wandb_run.starting_step - 1)
 
     def describe(self, facts: dict[str, Any]) -> None:
         self._wandb_run.config.update(facts, allow_val_change=True)
 
     def log(self, row: Row) -> None:
-        charts = {name: _confusion_chart(matrix, title=name) for name, matrix in row.matrices.items()}
-        self._wandb_run.log({**row.figures, **charts}, step=row.step, commit=True)
+        charts = {name: self._confusion_chart(matrix, title=name) for name, matrix in row.matrices.items()}
+        tables = {name: self._wandb.Table(columns=table.columns, data=table.rows) for name, table in row.tables.items()}
+        self._wandb_run.log({**row.figures, **charts, **tables}, step=row.step, commit=True)
 
     def alert(self, title: str, text: str) -> None:
         self._wandb_run.alert(title, text, level="WARN", wait_duration=0)
@@ -90,13 +91,17 @@ class WandbTracker(Tracker):
         return ""
 
     def _log_best_checkpoint(self) -> None:
-        import wandb
-
         checkpoints = CheckpointDirectory(self.run.directory / "checkpoints")
         if best := checkpoints.named_by("BEST"):
-            artifact = wandb.Artifact(f"{self.run.config.run.name}-checkpoint", type="model")
+            artifact = self._wandb.Artifact(f"{self.run.config.run.name}-checkpoint", type="model")
             artifact.add_dir(str(checkpoints.path / best), name=best)
             self._wandb_run.log_artifact(artifact, aliases=["best"])
+
+    def _confusion_chart(self, matrix: list[list[float]], *, title: str) -> Any:
+        axes = ("Actual", "Predicted", "nPredictions")  # as wandb's own chart calls them
+        cells = [[str(i), str(j), count] for i, counts in enumerate(matrix) for j, count in enumerate(counts)]
+        table, fields = self._wandb.Table(columns=list(axes), data=cells), dict(zip(axes, axes, strict=True))
+        return self._wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": title})
 
     def _last_step_on_disk(self) -> int:
         segments = _folder(self.run.directory).glob(f"wandb/*run-*-{self.run.id}/run-{self.run.id}.wandb")
@@ -112,12 +117,3 @@ class WandbTracker(Tracker):
 
 def _folder(directory: Path) -> Path:
     return Path(os.environ.get("WANDB_DIR") or directory)
-
-
-def _confusion_chart(matrix: list[list[float]], *, title: str) -> Any:
-    import wandb
-
-    axes = ("Actual", "Predicted", "nPredictions")  # as wandb's own chart calls them
-    cells = [[str(i), str(j), count] for i, counts in enumerate(matrix) for j, count in enumerate(counts)]
-    table = wandb.Table(columns=list(axes), data=cells)
-    return wandb.plot_table("wandb/confusion_matrix/v1", table, dict(zip(axes, axes, strict=True)), {"title": title})

@@ -9,7 +9,7 @@ import numpy as np
 
 from harness.report.accounting import wall_time
 from harness.report.read import Record
-from harness.report.shapes import Chart, HeatMap, LineChart, Mark, Series, ShareChart
+from harness.report.shapes import Chart, ConfusionMatrix, HeatMap, LineChart, Mark, Series, ShareChart
 
 MAX_POINTS = 300
 """A line of more has a point for each of so many groups of updates: their mean, in a band from least to most."""
@@ -27,6 +27,10 @@ def charts(records: Sequence[Record]) -> Iterator[Chart]:
     """Yield the charts of these runs, what matters most first; none of figures that no run has."""
     yield from _losses(records)
     yield from _scores(records)
+    for record in records:
+        for name, counts in record.matrices.items():
+            title = f"{name}, last" + (f": {record.name}" if len(records) > 1 else "")
+            yield ConfusionMatrix(f"{name.replace('/', '-')}-{record.name}", title, counts)
     yield from _column(records, "learning_rate", "Learning rate", from_zero=True)
     yield from _column(records, "grad_norm", "Gradient norm before clipping", is_log=True, note=_clipped(records))
     yield from _column(records, "clip_coefficient", "Clip coefficient", note="1: not clipped", from_zero=True)

@@ -21,7 +21,7 @@ from harness.report.shapes import SERIES, Chart
 from harness.run_status import duration
 
 MAX_INCIDENTS = 100
-_QUIET = ("gradients", "saved", "verdict")
+_QUIET = ("gradients", "samples", "saved", "verdict")
 """Events that are drawn, counted, or have a table of their own."""
 _REASONS = {"budget": "the budget is spent", "early_stopping": "no better evaluation within the patience"}
 
@@ -85,6 +85,7 @@ def _about(record: Record) -> dict[str, Any]:
         "num_more": max(0, len(incidents) - MAX_INCIDENTS),
         "verdicts": [_details(event) for event in record.events if event["event"] == "verdict"],
         "settings": [(path, _value(value), path in record.changed) for path, value in record.settings.items()],
+        "samples": _samples(record),
         "commands": list(_commands(record)),
         "provenance": list(_provenance(record)),
         "directory": str(record.status.directory),
@@ -150,6 +151,17 @@ def _incidents(record: Record) -> Iterator[Row]:
         is_bad = kind in ("nonfinite", "cut back", "save failed") or kind.endswith("failed") or "quarantine/" in text
         is_plain = kind in ("notice", "ended") or (kind == "started" and num_starts == 1)
         yield Row(event["time"][:19].replace("T", " "), text, "bad" if is_bad else "plain" if is_plain else "notable")
+
+
+def _samples(record: Record) -> dict[str, Any] | None:
+    event = record.samples
+    if event is None:
+        return None
+    rows = [[_value(value) for value in row] for row in event["rows"] if isinstance(row, list)]
+    columns = [str(name) for name in event["columns"]]
+    are_labels = {"target", "prediction", "probability"} <= set(columns)
+    wrong = [are_labels and len({*row[columns.index("target") :][:2]}) == 2 for row in rows]
+    return {"step": event["step"], "columns": columns, "rows": list(zip(rows, wrong, strict=True))}
 
 
 def _details(event: Line) -> str:

@@ -169,7 +169,42 @@ class ShareChart:
         axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
 
 
-Chart = LineChart | HeatMap | ShareChart
+@dataclass(frozen=True)
+class ConfusionMatrix:
+    """How many rows of each true class were taken for each class; colours are shares of the true class."""
+
+    slug: str
+    title: str
+    counts: np.ndarray
+    """(true classes, predicted classes)."""
+    note: str = "down: true class, across: predicted"
+    legend: Sequence[tuple[str, int]] = ()
+    MAX_WRITTEN = 12
+    """Of more classes the counts are too small to read."""
+
+    @property
+    def height_inches(self) -> float:
+        """High enough for its classes, within limits."""
+        return float(np.clip(0.8 + 0.24 * len(self.counts), 2.0, 4.0))
+
+    def draw(self, axes: Axes) -> None:
+        """Draw into axes."""
+        classes = np.arange(len(self.counts))
+        shares = self.counts / np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        axes.grid(False)
+        axes.tick_params(length=0)
+        every = max(1, -(-len(classes) // self.MAX_WRITTEN))
+        axes.set_xticks(classes[::every])
+        axes.set_yticks(classes[::every])
+        for (row, column), count in np.ndenumerate(self.counts if every == 1 else np.empty((0, 0))):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(
+                column, row, EngFormatter(places=0, sep="")(count), ha="center", va="center", color=color, fontsize=7
+            )
+
+
+Chart = LineChart | HeatMap | ShareChart | ConfusionMatrix
 
 
 def _over_updates(axes: Axes) -> None:

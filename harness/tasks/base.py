@@ -27,6 +27,10 @@ class TaskLoss(Protocol):
         """Return the () sum of the weights of a batch's targets; without weights, their number."""
         ...
 
+    def examples(self, outputs: Tensor, targets: Tensor) -> dict[str, list[Any]]:
+        """Return target and prediction of each row of a batch, to be read by people: columns by name."""
+        ...
+
     def metrics(self) -> dict[str, Metric]:
         """Return fresh metrics by name, each updated with (outputs, targets).
 
@@ -36,10 +40,15 @@ class TaskLoss(Protocol):
 
 
 class Scores:
-    """The validation scores: exact sums over rows on every rank, so that the number of ranks does not matter."""
+    """The validation scores: exact sums over rows on every rank, so that the number of ranks does not matter.
 
-    def __init__(self, task: TaskLoss, *, device: torch.device) -> None:
-        self._task = task
+    Args:
+        num_examples: how many of this rank's first rows are kept to be shown.
+    """
+
+    def __init__(self, task: TaskLoss, *, device: torch.device, num_examples: int = 0) -> None:
+        self._task, self._num_examples = task, num_examples
+        self._examples: list[dict[str, list[Any]]] = []
         # float64, so that adding the ranks' sums in another order changes nothing that is printed.
         self._metrics = {name: metric.set_dtype(torch.float64).to(device) for name, metric in task.metrics().items()}
         for metric in self._metrics.values():
@@ -52,6 +61,19 @@ class Scores:
         self._loss_and_weight[1] += self._task.weight_sum(targets)
         for metric in self._metrics.values():
             metric.update(outputs, targets)
+        if self._num_examples > 0:
+            shown = slice(self._num_examples)
+            self._examples.append(self._task.examples(outputs[shown], targets[shown]))
+            self._num_examples -= len(targets[shown])
+
+    def examples(self) -> dict[str, list[Any]] | None:
+        """Return `columns`, names, and `rows`, their values for each row that is shown; None where none is."""
+        if not self._examples:
+            return None
+        columns = list(self._examples[0])
+        batches = [zip(*batch.values(), strict=True) for batch in self._examples]
+        rows = [values for batch in batches for values in batch]
+        return {"columns": ["row", *columns], "rows": [[number, *values] for number, values in enumerate(rows)]}
 
     def compute(self, gather: Gather) -> dict[str, Any]:
         """Return the scores over the rows of all ranks: numbers, and nested lists of them. Collective."""
