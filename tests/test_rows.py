@@ -14,7 +14,7 @@ from harness.observers.build import TRACKERS
 from harness.observers.rows import Row, Rows
 from harness.observers.tensorboard import TensorBoardTracker
 from harness.observers.tracker import Opened, TrackedRun, Tracker
-from harness.track import Projection, exit_code_of
+from harness.track import Projection, Silence, exit_code_of
 
 MNIST = Path(__file__).parents[1] / "configs/mnist_cnn.yaml"
 
@@ -203,6 +203,13 @@ def test_a_damaged_ledger_is_named_with_its_place(run: TrackedRun) -> None:
     place = len(json.dumps(update(1))) + 1
     with pytest.raises(StorageError, match=rf"ledger\.jsonl is damaged: what begins at byte {place} is not"):
         Projection(tracker, last_step=0).advance()
+
+
+def test_a_silent_run_is_told_of_once_until_it_speaks_again() -> None:
+    silence = Silence(10)
+    told = [silence.is_too_long(now=now, has_news=now in (0, 5, 40)) for now in range(60)]
+    assert [now for now, is_told in enumerate(told) if is_told] == [15, 50]
+    assert not any(Silence(None).is_too_long(now=now, has_news=False) for now in (0, 1e9))
 
 
 def test_how_a_run_ended_is_told_by_its_last_events() -> None:

@@ -335,12 +335,41 @@ def test_online_a_run_is_one_run_however_often_it_is_started(tmp_path: Path, ser
     assert list(server.runs) == [trial.run_id]
     run = server.runs[trial.run_id]
     assert run.steps == sorted({*DUE, 30})
+    assert run.rows[-1]["best/val/loss"] == min(row["val/loss"] for row in run.rows if "val/loss" in row)
     assert run.exit_code == 0
     assert run.config["optim"]["value"]["peak_lr"] == 0.01
     urls = [line["url"] for line in trial.events("notice") if line.get("url")]
     assert urls == [f"{server.url}/tester/trials/runs/{trial.run_id}"] * 2
     *_, panel = trial.said.partition("done after update 60")
     assert f"\nwandb: {urls[0]}\n" in panel
+
+
+def test_online_people_hear_of_a_stall_and_of_how_a_run_ended(tmp_path: Path, server: WandbServer) -> None:
+    def titles() -> list[str]:
+        return [alert["title"] for alert in server.alerts]
+
+    trial = Trial(tmp_path, server=server, pause_seconds=0.02)
+    ranks = trial.start(1, *LONG, "tracking.stall_alert_seconds=2")
+    wait_until(lambda: last_step(trial) >= 20)
+    os.kill(ranks[0][0].pid, signal.SIGSTOP)
+    wait_until(titles)
+    assert titles() == ["stalled"]
+    assert re.search(r"no update, evaluation or save in 2 s after update \d+: ", server.alerts[0]["text"])
+    os.kill(ranks[0][0].pid, signal.SIGCONT)
+    os.kill(ranks[0][0].pid, signal.SIGTERM)
+    assert collect(ranks, deadline_seconds=60) == [(75, False)]
+    run = server.runs[trial.run_id]
+    assert (run.preempting, run.exit_code, titles()) == (True, 75, ["stalled", "interrupted"])
+
+    stopping = ("early_stopping.patience_evaluations=1", "early_stopping.min_delta=9", "evaluation.every_steps=30")
+    assert trial.train(*LONG[:1], *stopping) == [0]
+    assert (run.exit_code, titles()[2:]) == (0, ["early stop"])
+
+    (tmp_path / "bad").mkdir()
+    trial = Trial(tmp_path / "bad", server=server)
+    assert trial.train("optim.peak_lr=1e30", "clip={kind: none}") == [6]
+    assert (server.runs[trial.run_id].exit_code, set(titles()[3:])) == (6, {"NaN or infinity", "failed"})
+    assert not server.runs[trial.run_id].preempting
 
 
 def test_the_key_is_nowhere_but_in_the_authorization(tmp_path: Path, server: WandbServer) -> None:

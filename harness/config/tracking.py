@@ -86,6 +86,8 @@ class Tracking(Section):
     """Draw report.html in the run directory when a launch ends, which takes a second or two."""
     sample_table_rows: Annotated[Int, Field(ge=0, le=1000)] = 0
     """So many of the first validation rows are told with target and prediction at each evaluation, by rank zero."""
+    stall_alert_seconds: PositiveFloat | None = 900.0
+    """After so long without an update, an evaluation or a save people are alerted, where a tracker can do that."""
     wandb: Wandb | None = None
     tensorboard: TensorBoard | None = None
 

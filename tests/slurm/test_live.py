@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shlex
 import socket
@@ -31,7 +32,7 @@ def test_a_finished_job_that_is_requeued_by_hand_ends_at_once(site: Site) -> Non
 
 
 def test_an_interrupted_job_comes_back_and_ends_with_the_ledger_of_an_undisturbed_one(site: Site) -> None:
-    run = site.submit("disturbed", LONG, style="torchrun", ranks_per_node=2)
+    run = site.submit("disturbed", LONG, "tracking.wandb={mode: offline}", style="torchrun", ranks_per_node=2)
     interrupt(run, random.Random(1), times=3)
     run.finish_soon()
     run.ends_as("COMPLETED")
@@ -40,6 +41,10 @@ def test_an_interrupted_job_comes_back_and_ends_with_the_ledger_of_an_undisturbe
     undisturbed = site.submit("undisturbed", f"run.max_steps={run.step()}", ranks_per_node=2)
     undisturbed.ends_as("COMPLETED")
     assert run.ledger() == undisturbed.ledger()
+    identity = json.loads((run.directory / "run.json").read_text())["id"]
+    segments = [path.name for path in (run.directory / "wandb").glob("offline-run-*")]
+    assert len(segments) == 4
+    assert all(name.endswith(f"-{identity}") for name in segments), "one run in wandb, in four parts"
     for restart in range(4):
         assert f"host node1, rank 1 of 2, local rank 1, device cpu, restart {restart}," in run.log(restart, 1)
 
