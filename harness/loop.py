@@ -10,7 +10,7 @@ from harness.interval import Interval
 from harness.resume import finish_saving, save
 from harness.run import Run
 from harness.state import FitResult, TrainState, UpdateReport
-from harness.tasks.base import Scores
+from harness.tasks.base import Scores, evenly_spread
 
 
 def fit(run: Run, state: TrainState) -> FitResult:
@@ -85,12 +85,13 @@ def evaluate(run: Run, *, step: int) -> dict[str, Any]:
     strategy = run.strategy
     strategy.share_buffers()
     strategy.model.eval()
-    scores = Scores(run.task, device=strategy.device, num_examples=run.config.tracking.sample_table_rows)
+    shown_rows = evenly_spread(run.config.tracking.sample_table_rows, run.validation.num_rows)
+    scores = Scores(run.task, device=strategy.device, shown_rows=shown_rows, first_row=run.validation.first_row)
     for batch in run.validation:
         outputs = strategy.predict(batch.inputs)
         if not batch.is_padding:
             scores.update(outputs, batch.targets)
-    if examples := scores.examples():
+    if examples := scores.examples(strategy.gather_objects):
         run.observers.happened("samples", step=step, **examples)
     strategy.release()
     strategy.model.train()

@@ -1,5 +1,6 @@
 """The validation rows that are shown with target and prediction."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -8,19 +9,22 @@ from torch import Tensor
 
 from harness.config.tasks import ClassificationTask
 from harness.data.tokenizers import Bytes
-from harness.tasks.base import Scores, TaskLoss
+from harness.tasks.base import Scores, TaskLoss, evenly_spread
 from harness.tasks.language import SHOWN_TOKENS, CausalLm
 from harness.tasks.supervised import Classification, Regression
 
 LABELS = ClassificationTask(kind="classification", num_classes=3)
 
 
-def shown(task: TaskLoss, outputs: Tensor, targets: Tensor, *, num_examples: int = 3) -> Any:
-    """The examples of a split that comes in batches of two rows."""
-    scores = Scores(task, device=torch.device("cpu"), num_examples=num_examples)
-    for start in range(0, len(targets), 2):
-        scores.update(outputs[start : start + 2], targets[start : start + 2])
-    return scores.examples()
+def shown(task: TaskLoss, outputs: Tensor, targets: Tensor, *, rows: Sequence[int] = (0, 1, 2)) -> Any:
+    """The examples of a split whose rows come in batches of two, the first on one rank and the others on another."""
+    shares = []
+    for first, last in ((0, 2), (2, len(targets))):
+        scores = Scores(task, device=torch.device("cpu"), shown_rows=rows, first_row=first)
+        for start in range(first, last, 2):
+            scores.update(outputs[start : min(start + 2, last)], targets[start : min(start + 2, last)])
+        shares.append(scores._examples)
+    return scores.examples(lambda _: shares)
 
 
 @pytest.mark.parametrize("classes", [None, ["ant", "bee", "cat"]])
@@ -55,4 +59,12 @@ def test_text_is_shown_as_text_its_end_if_it_is_long() -> None:
 
 
 def test_nothing_is_shown_unless_asked_for() -> None:
-    assert shown(Regression(1), torch.zeros(4, 1), torch.zeros(4, 1), num_examples=0) is None
+    assert shown(Regression(1), torch.zeros(4, 1), torch.zeros(4, 1), rows=()) is None
+
+
+def test_rows_that_are_shown_are_spread_over_the_split_and_over_ranks() -> None:
+    assert evenly_spread(4, 100) == [0, 25, 50, 75]
+    assert evenly_spread(9, 3) == [0, 1, 2]
+    assert evenly_spread(0, 3) == []
+    numbers = torch.arange(6.0).unsqueeze(1)
+    assert shown(Regression(1), numbers, -numbers, rows=(1, 3, 5))["rows"] == [[k, -k, k] for k in (1, 3, 5)]

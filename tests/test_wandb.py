@@ -216,6 +216,21 @@ def test_the_run_carries_its_configuration_its_facts_and_its_step_metric(tmp_pat
     assert not any(record["type"] == "output_raw" for record in trial.records())
 
 
+def test_variables_of_wandb_name_the_run_its_id_and_its_folder(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    named = {"WANDB_RUN_ID": "my-id", "WANDB_NAME": "my name", "WANDB_DIR": str(tmp_path), "WANDB_RUN_GROUP": "mine"}
+    trial.environment |= named
+    assert trial.train("run.max_steps=5") == [0]
+    assert trial.run_id == "my-id"
+    (segment,) = tmp_path.glob("wandb/offline-run-*-my-id/run-my-id.wandb")
+    summary = inspect(segment, "--summary")
+    assert (summary["name"], summary["run_id"]) == ("my name", "my-id")
+    assert any(record.get("run", {}).get("run_group") == "mine" for record in inspect(segment))
+    trial.environment["WANDB_RUN_ID"] = "other"
+    assert trial.train("run.max_steps=6") == [0]
+    assert trial.run_id == "my-id"  # a run keeps the id it has
+
+
 def test_a_confusion_matrix_is_a_table_of_the_evaluation_it_belongs_to(tmp_path: Path) -> None:
     trial = Trial(tmp_path)
     assert trial.train("task.confusion_matrix=true", "run.max_steps=25") == [0]
@@ -240,7 +255,8 @@ def test_validation_rows_are_a_table_of_their_evaluation_when_asked_for(tmp_path
     table = json.loads(path.read_text())
     assert table["columns"] == ["row", "target", "prediction", "probability"]
     assert table["data"] == told["rows"]
-    assert [number for number, *_ in table["data"]] == list(range(7))
+    assert [number for number, *_ in table["data"]] == [1000 * index // 7 for index in range(7)]
+    assert len({target for _, target, *_ in table["data"]}) > 4  # the split is sorted by class
 
 
 def test_tracking_changes_no_bit_of_the_training(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ class WandbTracker(Tracker):
             resume="allow",
             mode="offline" if offline else "online",
             dir=_folder(self.run.directory).absolute(),
-            name=self.run.config.run.name,
+            name=os.environ.get("WANDB_NAME") or self.run.config.run.name,
             **settings.model_dump(include={"project", "entity", "group", "notes", "job_type"}),
             tags=settings.tags,
             settings=wandb.Settings(

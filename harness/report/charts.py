@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
@@ -83,7 +84,7 @@ def _curve(record: Record, y: np.ndarray, *, label: str, color: int) -> Series:
     is_known = np.isfinite(y)  # some figures are told once an interval
     x, y = record.updates["step"][is_known], y[is_known]
     if len(x) <= 2 * MAX_POINTS:
-        return Series(label, x, y, color)
+        return Series(label, x, y, color, is_marked=len(x) <= 3)  # a single point is no line
     x, mean, low, high = thin(x, y)
     return Series(label, x, mean, color, low, high)
 
@@ -134,7 +135,7 @@ def _losses(records: Sequence[Record]) -> Iterator[LineChart]:
         spread = np.nanmax(values) / max(np.nanmin(values), 1e-12)
         series, marks, note = list(chart.series), list(chart.marks), "training"
         if len(records) == 1:
-            series = [Series("training", s.x, s.y, s.color, s.low, s.high) for s in series]
+            series = [dataclasses.replace(s, label="training") for s in series]
             marks += _skipped(records[0])
             if scores := _score_series(records[0], "val/loss", color=1, label="validation"):
                 series.append(scores)

@@ -191,7 +191,7 @@ def _provenance(record: Record) -> Iterator[tuple[str, str]]:
     start = record.starts[-1] if record.starts else {}
     yield "id", str(record.identity.get("id", "unknown"))
     yield "created", str(record.identity.get("created", "unknown"))
-    for key in ("host", "hosts", "slurm", "device", "precision", "git", "python", "versions"):
+    for key in ("hosts", "slurm", "device", "precision", "git", "python", "versions"):
         if start.get(key) is not None:
             yield key, _value(start[key])
 

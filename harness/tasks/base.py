@@ -1,6 +1,7 @@
 """What a task is to the loop: the loss of a batch, and the scores of the validation split."""
 
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -43,11 +44,14 @@ class Scores:
     """The validation scores: exact sums over rows on every rank, so that the number of ranks does not matter.
 
     Args:
-        num_examples: how many of this rank's first rows are kept to be shown.
+        shown_rows: of the split, kept to be shown; in order.
+        first_row: of the split that this rank sees.
     """
 
-    def __init__(self, task: TaskLoss, *, device: torch.device, num_examples: int = 0) -> None:
-        self._task, self._num_examples = task, num_examples
+    def __init__(
+        self, task: TaskLoss, *, device: torch.device, shown_rows: Sequence[int] = (), first_row: int = 0
+    ) -> None:
+        self._task, self._shown_rows, self._row = task, shown_rows, first_row
         self._examples: list[dict[str, list[Any]]] = []
         # float64, so that adding the ranks' sums in another order changes nothing that is printed.
         self._metrics = {name: metric.set_dtype(torch.float64).to(device) for name, metric in task.metrics().items()}
@@ -61,19 +65,22 @@ class Scores:
         self._loss_and_weight[1] += self._task.weight_sum(targets)
         for metric in self._metrics.values():
             metric.update(outputs, targets)
-        if self._num_examples > 0:
-            shown = slice(self._num_examples)
-            self._examples.append(self._task.examples(outputs[shown], targets[shown]))
-            self._num_examples -= len(targets[shown])
+        here = range(self._row, self._row + len(targets))
+        self._row = here.stop
+        if shown := [row for row in self._shown_rows if row in here]:
+            places = torch.tensor(shown, device=targets.device) - here.start
+            self._examples.append({"row": shown, **self._task.examples(outputs[places], targets[places])})
 
-    def examples(self) -> dict[str, list[Any]] | None:
-        """Return `columns`, names, and `rows`, their values for each row that is shown; None where none is."""
-        if not self._examples:
+    def examples(self, gather_objects: Callable[[Any], list[Any]]) -> dict[str, list[Any]] | None:
+        """Return `columns`, names, and `rows`, their values for each row that is shown; None if none is.
+
+        Collective, if any row is to be shown.
+        """
+        if not self._shown_rows:
             return None
-        columns = list(self._examples[0])
-        batches = [zip(*batch.values(), strict=True) for batch in self._examples]
-        rows = [values for batch in batches for values in batch]
-        return {"columns": ["row", *columns], "rows": [[number, *values] for number, values in enumerate(rows)]}
+        batches = [batch for of_rank in gather_objects(self._examples) for batch in of_rank]
+        rows = [list(values) for batch in batches for values in zip(*batch.values(), strict=True)]
+        return {"columns": list(batches[0]), "rows": rows}
 
     def compute(self, gather: Gather) -> dict[str, Any]:
         """Return the scores over the rows of all ranks: numbers, and nested lists of them. Collective."""
@@ -84,3 +91,9 @@ class Scores:
             warnings.filterwarnings("ignore", message=r"The ``compute`` method of metric", category=UserWarning)
             scores = {f"val/{name}": metric.compute().tolist() for name, metric in self._metrics.items()}
         return {"val/loss": loss / weight, **scores}
+
+
+def evenly_spread(count: int, length: int) -> list[int]:
+    """Return `count` of the numbers below `length`, or all, evenly spread from 0 on."""
+    count = min(count, length)
+    return [index * length // count for index in range(count)]
