@@ -28,6 +28,7 @@ from harness.observers.base import Line
 from harness.observers.build import TRACKERS, build_tracker
 from harness.observers.rows import Rows
 from harness.observers.tracker import TrackedRun, Tracker
+from harness.run_directory import read_identity
 from harness.stopping import StopSignals
 
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -121,11 +122,9 @@ def tracked_run(directory: Path, *, trainer_pid: int | None = None, run_id: str 
     """Return the run of a directory.
 
     Raises:
-        ConfigError: it holds none.
+        ConfigError: it holds none that this version knows.
     """
-    if not (directory / "run.json").exists():
-        raise ConfigError(f"{directory} is not a run directory: it has no run.json. Give one such as runs/mnist-cnn")
-    identity = json.loads((directory / "run.json").read_bytes())
+    identity = read_identity(directory)
     config = load_config(directory / "config.yaml").config
     return TrackedRun(directory, config, run_id or identity["id"], trainer_pid)
 
