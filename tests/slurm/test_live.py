@@ -12,7 +12,7 @@ import pytest
 
 from harness.errors import ConfigError
 from launch import cli
-from launch.job import FIRST_PORT
+from launch.network import FIRST_PORT
 from launch.status import cancel, newest_log, status_of
 from tests.slurm.jobs import Run, Site, interrupt
 
