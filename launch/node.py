@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.errors import ConfigError, HarnessError
-from launch.job import address_of
+from launch.network import address_of
 from launch.plan import LaunchPlan, Rendezvous
 from launch.preflight import (
     EXIT_BAD_NODE,

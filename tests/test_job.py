@@ -16,7 +16,8 @@ import pytest
 from harness.errors import ConfigError
 from harness.process import pending_signals
 from launch.attempts import Action, Attempt, Earlier, decide, earlier_attempts
-from launch.job import address_of, check_plan, is_free, job_of, newest_step, outlook, rendezvous_port
+from launch.job_facts import check_plan, job_of, newest_step, outlook
+from launch.network import address_of, is_free, rendezvous_port
 from launch.node import node_plan, rank_environment
 from launch.torchrun import torchrun_command
 

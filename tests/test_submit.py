@@ -16,7 +16,7 @@ from harness.config.io import dump_config, load_config
 from harness.errors import ConfigError
 from launch import cli
 from launch.cluster import Cluster, load_cluster, with_options
-from launch.job import own_run
+from launch.job_facts import own_run
 from launch.plan import LaunchPlan
 from launch.slurm import Place, job_script, srun_command
 from launch.sweep import Sweep, load_grid

@@ -12,7 +12,7 @@ import pytest
 
 from harness.errors import ConfigError
 from launch import cli
-from launch.job import FIRST_PORT
+from launch.network import FIRST_PORT
 from launch.status import cancel, newest_log, status_of
 from tests.slurm.jobs import Run, Site, interrupt
 
@@ -135,12 +135,16 @@ def test_a_job_that_lost_a_node_goes_on_from_the_last_periodic_save(site: Site) 
 
 
 def test_a_job_that_reaches_its_time_limit_saves_before_it_and_comes_back(site: Site) -> None:
-    run = site.submit("limited", LONG, time_limit_minutes=1, signal_lead_seconds=25)
+    run = site.submit("limited", LONG, time_limit_minutes=1, signal_lead_seconds=15)
     run.wait_for(lambda: run.events("job ended"), "the end of the first attempt", seconds=150)
     run.finish_soon()
     run.ends_as("COMPLETED")
-    assert run.causes() == [(75, "requeue"), (0, "end")]
-    assert run.restarts == 1
+    *interrupted, last = run.causes()  # where the machine is so busy that a start takes half a minute, more than one
+    assert set(interrupted) == {(75, "requeue")}
+    assert last == (0, "end")
+    assert run.restarts == len(interrupted)
+    starts = [line["step"] for line in run.events("started")]
+    assert starts == sorted(set(starts)), "every attempt goes on from a later update"
 
 
 def test_jobs_on_one_node_do_not_meet_at_one_port_nor_at_a_port_that_is_taken(site: Site) -> None:
