@@ -211,6 +211,9 @@ def test_the_run_carries_its_configuration_its_facts_and_its_step_metric(tmp_pat
     assert {key: summary["config"][key] for key in wanted} == wanted
     assert summary["config"]["world_size"] == 2
     assert summary["config"]["num_parameters"] == 28 * 28 * 16 + 16 + 16 * 10 + 10
+    (started,) = trial.events("started")
+    for fact in ("versions", "git", "hosts", "slurm", "device", "command", "precision"):
+        assert summary["config"].get(fact) == started[fact]
     metrics = [record["metric"] for record in trial.records() if record["type"] == "metric"]
     assert any(m.get("glob_name") == "*" and m.get("step_metric") == "trainer/global_step" for m in metrics)
     assert not any(record["type"] == "output_raw" for record in trial.records())
@@ -424,6 +427,7 @@ def test_a_server_that_does_not_answer_costs_one_warning_and_no_time(
     assert len(warnings) == 1
     assert trial.steps() == DUE
     assert server.runs == {}
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
     # Training did not wait: its first save came before the tracker gave up.
     first_save = trial.events("saved")[0]["time"]
     told = next(line["time"] for line in trial.events("notice") if "tracked offline" in line["text"])
