@@ -1,5 +1,6 @@
 """What share of its device's peak a run uses, from the operations of the network and the name of the device."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from harness.config.models import Model
 from harness.models.flops import training_flops_per_row
 from harness.models.registry import build_model
 from harness.peak_flops import peak_flops
+from tests.tiny_models import write_model
 
 
 def built(shape: tuple[int, ...], num_outputs: int, **model: Any) -> nn.Module:
@@ -49,6 +51,38 @@ def test_weights_that_are_not_trained_have_no_gradient_to_count() -> None:
     model = built((10,), 3, kind="mlp", hidden=[8])
     next(module for module in model.modules() if isinstance(module, nn.Linear)).requires_grad_(False)
     assert training_flops_per_row(model, torch.zeros(1, 10)) == 2 * (10 * 8 + 8 * 3) + 2 * 8 * 3
+
+
+class LooksAtItsNumbers(nn.Sequential):
+    """Cannot run on tensors without storage."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.sum().item() == x.sum().item()
+        outputs: torch.Tensor = super().forward(x)
+        return outputs
+
+
+def test_a_network_that_looks_at_its_numbers_is_counted_in_passing() -> None:
+    layers = [nn.Linear(10, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Linear(8, 3)]
+    model = LooksAtItsNumbers(*layers)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    wanted = training_flops_per_row(nn.Sequential(*layers), torch.ones(1, 10))
+    assert training_flops_per_row(model, torch.ones(1, 10)) == wanted > 0
+    assert model.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_a_pretrained_network_is_counted_and_its_frozen_weights_cost_less(tmp_path: Path) -> None:
+    ids = torch.ones(1, 6, dtype=torch.int64)
+    path = str(write_model(tmp_path / "bert"))
+    whole, adapted = (
+        training_flops_per_row(built((6,), 2, kind="pretrained", path=path, **keys), ids)
+        for keys in ({}, {"lora": {"rank": 1}})
+    )
+    assert 0 < adapted < whole
 
 
 @pytest.mark.parametrize(
