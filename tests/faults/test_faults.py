@@ -35,6 +35,6 @@ def test_wherever_a_save_is_killed_the_run_goes_on_from_a_whole_checkpoint_to_th
 def test_a_run_killed_after_every_update_is_the_run_that_was_left_alone(
     model: str, strategy: str, world_size: int, tmp_path: Path
 ) -> None:
-    exact_resume.write_images(tmp_path)
+    exact_resume.write_data(tmp_path)
     counts = exact_resume.chain(tmp_path, model=model, strategy=strategy, world_size=world_size)
     assert counts == {"kills after an update": exact_resume.UPDATES - 1, "runs": 1, "runs equal to the bit": 1}
