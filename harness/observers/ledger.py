@@ -64,7 +64,7 @@ class Ledger(Observer):
         self.on_settled()
 
     def on_event(self, line: Line) -> None:
-        self._events.append(encode({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **line}))
+        self._events.append(encode(_timed(line)))
 
     def seal(self) -> int:
         self.on_settled()
@@ -81,6 +81,22 @@ class Ledger(Observer):
             self._events.close()
 
 
+def note_event(directory: Path, line: Line) -> None:
+    """Add an event to the events.jsonl of a run that has no observers yet, and wait until the disk has it."""
+    with storage_errors("write", directory / "events.jsonl"):
+        events = _Appender(directory / "events.jsonl")
+        sync_directory(directory)
+    events.append(encode(_timed(line)))
+    try:
+        events.sync(events.length)
+    finally:
+        events.close()
+
+
+def _timed(line: Line) -> Line:
+    return {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **line}
+
+
 class _Appender:
     """A file that only grows. What the disk refuses stays here and is tried again before the next lines."""
 
@@ -92,6 +108,8 @@ class _Appender:
         self._written = self._file.seek(0, os.SEEK_END)
         self._pending = b""
         self._problem: OSError | None = None
+        if keep_bytes is None and _last_byte(path) not in (b"", b"\n"):  # a process died while it wrote a line
+            self.append(b"\n")
 
     @property
     def length(self) -> int:
@@ -136,6 +154,12 @@ class _Appender:
             self._file.close()
             if problem:
                 raise problem
+
+
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        return file.read()
 
 
 def updates_after(path: Path, num_bytes: int) -> list[Line]:
