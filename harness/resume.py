@@ -8,7 +8,14 @@ from harness.run import Run
 from harness.state import TrainState
 
 COUNTS = ("position", "step", "samples_seen", "evaluated_step", "nonfinite_in_a_row", "ledger_bytes")
-OTHERS = {"metrics": dict, "judge": dict, "data_digest": str, "order": dict, "optimizer": list}
+OTHERS = {
+    "metrics": dict,
+    "judge": dict,
+    "data_digest": str,
+    "order": dict,
+    "optimizer": list,
+    "loss_scale": dict | None,
+}
 
 
 def save(run: Run, state: TrainState) -> None:
@@ -35,6 +42,7 @@ def save(run: Run, state: TrainState) -> None:
         "world_size": run.strategy.world_size,
         "strategy": run.config.strategy.kind,
         "optimizer": run.strategy.optimizer_settings(),
+        "loss_scale": run.strategy.loss_scale.state_dict() if run.strategy.loss_scale else None,
         **run.facts,
     }
     run.checkpoints.begin(state.step, trainer, is_best=state.is_best, also_sync=run.observers.sync)
@@ -133,6 +141,8 @@ def resume(run: Run, loaded: Loaded) -> TrainState:
             )
     run.checkpoints.restore(loaded)
     run.judge.load_state_dict(trainer["judge"])
+    if run.strategy.loss_scale and trainer["loss_scale"]:  # another precision starts with its own
+        run.strategy.loss_scale.load_state_dict(trainer["loss_scale"])
     return TrainState(
         position=trainer["position"],
         step=trainer["step"],
