@@ -8,7 +8,7 @@ STAMP := .venv/setup-is-done
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-quick faults check bench clean
+.PHONY: help setup train test test-quick slurm-test faults check bench clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -24,6 +24,9 @@ test: $(STAMP) ## Run every test
 
 test-quick: $(STAMP) ## Run the tests that take seconds
 	@$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+
+slurm-test: $(STAMP) ## Run the tests on a live Slurm cluster; says what to install if there is no Slurm
+	@$(BIN)/python -m pytest -q tests/slurm $(ARGS)
 
 faults: $(STAMP) ## Damage, kill and resume in every way, an hour: make faults [ARGS="ddp zero3"]
 	@$(BIN)/python -m tests.faults $(ARGS)

@@ -7,12 +7,15 @@ same ranks; it ends with 1 whatever happened and prints its own traceback below 
 import logging
 import signal
 import sys
+from pathlib import Path
 
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from harness.errors import EXIT_INTERRUPTED, HarnessError, PeerError
+from harness.process import shell_code
+from harness.strategy.env import log_file
 
 EXPLAINED_CODES = {EXIT_INTERRUPTED, *(kind.exit_code for kind in HarnessError.__subclasses__())}
 """A rank that ends with one of these has said why."""
@@ -35,24 +38,21 @@ def main(argv: list[str] | None = None) -> int:
         failures = error.failures.values()
         first = min(failures, key=lambda failure: (failure.timestamp, failure.exitcode == PeerError.exit_code))
         rank = next(rank for rank, failure in error.failures.items() if failure is first)
-        if first.exitcode not in EXPLAINED_CODES:
-            print(failure_sentence(rank, first.exitcode, pid=first.pid), file=sys.stderr)
+        log = log_file(rank)
+        if first.exitcode not in EXPLAINED_CODES or log is not None:
+            print(failure_sentence(rank, first.exitcode, pid=first.pid, log=log), file=sys.stderr)
         return shell_code(first.exitcode)
     except SignalException as error:
         return shell_code(-error.sigval)
     return 0
 
 
-def failure_sentence(rank: int, exit_code: int, *, pid: int) -> str:
-    """Return how a rank ended that had no chance to explain itself, or died of a bug."""
+def failure_sentence(rank: int, exit_code: int, *, pid: int, log: Path | None = None) -> str:
+    """Return how a rank ended that had no chance to explain itself, died of a bug, or has explained it in its log."""
+    place = f"is in {log}" if log else "stands above"
     if exit_code < 0:
         return f"rank {rank} (process {pid}) was killed by {signal.Signals(-exit_code).name}"
-    return f"rank {rank} (process {pid}) ended with exit code {exit_code}; what it said about it stands above"
-
-
-def shell_code(exit_code: int) -> int:
-    """Return the code a shell shows: a signal, negative here, becomes 128 plus its number."""
-    return exit_code if exit_code >= 0 else 128 - exit_code
+    return f"rank {rank} (process {pid}) ended with exit code {exit_code}; what it said about it {place}"
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ class Interval:
         rows, gradients = self._read()
         stop_vote = max(int(row[0]) for row in rows)
         if stop_vote and not state.stop_signal:
-            state.stop_signal = StopSignals.NUMBERS[stop_vote - 1].name
+            state.stop_signal = StopSignals.REASONS[stop_vote - 1]
         run.agenda.updates_until_vote = int(rows[0][1])
         seconds = (time.perf_counter() - self._started) / len(self._reports)
         run.agenda.seconds_per_update = seconds
@@ -95,8 +95,9 @@ class Interval:
         A ballot is (stop vote, next interval, whether the save in flight may advance, most bytes of memory in use so
         far, share of the interval that was spent waiting for rows).
         """
-        strategy, signals = self._run.strategy, self._run.signals
-        vote = 1 + StopSignals.NUMBERS.index(signals.received) if signals.received else 0
+        strategy = self._run.strategy
+        seconds = time.perf_counter() - self._started  # as the next interval will take, more or less
+        vote = self._run.signals.vote(seconds_needed=seconds + self._state.save_seconds)
         is_written = self._run.checkpoints.vote()
         votes = [vote, self._run.agenda.updates_in_a_second(), is_written]
         waited = (self._run.batches.seconds_waited - self._seconds_waited) / (time.perf_counter() - self._started)

@@ -1,12 +1,68 @@
-"""Reading files of one JSON object a line that another process may be writing, or may have died while writing."""
+"""Files of one JSON object a line, the ledger and the events of a run. A reader may find a half-written end."""
 
+import errno
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from harness.files import storage_errors, sync_directory
+
 Line = dict[str, Any]
+
+_encoder = json.JSONEncoder(allow_nan=False)
+
+
+def json_line(line: Line) -> bytes:
+    """Return one line of JSON; NaN and infinities, which JSON does not have, are null."""
+    try:
+        text = _encoder.encode(line)
+    except ValueError:  # NaN or infinity somewhere
+        text = _encoder.encode(_finite(line))
+    return (text + "\n").encode()
+
+
+def event_line(event: Line) -> bytes:
+    """Return a line of events.jsonl, with the time of now."""
+    return json_line({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **event})
+
+
+def append_event(run_directory: Path, event: str, **details: Any) -> None:
+    """Add a line to the events.jsonl of a run, in one write, so that lines of several processes do not mix.
+
+    The disk has it when this returns.
+    """
+    path = run_directory / "events.jsonl"
+    with storage_errors("write", path), path.open("ab", buffering=0) as file:
+        line = missing_newline(path) + event_line({"event": event, **details})
+        if file.write(line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(file.fileno())
+        sync_directory(run_directory)
+
+
+def missing_newline(path: Path) -> bytes:
+    """Return what has to come before the next line where a process died while it wrote the last one."""
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        return b"" if file.read() in (b"", b"\n") else b"\n"
+
+
+def read_events(run_directory: Path) -> list[Line]:
+    """Return the events of a run so far, which other processes may be writing; none where there is no file yet."""
+    path = run_directory / "events.jsonl"
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        return list(whole_lines(file))
+
+
+def read_lines(path: Path) -> list[Line]:
+    """Return the lines of a ledger or of an events file that nobody is writing to."""
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
 def whole_lines(file: Iterable[bytes], *, ignored: list[str] | None = None) -> Iterator[Line]:
@@ -51,3 +107,13 @@ def _parse(text: bytes) -> Line | None:
 def _shown(text: bytes) -> str:
     start = text[:40].decode("ascii", errors="replace").strip()
     return repr(start if len(text) <= 41 else f"{start}...")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -24,6 +25,21 @@ def die_with_parent(*, signal_number: int = signal.SIGKILL) -> None:
 def adopt_orphans() -> None:
     """Become the parent, in the place of process 1, of every descendant whose own parent dies."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def pending_signals(pid: int) -> set[int]:
+    """Return the signals that a process was sent and blocks; none where there is no /proc."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return set()
+    masks = [int(line.split()[1], base=16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:"))]
+    return {number + 1 for mask in masks for number in range(64) if mask >> number & 1}
+
+
+def shell_code(exit_code: int) -> int:
+    """Return the code a shell shows: a signal, negative here, becomes 128 plus its number."""
+    return exit_code if exit_code >= 0 else 128 - exit_code
 
 
 def _prctl(option: int, value: int) -> None:

@@ -73,6 +73,7 @@ def hear_of_save(run: Run, state: TrainState, result: SaveResult | None) -> None
     name, step, is_best = result.directory.name, result.step, result.is_best
     if result.problem is None:
         state.failed_saves.clear()
+        state.save_seconds = max(state.save_seconds, result.seconds)
         seconds = {"blocked_seconds": result.blocked_seconds, "seconds": result.seconds}
         run.observers.happened("saved", step=step, directory=name, is_best=is_best, **seconds)
         return

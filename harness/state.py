@@ -48,6 +48,8 @@ class TrainState:
     """The step whose save was begun last, unless that failed."""
     failed_saves: list[StorageError] = field(default_factory=list)
     """Why each save failed since the last one that did not."""
+    save_seconds: float = 0.0
+    """The longest save of this launch on this rank."""
     is_best: bool = False
     """The last evaluation was the best so far and is not saved yet."""
     metrics: dict[str, Any] = field(default_factory=dict)

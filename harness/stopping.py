@@ -1,7 +1,9 @@
 """Early stopping, the best score, and the plateau: one state machine that every rank runs on rank zero's scores."""
 
 import math
+import os
 import signal
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import FrameType
@@ -11,6 +13,10 @@ from harness.config import RunConfig
 from harness.config.fields import Mode
 from harness.config.run import EarlyStopping
 from harness.config.training import PlateauSchedule
+from harness.process import pending_signals
+
+MARGIN_SECONDS = 10.0
+"""Left between the end of a save and that of the job: for an evaluation, and for a disk that is slower than before."""
 
 
 @dataclass
@@ -90,13 +96,29 @@ def _same_rule(stored: Mapping[str, Any], patience: Patience) -> bool:
 class StopSignals:
     """Remembers that this rank was asked to stop; the ranks vote on it later, at a step they agree on.
 
-    Nothing is saved inside the handler: a flag is all it sets.
+    Nothing is saved inside the handler: a flag is all it sets. The end of a job's time is a reason to stop as well.
+
+    Args:
+        end_time: when the job is ended, in seconds since 1970.
     """
 
-    NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGUSR2)
+    REASONS = (*(number.name for number in NUMBERS), "TIME_LIMIT")
 
-    def __init__(self) -> None:
+    def __init__(self, *, end_time: float | None = None) -> None:
         self.received: signal.Signals | None = None
+        self._end_time = math.inf if end_time is None else end_time
+
+    def vote(self, *, seconds_needed: float) -> int:
+        """Return 0 to go on, or the number in REASONS, from 1, of why to stop.
+
+        Args:
+            seconds_needed: for what comes until the next vote, and for a save.
+        """
+        if self.received:
+            return 1 + self.NUMBERS.index(self.received)
+        is_short = time.time() + seconds_needed + MARGIN_SECONDS >= self._end_time
+        return len(self.REASONS) if is_short else 0
 
     def install(self, *, second_interrupt_ends: bool) -> None:
         """Catch the stop signals from here on.
@@ -108,6 +130,10 @@ class StopSignals:
         self._second_interrupt_ends = second_interrupt_ends
         for number in self.NUMBERS:
             signal.signal(number, self._remember)
+        # A launcher of a Slurm job blocks them, so that none is lost that came before this line.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self.NUMBERS)
+        for number in set(self.NUMBERS) & pending_signals(os.getppid()):
+            self.received = signal.Signals(number)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if number == self.received == signal.SIGINT and self._second_interrupt_ends:

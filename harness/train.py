@@ -27,8 +27,10 @@ from harness.errors import (
     PeerError,
     StorageError,
 )
+from harness.json_lines import append_event
 from harness.process import die_with_parent
 from harness.provenance import git_state, slurm_job, versions
+from harness.rank_log import redirect_output
 from harness.report.at_end import write_report
 from harness.run_directory import RunDirectory
 from harness.state import FitResult, TrainState
@@ -57,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             place = placement()
             rank = place.rank
+            redirect_output(place)
             if not arguments or arguments[0].startswith("-"):
                 raise ConfigError(USAGE)
             path, *overrides = arguments
@@ -79,7 +82,7 @@ def train(path: str, overrides: Sequence[str], place: Placement, *, when_all_is_
         when_all_is_said: is given what is to be done after the run has ended, for no other rank to wait for.
     """
     loaded = load_config(path, overrides, world_size=place.world_size)
-    signals = StopSignals()
+    signals = StopSignals(end_time=place.end_time)
     signals.install(second_interrupt_ends=not place.under_torchrun)
     if place.under_torchrun:
         die_with_parent()
@@ -225,10 +228,8 @@ class Session:
 
     def _note_broken(self, reason: str) -> None:
         """Say at once, on rank zero, that a checkpoint is broken: this start may come to nothing."""
-        from harness.observers.ledger import note_event
-
         text = f"checkpoint not used, goes to quarantine/: {reason}"
-        note_event(self.directory.path, {"event": "notice", "text": text})
+        append_event(self.directory.path, "notice", text=text)
         print(text, file=sys.stderr, flush=True)
 
     def _observers(self, run: Run, *, trainer: Mapping[str, Any]) -> Observers:

@@ -12,13 +12,18 @@ from typing import NoReturn
 from harness.config.io import load_config
 from harness.config.sweep import swept
 from harness.errors import ConfigError, HarnessError
+from launch import status as run_status
 from launch import torchrun
+from launch.cluster import load_cluster, with_options
 from launch.plan import choose_ranks, launch_plan, this_machine
 from launch.runs import SORT_KEYS, as_json, as_table, statuses
+from launch.submit import TRAIN_MODULE, check_with_slurm, prepare
+from launch.submit import submit as submit_job
 from launch.summary import summary
+from launch.sweep import Sweep, runs_of, task_name
 from launch.verify import checkpoint_lines
 
-TRAIN_MODULE, EXPORT_MODULE, DATA_MODULE = "harness.train", "harness.export", "harness.data.prepare"
+EXPORT_MODULE, DATA_MODULE = "harness.export", "harness.data.prepare"
 REPORT_MODULE, TRACK_MODULE = "harness.report", "harness.track"
 
 
@@ -70,6 +75,42 @@ def launch(arguments: list[str]) -> int:
     return torchrun.run(plan)
 
 
+def submit(arguments: list[str]) -> int:
+    """train as a Slurm job"""
+    parser = _parser(submit)
+    parser.add_argument("--cluster", metavar="FILE", required=True, help="such as slurm/cluster.example.yaml")
+    parser.add_argument("--nodes", metavar="N", type=_count(1), help="instead of the cluster file's")
+    parser.add_argument("--time-limit-minutes", metavar="M", type=_count(1), help="instead of the cluster file's")
+    parser.add_argument(
+        "--sweep", metavar="GRID", help="a run for each of these values, such as slurm/sweep.example.yaml"
+    )
+    parser.add_argument("--at-once", metavar="N", type=_count(1), help="how many runs of a sweep may train at once")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--dry-run", action="store_true", help="print the job's script; needs no Slurm")
+    only.add_argument("--check", action="store_true", help="have Slurm judge the script, and queue nothing")
+    given = parser.parse_intermixed_args(arguments)
+    cluster = with_options(
+        load_cluster(given.cluster), nodes=given.nodes, gpus=given.gpus, time_limit_minutes=given.time_limit_minutes
+    )
+    loaded = load_config(given.config, given.overrides)
+    sweep = given.sweep and Sweep(given.config, given.overrides, given.sweep, cluster, at_once=given.at_once)
+    submission = sweep.submission(range(len(sweep.tasks))) if sweep else prepare(loaded, cluster)
+    if given.dry_run:
+        print(submission.script, end="")
+        return 0
+    for notice in loaded.notices:
+        print(f"notice: {notice}")
+    if given.check:
+        print(check_with_slurm(submission))
+    elif sweep:
+        job, indices = sweep.submit()
+        for index in indices:
+            print(f"job {job}_{index}: {sweep.directory / task_name(index)}  {' '.join(sweep.tasks[index])}")
+    else:
+        print(f"job {submit_job(submission)}: {submission.script_path}")
+    return 0
+
+
 def check(arguments: list[str]) -> int:
     """validate a configuration and say what it would do; starts nothing"""
     given = _parser(check).parse_intermixed_args(arguments)
@@ -82,10 +123,28 @@ def check(arguments: list[str]) -> int:
 
 def verify(arguments: list[str]) -> int:
     """read every byte of a run's checkpoints and say which are whole"""
-    parser = _Parser(prog="harness verify", description=verify.__doc__, allow_abbrev=False)
-    parser.add_argument("run", metavar="RUN", type=Path, help="a run directory, such as runs/mnist-cnn")
-    for line in checkpoint_lines(parser.parse_args(arguments).run):
+    for line in checkpoint_lines(_run_parser(verify).parse_args(arguments).run):
         print(line, flush=True)
+    return 0
+
+
+def status(arguments: list[str]) -> int:
+    """say how runs and their Slurm jobs stand"""
+    parser = _run_parser(status, several=True)
+    for directory in parser.parse_args(arguments).run:
+        for run, overrides in runs_of(directory).items():
+            print("  ".join([run_status.status_of(run).line(), *overrides]), flush=True)
+    return 0
+
+
+def tail(arguments: list[str]) -> int:
+    """follow what rank zero of a job says"""
+    return run_status.tail(_run_parser(tail).parse_args(arguments).run)
+
+
+def cancel(arguments: list[str]) -> int:
+    """end the Slurm job of a run; what was saved stays"""
+    print(run_status.cancel(_run_parser(cancel).parse_args(arguments).run))
     return 0
 
 
@@ -125,9 +184,13 @@ def track(arguments: list[str]) -> int:
 COMMANDS = {
     "train": train,
     "launch": launch,
+    "submit": submit,
     "check": check,
     "data": data,
     "runs": runs,
+    "status": status,
+    "tail": tail,
+    "cancel": cancel,
     "report": report,
     "track": track,
     "verify": verify,
@@ -153,6 +216,13 @@ def _parser(command: Callable[[list[str]], int]) -> argparse.ArgumentParser:
     parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="such as optim.peak_lr=3e-4")
     gpus_help = "number of ranks: one a GPU, or CPU ranks where there is no GPU"
     parser.add_argument("--gpus", metavar="N", type=_count(1), help=gpus_help)
+    return parser
+
+
+def _run_parser(command: Callable[[list[str]], int], *, several: bool = False) -> argparse.ArgumentParser:
+    parser = _Parser(prog=f"harness {command.__name__}", description=command.__doc__, allow_abbrev=False)
+    number = {"nargs": "+"} if several else {}
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run directory, such as runs/mnist-cnn", **number)  # type: ignore[arg-type]
     return parser
 
 

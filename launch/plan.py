@@ -1,4 +1,4 @@
-"""What a launch on this machine consists of. The only place in launch that reads the environment."""
+"""What a launch consists of, on this machine or on the nodes of a Slurm job."""
 
 import os
 import shutil
@@ -23,14 +23,29 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class Rendezvous:
+    """Where the agents of a launch meet."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    """0: torchrun takes a free port itself, so that no other process can take it in between."""
+    id: str | None = None
+    """Agents with another one are sent away, such as those of the attempt before."""
+
+
+@dataclass(frozen=True)
 class LaunchPlan:
-    """One launch: how many ranks of which command, with what around them."""
+    """One launch: how many ranks of which command, with what around them; each number is said here and nowhere else."""
 
     command: tuple[str, ...]
     """The module each rank runs, and its arguments."""
     run_directory: Path
-    ranks: int
+    ranks_per_node: int
     threads_per_rank: int
+    nodes: int = 1
+    rendezvous: Rendezvous = Rendezvous()
+    local_address: str | None = "127.0.0.1"
+    """At which the other ranks find those of this node; None is what its host name stands for."""
     max_restarts: int = 0
     environment: tuple[tuple[str, str], ...] = ()
     """Variables that are added."""
@@ -38,8 +53,6 @@ class LaunchPlan:
     """Variables that are taken away, because torchrun would read options from them."""
     agent: str = "harness.agent"
     """The module that takes torchrun's options and starts the ranks."""
-    rendezvous_port: int = 0
-    """0: torchrun takes a free port itself, so that no other process can take it in between."""
 
 
 def this_machine() -> Machine:
@@ -66,14 +79,16 @@ def launch_plan(
 ) -> LaunchPlan:
     """Return the plan to run `command`, a module and its arguments, in `ranks` processes on `machine`."""
     threads_per_rank = max(1, machine.num_cores // ranks)
-    threads = (("OMP_NUM_THREADS", str(threads_per_rank)),)
+    threads = () if "OMP_NUM_THREADS" in machine.variables else (("OMP_NUM_THREADS", str(threads_per_rank)),)
+    # Rank zero speaks in the terminal, the others in files.
+    logs = (("HARNESS_LOG_DIRECTORY", os.path.abspath(run_directory / "logs")), ("HARNESS_TERMINAL_RANK", "0"))
     return LaunchPlan(
         command=tuple(command),
         run_directory=run_directory,
-        ranks=ranks,
+        ranks_per_node=ranks,
         threads_per_rank=threads_per_rank,
         max_restarts=max_restarts,
-        environment=() if "OMP_NUM_THREADS" in machine.variables else threads,
+        environment=(*threads, *logs),
         dropped_variables=tuple(
             sorted(name for name in machine.variables if name.startswith("PET_") or name == "PYTHON_EXEC")
         ),

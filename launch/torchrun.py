@@ -5,7 +5,6 @@ passes it on once. The agent gets SIGTERM if this process dies and then stops it
 ranks get SIGKILL if the agent dies (`die_with_parent` in harness.train), and whatever is left is killed here.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -16,6 +15,8 @@ from functools import partial
 from pathlib import Path
 
 from harness.errors import EXIT_DONE, EXIT_INTERRUPTED, HarnessError, PeerError, RunInUseError
+from harness.exit_file import ExitFile
+from harness.files import storage_errors
 from harness.process import adopt_orphans, die_with_parent
 from launch.plan import LaunchPlan, child_environment
 
@@ -35,17 +36,19 @@ FINAL_CODES = {
 
 
 def torchrun_command(plan: LaunchPlan) -> list[str]:
-    """Return the command line that starts the ranks of `plan`.
+    """Return the command line that starts the ranks of `plan` on this machine, which may be one of several nodes.
 
     No argument of a rank may begin with a dash: torchrun looks for its own options among them.
     """
     for argument in plan.command:
         assert not argument.startswith("-"), f"torchrun would take {argument} for one of its options"
+    rendezvous = plan.rendezvous
     return [
         *(sys.executable, "-m", plan.agent),
-        *("--nnodes", "1", "--nproc-per-node", str(plan.ranks)),
-        *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{plan.rendezvous_port}"),
-        *("--local-addr", "127.0.0.1"),
+        *("--nnodes", str(plan.nodes), "--nproc-per-node", str(plan.ranks_per_node)),
+        *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"{rendezvous.host}:{rendezvous.port}"),
+        *(("--rdzv-id", rendezvous.id) if rendezvous.id else ()),
+        *(("--local-addr", plan.local_address) if plan.local_address else ()),
         # Restarts are made in `run`, which knows the exit codes: torchrun would try a wrong path again.
         *("--max-restarts", "0"),
         *("--signals-to-handle", ",".join(number.name for number in STOP_SIGNALS)),
@@ -77,6 +80,8 @@ def run(plan: LaunchPlan) -> int:
 
     The first SIGINT, SIGTERM or SIGUSR1 asks the ranks to save and stop; a later SIGINT kills them at once.
     """
+    with storage_errors("write to", plan.run_directory):
+        (plan.run_directory / "logs").mkdir(parents=True, exist_ok=True)
     adopt_orphans()
     strangers = frozenset(_descendants(os.getpid()))
     # A signal that whoever started us ignores stays ignored. Blocked signals wait for `sigwait`, so none is lost.
@@ -101,8 +106,7 @@ def _run_once(
     stop_signals: set[signal.Signals],
     mask: Iterable[int],
 ) -> tuple[int, bool]:
-    exit_file = plan.run_directory / "exit.json"
-    stamp = _stamp(exit_file)
+    exit_file = ExitFile(plan.run_directory)
     agent = subprocess.Popen(
         torchrun_command(plan),
         env=child_environment(plan),
@@ -123,8 +127,7 @@ def _run_once(
     if agent.returncode < 0 and stop_signal is None:
         name = signal.Signals(-agent.returncode).name
         print(f"torchrun (process {agent.pid}) was killed by {name}; its ranks were killed too", file=sys.stderr)
-    recorded = _recorded_code(exit_file) if _stamp(exit_file) != stamp else None
-    code = exit_code_of(recorded=recorded, agent=agent.returncode, stop_signal=stop_signal)
+    code = exit_code_of(recorded=exit_file.new_code(), agent=agent.returncode, stop_signal=stop_signal)
     return code, stop_signal is not None
 
 
@@ -147,21 +150,6 @@ def _wait(agent: subprocess.Popen[bytes], stop_signals: set[signal.Signals]) -> 
 def _before_exec(mask: Iterable[int]) -> None:
     die_with_parent(signal_number=signal.SIGTERM)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns
-
-
-def _recorded_code(exit_file: Path) -> int | None:
-    try:
-        return int(json.loads(exit_file.read_bytes())["code"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _kill_leftovers(strangers: frozenset[int], *, grace_seconds: float) -> None:

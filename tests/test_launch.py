@@ -78,7 +78,7 @@ def test_the_cores_are_shared_by_the_ranks() -> None:
     machine = Machine(num_gpus=0, num_cores=16)
     threads = {ranks: _plan(ranks=ranks, machine=machine).threads_per_rank for ranks in (1, 3, 16, 40)}
     assert threads == {1: 16, 3: 5, 16: 1, 40: 1}
-    assert _plan(ranks=3, machine=machine).environment == (("OMP_NUM_THREADS", "5"),)
+    assert _plan(ranks=3, machine=machine).environment[0] == ("OMP_NUM_THREADS", "5")
 
 
 def test_the_users_own_thread_count_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +267,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["lanch"], "ConfigError: harness lanch: there is no such command; nearest: harness launch\n"),
-        (["zz"], "ConfigError: harness zz: there is no such command; choose from train, launch, check, data, "),
+        (["zz"], "ConfigError: harness zz: there is no such command; choose from train, launch, submit, check, "),
         (["launch"], "the following arguments are required: CONFIG (see harness launch --help)"),
         (["launch", "x.yaml", "--gpus", "0"], "argument --gpus: '0' is not a whole number of at least 1"),
         (["launch", "x.yaml", "--gpus", "-1"], "argument --gpus: '-1' is not a whole number of at least 1"),
@@ -421,7 +421,7 @@ directory, mode, max_restarts = sys.argv[1:]
 plan = LaunchPlan(
     command=(directory, mode),
     run_directory=pathlib.Path(directory),
-    ranks=1,
+    ranks_per_node=1,
     threads_per_rank=1,
     max_restarts=int(max_restarts),
     agent="stand_in_agent",

@@ -14,6 +14,7 @@ LAYERS = {
     0: (
         "harness/__init__.py",
         "harness/errors.py",
+        "harness/exit_file.py",
         "harness/files.py",
         "harness/json_lines.py",
         "harness/process.py",
@@ -24,6 +25,7 @@ LAYERS = {
         "harness/checkpoint/directory.py",
         "harness/checkpoint/manifest.py",
         "harness/agenda.py",
+        "harness/rank_log.py",
         "harness/run_directory.py",
         "harness/run_status.py",
         "harness/schedule.py",
@@ -69,7 +71,7 @@ LIBRARIES = {
     4: {"torch", "numpy", "safetensors", "xxhash", "rich", "wandb", "tensorboard"},
     5: {"torch"},
     6: {"torch", "numpy", "pydantic", "torchmetrics", "safetensors", "rich", "yaml", "jinja2", "matplotlib"},
-    7: {"yaml"},
+    7: {"jinja2", "pydantic", "yaml"},
 }
 ONLY_FOR_TYPES = {1: {"torch"}}
 """What a layer may import under TYPE_CHECKING as well."""

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import StorageError
-from harness.json_lines import whole_lines
-from harness.observers.ledger import Ledger, encode, note_event, read_lines
+from harness.json_lines import append_event, json_line, whole_lines
+from harness.observers.ledger import Ledger, read_lines
 from harness.stopping import Patience
 from tests.test_order import unhurried
 
@@ -79,14 +79,14 @@ def without_nonfinite(value: Any) -> Any:
 @unhurried
 @given(finite)
 def test_a_float_reads_back_to_the_same_bits(value: float) -> None:
-    line = read_strictly(encode({"loss": value, "metrics": {"val/loss": value}}))
+    line = read_strictly(json_line({"loss": value, "metrics": {"val/loss": value}}))
     assert bits(line["loss"]) == bits(line["metrics"]["val/loss"]) == bits(value)
 
 
 @unhurried
 @given(st.dictionaries(st.text(), values))
 def test_every_line_is_one_line_of_strict_json_in_which_what_is_not_finite_is_null(line: dict[str, Any]) -> None:
-    text = encode(line)
+    text = json_line(line)
     assert text.endswith(b"\n")
     assert text.count(b"\n") == 1
     assert read_strictly(text) == without_nonfinite(line)
@@ -183,7 +183,7 @@ def test_an_event_after_a_half_written_one_is_a_line_of_its_own(open_ledger: Ope
     for content in (b"", b"{", b'{"event": "notice"}\n{"event": "save'):
         (tmp_path / "events.jsonl").write_bytes(content)
         whole = content.count(b"\n")
-        note_event(tmp_path, {"event": "notice", "text": "first"})
+        append_event(tmp_path, "notice", text="first")
         open_ledger().on_event({"event": "notice", "text": "second"})
         with (tmp_path / "events.jsonl").open("rb") as file:
             lines = list(whole_lines(file))
@@ -201,11 +201,12 @@ def test_an_event_of_a_run_without_observers_is_on_the_disk_before_anything_else
         on_disk[os.readlink(f"/proc/self/fd/{descriptor}")] = os.fstat(descriptor).st_size
 
     monkeypatch.setattr(os, "fsync", synced)
-    note_event(tmp_path, {"event": "notice", "text": "first"})
+    append_event(tmp_path, "notice", text="first")
     assert str(tmp_path) in on_disk
     assert on_disk[str(tmp_path / "events.jsonl")] == (tmp_path / "events.jsonl").stat().st_size > 0
-    with room_for(10), pytest.raises(StorageError, match="File too large"):
-        note_event(tmp_path, {"event": "notice", "text": "second"})
+    room = (tmp_path / "events.jsonl").stat().st_size + 10
+    with room_for(room), pytest.raises(StorageError, match="No space left"):
+        append_event(tmp_path, "notice", text="second")
 
 
 def test_a_ledger_shorter_than_the_checkpoint_says_is_refused_and_left_alone(open_ledger: Open, tmp_path: Path) -> None:

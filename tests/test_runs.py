@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +110,9 @@ def test_a_file_that_cannot_be_read_is_told_and_the_other_runs_are_listed(
 
 def test_the_list_is_aligned_and_the_youngest_run_is_first(real_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for index, name in enumerate(["restarted", "other", "steady"]):
-        for path in (real_runs / name / "lock", *(real_runs / name).glob("*.jsonl")):
-            os.utime(path, (time.time() - 100 * index,) * 2)
+        identity = json.loads((real_runs / name / "run.json").read_text())
+        created = datetime.now(UTC) - timedelta(minutes=index)
+        (real_runs / name / "run.json").write_text(json.dumps({**identity, "created": created.isoformat()}))
     heading, *rows = told(capsys, str(real_runs))
     assert heading.split() == ["run", "state", "step", "best", "age", "strategy", "ranks"]
     assert [row.split()[0] for row in rows] == ["restarted", "other", "steady"]

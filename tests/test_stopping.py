@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from harness.config import RunConfig
-from harness.stopping import Judge, Patience, StopSignals
+from harness.stopping import MARGIN_SECONDS, Judge, Patience, StopSignals
 from tests.test_order import unhurried
 
 NOT_FINITE = [math.nan, math.inf, -math.inf]
@@ -275,3 +276,12 @@ def test_alone_a_second_interrupt_ends_the_process_at_once(sent: list[str], exit
 
 def test_under_torchrun_one_interrupt_may_reach_a_rank_twice() -> None:
     assert exit_code_after("SIGINT", "SIGINT", second_interrupt_ends=False) == 0
+
+
+def test_time_that_is_too_short_for_a_save_is_a_reason_to_stop_and_a_signal_comes_first() -> None:
+    assert StopSignals().vote(seconds_needed=1e9) == 0
+    signals = StopSignals(end_time=time.time() + 100)
+    assert signals.vote(seconds_needed=100 - MARGIN_SECONDS - 5) == 0
+    assert StopSignals.REASONS[signals.vote(seconds_needed=100 - MARGIN_SECONDS + 1) - 1] == "TIME_LIMIT"
+    signals.received = signal.SIGUSR1
+    assert StopSignals.REASONS[signals.vote(seconds_needed=1e9) - 1] == "SIGUSR1"

@@ -6,21 +6,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
 from harness.config import RunConfig
 from harness.config.checks import batch_problems, contradictions
+from harness.config.fields import Section
 from harness.config.pretrained import pretrained_problems
-from harness.config.problems import dotted, nearest_name, problem_sentence, resolved, section_schema, shown
+from harness.config.problems import Schema, dotted, nearest_name, problem_sentence, resolved, schema_of, shown
 from harness.config.tracking import tracking_problems
 from harness.config.yaml_reader import FLOAT, plain_data
 from harness.errors import ConfigError
 
-__all__ = ["LoadedConfig", "dump_config", "load_config", "shown"]
+__all__ = ["LoadedConfig", "dump_config", "load_config", "read_mapping", "refuse", "shown", "validated"]
 
+M = TypeVar("M", bound=Section)
 _MAX_BYTES = 2**18
 _TAGS = ("kind", "source")
 
@@ -48,24 +50,53 @@ def load_config(
         ConfigError: the file cannot be read, or something in it or in the overrides is wrong; the message has a
             line for every problem: dotted path, what was found, what is allowed.
     """
-    raw, problems = plain_data(_read(Path(path)), name=str(path))
-    if not isinstance(raw, dict):
-        found = "the file is empty" if raw is None else f"{shown(raw)} is not a mapping"
-        raise _gathered(path, problems or [f"{path}: {found}; start with a section, such as run: {{name: a}}"])
+    raw, problems = read_mapping(path, example="configs/*.yaml", start="a section, such as run: {name: a}")
     notices = _override(raw, overrides, problems)
-    try:
-        config = RunConfig.model_validate(raw)
-    except ValidationError as error:
-        problems += [problem_sentence(details) for details in error.errors(include_url=False)]
-        raise _gathered(path, problems) from None
+    config = validated(raw, RunConfig, path=path, problems=problems)
     problems += contradictions(config)
     if world_size is not None:
         problems += batch_problems(config, world_size=world_size)
         problems += pretrained_problems(config)
         problems += tracking_problems(config.tracking)
+    refuse(path, problems)
+    return LoadedConfig(config, notices)
+
+
+def read_mapping(path: str | PathLike[str], *, example: str, start: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the mapping that a YAML file holds, beside a sentence for each thing that could not be taken over.
+
+    Args:
+        example: where such a file can be found, for the message that there is none.
+        start: what such a file begins with, for the message that this one does not.
+    Raises:
+        ConfigError: the file cannot be read, or holds no mapping.
+    """
+    raw, problems = plain_data(_read(Path(path), example=example), name=str(path))
+    if not isinstance(raw, dict):
+        found = "the file is empty" if raw is None else f"{shown(raw)} is not a mapping"
+        refuse(path, problems or [f"{path}: {found}; start with {start}"])
+    return raw, problems
+
+
+def validated(raw: Any, model: type[M], *, path: str | PathLike[str], problems: Sequence[str]) -> M:
+    """Return plain data as a model.
+
+    Args:
+        problems: what was found in the file at `path` already; it is told first.
+    Raises:
+        ConfigError: a line for everything that the model does not allow.
+    """
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        found = [problem_sentence(details, model) for details in error.errors(include_url=False)]
+    raise _gathered(path, [*problems, *found])
+
+
+def refuse(path: str | PathLike[str], problems: Sequence[str]) -> None:
+    """Raise the ConfigError that holds all problems of a file, if there are any."""
     if problems:
         raise _gathered(path, problems)
-    return LoadedConfig(config, notices)
 
 
 def dump_config(config: RunConfig) -> str:
@@ -88,14 +119,14 @@ def _gathered(path: str | PathLike[str], problems: Sequence[str]) -> ConfigError
     return ConfigError("\n  ".join([header, *problems]))
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, *, example: str) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
     except FileNotFoundError:
         siblings = [sibling.name for sibling in path.parent.glob("*.yaml")]
         nearest = nearest_name(path.name, siblings)
-        use = path.parent / nearest if nearest else "one of configs/*.yaml"
+        use = path.parent / nearest if nearest else f"one of {example}" if "*" in example else example
         raise ConfigError(f"{path}: no such file; use {use}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ConfigError(f"{path}: cannot be read ({error}); see ls -l {path}") from error
@@ -130,16 +161,21 @@ def _override(raw: dict[str, Any], overrides: Sequence[str], problems: list[str]
     return notices
 
 
+def _section_schema(name: str) -> Schema:
+    """Return the JSON schema of a section of RunConfig with its default; {} when there is no such section."""
+    return resolved(schema_of(RunConfig)["properties"].get(name, {}))
+
+
 def _drop_old_keys(raw: dict[str, Any], settings: dict[tuple[str, ...], Any]) -> Iterator[str]:
     for (name, *rest), new in settings.items():
-        discriminator = section_schema(name).get("discriminator", {})
+        discriminator = _section_schema(name).get("discriminator", {})
         section = raw.get(name)
         if not isinstance(section, dict) or rest != [discriminator.get("propertyName")]:
             continue
         old, kinds = section.get(rest[0]), discriminator["mapping"]
         if not all(kind in list(kinds) for kind in (old, new)):
             continue
-        old_keys, new_keys = (resolved({"$ref": kinds[kind]})["properties"] for kind in (old, new))
+        old_keys, new_keys = (kinds[kind]["properties"] for kind in (old, new))
         gone = [k for k in section if k in old_keys and k not in new_keys]
         if gone:
             dropped = ", ".join(f"{key}: {shown(section.pop(key))}" for key in gone)
@@ -151,7 +187,7 @@ def _set(raw: dict[str, Any], path: tuple[str, ...], value: Any, problems: list[
     for depth, name in enumerate(path[:-1], start=1):
         if section.get(name) is None:
             # Sections that may be left out start as their default kind, so that strategy.micro_batch=8 is enough.
-            default = section_schema(name).get("default") or {} if depth == 1 else {}
+            default = _section_schema(name).get("default") or {} if depth == 1 else {}
             section[name] = {tag: default[tag] for tag in _TAGS if tag in default}
         section = section[name]
         if not isinstance(section, dict):

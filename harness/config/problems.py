@@ -1,4 +1,4 @@
-"""What is wrong in a RunConfig, in our words: the path, what was found there, what is allowed."""
+"""What is wrong in a configuration, in our words: the path, what was found there, what is allowed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
-from harness.config import RunConfig
+from pydantic import BaseModel
+
 from harness.config.fields import without_keys
 
 _MAX_SHOWN_CHARACTERS = 60
@@ -48,9 +49,9 @@ def nearest_name(found: str, names: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(found, names, n=1)), None)
 
 
-def problem_sentence(details: Any) -> str:
-    """Return `path: found, wanted` for one entry of what `ValidationError.errors()` of a RunConfig returns."""
-    path, keys, field = _locate(details["loc"])
+def problem_sentence(details: Any, model: type[BaseModel]) -> str:
+    """Return `path: found, wanted` for one entry of what `ValidationError.errors()` of a model returns."""
+    path, keys, field = _locate(details["loc"], schema_of(model))
     kind, found = details["type"], details["input"]
     if kind in ("union_tag_not_found", "union_tag_invalid"):
         tagged = resolved(field)["discriminator"]
@@ -72,15 +73,14 @@ def problem_sentence(details: Any) -> str:
     return f"{path}: {text}" + (f" ({'; '.join(hints)})" if hints else "")
 
 
-def _locate(loc: Sequence[str | int]) -> tuple[str, list[str], Schema]:
+def _locate(loc: Sequence[str | int], schema: Schema) -> tuple[str, list[str], Schema]:
     """Return the dotted path of a pydantic location, the keys allowed beside its last one, and the schema there."""
     parts: list[str | int] = []
     keys: dict[Any, Schema] = {}
-    schema = _schema()
     for step in loc:
         section = resolved(schema)
         if "discriminator" in section:  # pydantic names the kind in the location; the file does not
-            schema = {"$ref": section["discriminator"]["mapping"][step]}
+            schema = section["discriminator"]["mapping"][step]
             continue
         if "oneOf" in section:  # fields.ValueOrList
             schema = section["oneOf"][("value", "list").index(str(step))]
@@ -116,21 +116,28 @@ def _nearest_hint(found: Any, options: Iterable[Any]) -> list[str]:
 
 
 @cache
-def _schema() -> Schema:
-    return RunConfig.model_json_schema()
+def schema_of(model: type[BaseModel]) -> Schema:
+    """Return the JSON schema of a configuration, with what a reference refers to in the place of each reference."""
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
 
+    def expanded(node: Any) -> Any:
+        if isinstance(node, list):
+            return [expanded(item) for item in node]
+        if isinstance(node, str) and node.startswith("#/$defs/"):  # also the kinds of a discriminator
+            return expanded(definitions[node.removeprefix("#/$defs/")])
+        if not isinstance(node, dict):
+            return node
+        rest = {key: expanded(item) for key, item in node.items() if key != "$ref"}
+        return {**expanded(node["$ref"]), **rest} if "$ref" in node else rest
 
-def section_schema(name: str) -> Schema:
-    """Return the JSON schema of a section of RunConfig with its default; {} when there is no such section."""
-    schema: Schema = _schema()["properties"].get(name, {})
-    return {**resolved(schema), **schema}
+    result: Schema = expanded(schema)
+    return result
 
 
 def resolved(schema: Schema) -> Schema:
-    """Return a JSON schema without its `null` alternative, reference and `const`."""
+    """Return a JSON schema without its `null` alternative and its `const`."""
     options = [option for option in schema.get("anyOf", ()) if option != {"type": "null"}]
     if len(options) == 1:
-        schema = options[0]
-    if "$ref" in schema:
-        schema = _schema()["$defs"][schema["$ref"].rpartition("/")[2]]
+        schema = {**schema, **options[0]}
     return {**schema, "enum": [schema["const"]]} if "const" in schema else schema

@@ -4,23 +4,20 @@ Lines are JSON objects. Floats read back to the same bits; NaN and infinities, w
 """
 
 import errno
-import json
 import math
 import os
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from harness.errors import StorageError
 from harness.files import storage_errors, sync_directory
-from harness.json_lines import whole_lines
+from harness.json_lines import event_line, json_line, missing_newline, read_lines, whole_lines
 from harness.observers.base import Line, Observer
 from harness.stopping import Patience
 
+__all__ = ["MEASURED", "Ledger", "read_lines"]
+
 MEASURED = {"seconds", "samples_per_second", "memory_bytes", "data_wait_fraction"}
 """Keys of an update's line that two runs of the same updates do not share; all but the first once an interval."""
-
-_encoder = json.JSONEncoder(allow_nan=False)
 
 
 class Ledger(Observer):
@@ -57,14 +54,14 @@ class Ledger(Observer):
 
     def on_settled(self) -> None:
         lines, self._lines = self._lines, []
-        self._ledger.append(b"".join(map(encode, lines)))
+        self._ledger.append(b"".join(map(json_line, lines)))
 
     def on_evaluation(self, line: Line, best: Patience) -> None:
         self._lines.append(line)
         self.on_settled()
 
     def on_event(self, line: Line) -> None:
-        self._events.append(encode(_timed(line)))
+        self._events.append(event_line(line))
 
     def seal(self) -> int:
         self.on_settled()
@@ -81,22 +78,6 @@ class Ledger(Observer):
             self._events.close()
 
 
-def note_event(directory: Path, line: Line) -> None:
-    """Add an event to the events.jsonl of a run that has no observers yet, and wait until the disk has it."""
-    with storage_errors("write", directory / "events.jsonl"):
-        events = _Appender(directory / "events.jsonl")
-        sync_directory(directory)
-    events.append(encode(_timed(line)))
-    try:
-        events.sync(events.length)
-    finally:
-        events.close()
-
-
-def _timed(line: Line) -> Line:
-    return {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **line}
-
-
 class _Appender:
     """A file that only grows. What the disk refuses stays here and is tried again before the next lines."""
 
@@ -108,8 +89,8 @@ class _Appender:
         self._written = self._file.seek(0, os.SEEK_END)
         self._pending = b""
         self._problem: OSError | None = None
-        if keep_bytes is None and _last_byte(path) not in (b"", b"\n"):  # a process died while it wrote a line
-            self.append(b"\n")
+        if keep_bytes is None:
+            self.append(missing_newline(path))
 
     @property
     def length(self) -> int:
@@ -156,38 +137,8 @@ class _Appender:
                 raise problem
 
 
-def _last_byte(path: Path) -> bytes:
-    with path.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
-        return file.read()
-
-
 def updates_after(path: Path, num_bytes: int) -> list[Line]:
     """Return the updates told after the first `num_bytes` of a ledger: they were lost, and are made again."""
     with path.open("rb") as file:
         file.seek(num_bytes)
         return [line for line in whole_lines(file) if line.get("event") == "update" and "seconds" in line]
-
-
-def encode(line: Line) -> bytes:
-    """Return one line of JSON."""
-    try:
-        text = _encoder.encode(line)
-    except ValueError:  # NaN or infinity somewhere
-        text = _encoder.encode(_finite(line))
-    return (text + "\n").encode()
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
-
-
-def read_lines(path: Path) -> list[Line]:
-    """Return the lines of a ledger or of an events file."""
-    return [json.loads(line) for line in path.read_bytes().splitlines()]

@@ -1,0 +1,215 @@
+"""A real Slurm cluster on this machine, up in a second: munged, slurmctld and a slurmd for each virtual node.
+
+Every node has its own UTS, PID and mount namespace, so that it has a host name of its own and dies as a whole when its
+first process is killed. Everything lies in one folder and listens on the loopback interface only.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import random
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+PROGRAMS = {
+    "munged": "munge",
+    "slurmctld": "slurmctld",
+    "slurmd": "slurmd",
+    "sbatch": "slurm-client",
+    "scontrol": "slurm-client",
+    "unshare": "util-linux",
+}
+"""Each with the Debian package that holds it."""
+CPUS_PER_NODE, GPUS_PER_NODE = 16, 4
+PREEMPTION_GRACE_SECONDS = 10
+# Run with the name of a host and its hosts file in force; the node's first process reaps and ends with slurmd.
+_ENTER = 'hostname "$1"; mount --bind "$2" /etc/hosts; shift 2; '
+_NAMESPACES = ("unshare", "--uts", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL")
+_AS_USER = ("--user", "--map-current-user", "--keep-caps")
+
+
+def missing_programs() -> str:
+    """Return what is wanted for a cluster and not there, with the command that installs it; empty if all is there."""
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    missing = {name: package for name, package in PROGRAMS.items() if shutil.which(name, path=path) is None}
+    if not missing:
+        return ""
+    packages = " ".join(sorted(set(missing.values())))
+    return f"no {', '.join(missing)}: apt-get install --no-install-recommends {packages}"
+
+
+class SlurmCluster:
+    """A cluster of so many nodes, from `start` to `stop`."""
+
+    def __init__(self, num_nodes: int) -> None:
+        self.root = Path(tempfile.mkdtemp(prefix="slurm-"))  # a short path: names of unix sockets end at 107 bytes
+        self.nodes = [f"node{index}" for index in range(1, num_nodes + 1)]
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))},
+            "SLURM_CONF": str(self.root / "slurm.conf"),
+            "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin",
+        }
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self) -> None:
+        """Start every daemon and wait until all nodes are idle."""
+        for folder in ("state", "spool", "log", "dev"):
+            (self.root / folder).mkdir()
+        self._first_port = free_ports(1 + len(self.nodes))
+        self._write_configuration()
+        socket_path = self.root / "munge.sock"
+        munged = ["munged", "-F", "--force", f"--socket={socket_path}", f"--key-file={self.root}/munge.key"]
+        files = [f"--{name}-file={self.root}/munged.{name}" for name in ("pid", "log", "seed")]
+        self._spawn("munged", [*munged, *files])
+        wait_until(socket_path.exists, "munged answers")
+        self._spawn("slurmctld", ["slurmctld", "-D", "-i", "-f", str(self.root / "slurm.conf")])
+        wait_until(lambda: is_listening(self._first_port), "slurmctld answers")
+        for node in self.nodes:
+            self.start_node(node)
+        self.wait_for_nodes()
+
+    def stop(self) -> None:
+        """End every daemon, and with a node all that runs on it."""
+        for name in [*self.nodes, "slurmctld", "munged"]:
+            process = self._processes.pop(name, None)
+            if process is not None:
+                process.send_signal(signal.SIGKILL if name in self.nodes else signal.SIGTERM)
+                process.wait(timeout=20)
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def start_node(self, node: str) -> None:
+        """Switch a node on."""
+        (self.root / "spool" / node).mkdir(exist_ok=True)
+        namespaces = [*_NAMESPACES, *(() if os.geteuid() == 0 else _AS_USER)]
+        slurmd = ["slurmd", "-D", "-N", node, "-f", str(self.root / "slurm.conf")]
+        enter = ["sh", "-ec", f'{_ENTER}"$@" & wait $!', "sh", node, str(self.root / f"hosts.{node}")]
+        self._spawn(node, [*namespaces, *enter, *slurmd])
+
+    def kill_node(self, node: str) -> None:
+        """Pull the plug of a node."""
+        process = self._processes.pop(node)
+        process.kill()
+        process.wait(timeout=20)
+
+    def wait_for_nodes(self, *, seconds: float = 60) -> None:
+        """Wait until every node takes jobs."""
+        wait_until(lambda: set(self.node_states()) <= {"idle", "mixed", "allocated"}, "all nodes up", seconds=seconds)
+
+    def node_states(self) -> list[str]:
+        """Return the state of every node."""
+        return self.ask("sinfo", "--noheader", "--Node", "--partition", "main", "--format", "%T").split() or ["unknown"]
+
+    def ask(self, *command: str) -> str:
+        """Run a command of Slurm and return what it prints."""
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
+        return done.stdout
+
+    def _spawn(self, name: str, command: list[str]) -> None:
+        with (self.root / "log" / f"{name}.out").open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment, start_new_session=True
+            )
+
+    def _write_configuration(self) -> None:
+        addresses = {node: f"127.0.1.{index}" for index, node in enumerate(self.nodes, start=1)}
+        for node in self.nodes:
+            # A node's own name is 127.0.0.1: there srun is called back, and otherwise hangs without a word.
+            others = "".join(f"{address} {name}\n" for name, address in addresses.items() if name != node)
+            (self.root / f"hosts.{node}").write_text(f"127.0.0.1 {node} localhost\n{others}")
+        key = self.root / "munge.key"
+        key.touch(mode=0o600)
+        key.write_bytes(secrets.token_bytes(1024))
+        key.chmod(0o400)
+        for index in range(GPUS_PER_NODE):  # Slurm wants a device file for each; nobody opens it
+            (self.root / "dev" / f"gpu{index}").symlink_to("/dev/null")
+        names = ",".join(self.nodes)
+        (self.root / "gres.conf").write_text(
+            f"AutoDetect=off\nNodeName={names} Name=gpu File={self.root}/dev/gpu[0-{GPUS_PER_NODE - 1}]\n"
+        )
+        (self.root / "cgroup.conf").write_text("")
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        port = self._first_port
+        nodes = [
+            f"NodeName={node} NodeHostname={node} NodeAddr=127.0.0.1 Port={port + index} CPUs={CPUS_PER_NODE} "
+            f"Sockets=1 CoresPerSocket={CPUS_PER_NODE} ThreadsPerCore=1 RealMemory=65536 Gres=gpu:{GPUS_PER_NODE} "
+            "State=UNKNOWN"
+            for index, node in enumerate(self.nodes, start=1)
+        ]
+        (self.root / "slurm.conf").write_text(
+            CONFIGURATION.format(root=self.root, port=port, user=user, names=names, grace=PREEMPTION_GRACE_SECONDS)
+            + "\n".join(nodes)
+            + "\n"
+        )
+
+
+# No cgroups; believed CPU counts; reactions in seconds that take minutes elsewhere (the requeue delay is the lifetime
+# of a credential).
+CONFIGURATION = """\
+ClusterName=tests
+SlurmctldHost=localhost(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket={root}/munge.sock,cred_expire=5
+CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
+StateSaveLocation={root}/state
+SlurmdSpoolDir={root}/spool/%n
+SlurmctldPidFile={root}/slurmctld.pid
+SlurmdPidFile={root}/slurmd.%n.pid
+SlurmctldLogFile={root}/log/slurmctld.log
+SlurmdLogFile={root}/log/slurmd.%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SlurmdParameters=config_overrides
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+DefMemPerCPU=1024
+GresTypes=gpu
+ReturnToService=2
+JobRequeue=1
+SlurmdTimeout=5
+KillWait=5
+MinJobAge=3600
+InactiveLimit=0
+SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
+AccountingStorageType=accounting_storage/none
+PartitionName=main Nodes={names} Default=YES PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE State=UP
+PartitionName=preempt Nodes={names} PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace} MaxTime=INFINITE State=UP
+PartitionName=urgent Nodes={names} PriorityTier=100 PreemptMode=OFF MaxTime=INFINITE State=UP
+"""
+
+
+def free_ports(count: int) -> int:
+    """Return the first of `count` ports in a row that nobody uses."""
+    for first in random.Random().sample(range(33_000 - 1000, 33_000 - count), 200):
+        if not any(is_listening(port) for port in range(first, first + count)):
+            return first
+    raise OSError(f"no {count} free ports in a row")
+
+
+def is_listening(port: int) -> bool:
+    """Whether somebody answers on a port of this machine."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_until(is_so: Callable[[], object], what: str, *, seconds: float = 60) -> None:
+    """Wait for something, and say what was waited for if it does not come."""
+    give_up = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < give_up, f"waited {seconds:g} s in vain: {what}"
+        time.sleep(0.05)
