@@ -51,7 +51,7 @@ def build_zero(config: RunConfig, module: nn.Module, optimizer: Optimizer, ranks
     accumulation = wanted["gradient_accumulation_steps"]
     plugin = DeepSpeedPlugin(hf_ds_config=wanted, zero3_init_flag=False, gradient_accumulation_steps=accumulation)
     if config.strategy.precision == "fp16":
-        # DeepSpeed's own autocast to fp16 brings a scaler for each parameter group; ours is one for all strategies.
+        # DeepSpeed's own autocast to fp16 brings a scaler that hears of an update once a parameter group.
         module.forward = torch.autocast(ranks.device.type, dtype=torch.float16)(module.forward)
     with warnings.catch_warnings(), _refusals():
         warnings.simplefilter("ignore")
