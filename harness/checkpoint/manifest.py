@@ -19,7 +19,7 @@ from typing import Any
 from harness.errors import CheckpointError
 from harness.files import json_bytes
 
-SCHEMA = 2
+SCHEMA = 3
 COMMIT, TRAINER = "COMMIT.json", "trainer.json"
 MAX_JSON_BYTES = 64 * 2**20
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 import xxhash
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from harness.checkpoint.manifest import FileEntry, Manifest
+from harness.checkpoint.manifest import COMMIT, FileEntry, Manifest
+from harness.errors import CheckpointError
 from harness.files import write_durably
 
 _TYPES = {
@@ -69,12 +70,22 @@ def tensor_digest(tensor: Tensor) -> str:
 
 
 class TensorFiles(Mapping[str, Tensor]):
-    """The tensors of some files by name, each read from disk when it is asked for."""
+    """The tensors of some files by name, each read from disk when it is asked for.
+
+    Raises:
+        CheckpointError: a file holds something else.
+    """
 
     def __init__(self, directory: Path, file_names: Iterable[str]) -> None:
         self._file_of: dict[str, Any] = {}
         for file_name in file_names:
-            file: Any = safe_open(directory / file_name, framework="pt")
+            try:
+                file: Any = safe_open(directory / file_name, framework="pt")
+            except SafetensorError as error:
+                raise CheckpointError(
+                    f"{directory / file_name} is no file of tensors ({error}), though its digest is the one in "
+                    f"{COMMIT}: this harness has not written it. Take another checkpoint"
+                ) from error
             self._file_of |= dict.fromkeys(file.keys(), file)
 
     def __getitem__(self, name: str) -> Tensor:
