@@ -21,6 +21,7 @@ from launch import cli
 from launch.slurm_client import field
 from tests.slurm.cluster import SlurmCluster, wait_until
 
+KILL = int(signal.SIGKILL)
 CLUSTER = {
     "gpus_per_node": 0,
     "ranks_per_node": 1,
@@ -103,7 +104,7 @@ class Run:
         """Send the ranks a signal, as Slurm does before the time limit."""
         self.cluster.ask("scancel", f"--signal={name}", self.job)
 
-    def kill_rank(self, number: signal.Signals = signal.SIGKILL) -> None:
+    def kill_rank(self, number: int = KILL) -> None:
         """Kill one rank of the run, as the kernel does when memory runs out, or send it another signal."""
         config = str(self.directory / "slurm" / "config.yaml").encode()
         for path in Path("/proc").glob("[0-9]*/cmdline"):
