@@ -1,9 +1,10 @@
 """Takes the network out of a run: `python -m harness.export RUN --to DIR`, on one process, without any engine.
 
-DIR holds model.safetensors, every parameter and buffer by name, and config.json, from which `load_exported` builds the
-network again; a language model has its tokenizer.json beside them (`tokenizer_from_json` reads it). Of a pretrained
-model DIR is as transformers wants it: its config.json, its names of tensors (what LoRA added is added) and the
-tokenizer; what `load_exported` wants to know is in harness.json.
+DIR holds model.safetensors, every parameter and buffer by name (of a run with `ema` the averages of the parameters,
+which were evaluated), and config.json, from which `load_exported` builds the network again; a language model has its
+tokenizer.json beside them (`tokenizer_from_json` reads it). Of a pretrained model DIR is as transformers wants it: its
+config.json, its names of tensors (what LoRA added is added) and the tokenizer; what `load_exported` wants to know is in
+harness.json.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import json
 import os
 import shutil
 import sys
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,7 +100,10 @@ def export(run: Path, checkpoint: Path, *, to: Path) -> None:
     with storage_errors("write", to):
         temporary.mkdir(parents=True)
         try:
-            tensors = TensorFiles(checkpoint, read_manifest(checkpoint).names("model"))
+            manifest = read_manifest(checkpoint)
+            live = TensorFiles(checkpoint, manifest.names("model"))
+            averaged = TensorFiles(checkpoint, manifest.names("ema"), prefix="weight/")
+            tensors: Mapping[str, Tensor] = ChainMap(averaged, live)  # type: ignore[arg-type]  # it is only read
             if isinstance(config.model, PretrainedModel):
                 _write_for_transformers(temporary, tensors, config.model, described)
             else:

@@ -79,10 +79,11 @@ def evaluate(run: Run) -> dict[str, Any]:
     strategy.share_buffers()
     strategy.model.eval()
     scores = Scores(run.task, device=strategy.device)
-    for batch in run.validation:
-        outputs = strategy.predict(batch.inputs)
-        if not batch.is_padding:
-            scores.update(outputs, batch.targets)
+    with strategy.averaged():
+        for batch in run.validation:
+            outputs = strategy.predict(batch.inputs)
+            if not batch.is_padding:
+                scores.update(outputs, batch.targets)
     strategy.release()
     strategy.model.train()
     result: dict[str, Any] = strategy.broadcast(scores.compute(strategy.gather))

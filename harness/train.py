@@ -213,7 +213,7 @@ class Session:
             model = build_model(config.model, input_shape=splits.input_shape, num_outputs=splits.num_outputs)
         run = assemble(config, ranks, splits, model, directory=self.directory.path, signals=self.signals)
         saved = run.checkpoints.load()
-        moments = moments_per_parameter(config.optim)
+        moments = moments_per_parameter(config.optim) + (config.ema is not None)
         run.checkpoints.check_room(run.strategy.state_bytes(moments_per_parameter=moments))
         rng.seed_everything(permutation_key(config.run.seed, ranks.rank, "rank"))
         if saved:

@@ -19,6 +19,7 @@ from torch import Tensor
 from harness.checkpoint import rng
 from harness.checkpoint.directory import CheckpointDirectory
 from harness.checkpoint.manifest import (
+    KINDS,
     TRAINER,
     FileEntry,
     Manifest,
@@ -200,9 +201,9 @@ class CheckpointStore:
         rank, files = self._strategy.rank, []
         with storage_errors("write", temporary):
             temporary.mkdir(exist_ok=True)
-            for kind in ("model", "optim"):
+            for kind in KINDS:
                 part = {name: share[key] for key in share if (name := key.removeprefix(f"{kind}/")) != key}
-                if part or rank == 0:
+                if part or (rank == 0 and kind != "ema"):
                     files.append(write_tensors(temporary / tensor_file(kind, rank), part))
             files.append(write_tensors(temporary / tensor_file("rng", rank), random_state))
             if rank == 0:
@@ -308,6 +309,8 @@ class CheckpointStore:
     def _check_restored(self, saved: SavedState, loaded: Loaded) -> None:
         """Compare what the strategy holds now with the digests of the manifest, each rank its share of the tensors."""
         strategy, wanted = self._strategy, dict(loaded.manifest.tensors)
+        if strategy.average is None:  # the run goes on without one
+            wanted = {key: digest for key, digest in wanted.items() if not key.startswith("ema/")}
         different = []
         for index, (key, tensor) in enumerate(strategy.state()):
             digest = wanted.pop(key, None)

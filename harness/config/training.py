@@ -185,4 +185,11 @@ class NoClip(Section):
     kind: Literal["none"]
 
 
+class Ema(Section):
+    """Keep an exponential moving average of the weights, which is evaluated and exported in their place."""
+
+    decay: Annotated[Float, Field(gt=0, lt=1)]
+    """The weights of an update count this many times those of the next; 1 / (1 - decay) updates are looked back on."""
+
+
 Clip = Annotated[NormClip | ValueClip | NoClip, Field(discriminator="kind")]

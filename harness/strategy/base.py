@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from harness.errors import HarnessError, PeerError
 from harness.state import GradNorm
+from harness.strategy.average import WeightAverage
 
 # torch.nn.utils.clip_grad_norm_ and DeepSpeed both add this to the norm they divide by.
 CLIP_EPSILON = 1e-6
@@ -101,6 +102,8 @@ class Strategy(Ranks, ABC):
     """Trainable parameters, in the order of every list of gradients or norms."""
     optimizer: torch.optim.Optimizer
     """The one of torch that makes the update, of whole parameters or of partitions of them."""
+    average: WeightAverage | None = None
+    """Of the weights, if one is kept."""
 
     def warm_up(self, inputs: Tensor) -> None:
         """Settle what a library settles in its first pass, so that the first update of a launch is as all others.
@@ -157,11 +160,36 @@ class Strategy(Ranks, ABC):
         """Let go of weights that forwards without a backward have gathered (ZeRO-3). Collective."""
         return
 
+    # -------------------------------------------------------- the average of the weights
+
+    @abstractmethod
+    def keep_average(self, *, decay: float) -> None:
+        """Average the weights from the next update on."""
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Have the average, if one is kept, in the place of the weights inside. Collective under ZeRO."""
+        if self.average is None:
+            yield
+            return
+        self._show(average=True)
+        try:
+            yield
+        finally:
+            self._show(average=False)
+
+    @abstractmethod
+    def _show(self, *, average: bool) -> None:
+        """Put the average in the place of the weights that it is shown for, or them back."""
+
     # -------------------------------------------------------- state by parameter name
 
     @abstractmethod
     def state(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield (key, whole tensor) of everything learned: `model/NAME` and `optim/NAME/MOMENT`. Collective."""
+        """Yield (key, whole tensor) of everything learned. Collective.
+
+        Keys are `model/NAME`, `optim/NAME/MOMENT` and, where an average is kept, `ema/weight/NAME` and `ema/count`.
+        """
 
     @abstractmethod
     def restore(self, state: Mapping[str, Tensor]) -> None:

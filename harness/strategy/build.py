@@ -56,7 +56,13 @@ def build_strategy(config: RunConfig, module: nn.Module, ranks: Ranks) -> Strate
     Raises:
         ConfigError: what came out is not what was asked for.
     """
-    module = module.to(device=ranks.device, dtype=DTYPES[config.strategy.precision])
+    strategy = _build(config, module.to(device=ranks.device, dtype=DTYPES[config.strategy.precision]), ranks)
+    if config.ema is not None:
+        strategy.keep_average(decay=config.ema.decay)
+    return strategy
+
+
+def _build(config: RunConfig, module: nn.Module, ranks: Ranks) -> Strategy:
     module = _with_options(module, config, ranks)
     optimizer = build_optimizer(module, config.optim)
     if config.strategy.kind != "ddp":

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from harness.config.training import Clip, NormClip, ValueClip
 from harness.state import GradNorm
+from harness.strategy.average import WeightAverage
 from harness.strategy.base import CLIP_EPSILON, Ranks, Strategy, model_tensors, moments_by_parameter
 
 
@@ -89,7 +90,10 @@ class DdpStrategy(Strategy):
         self.optimizer.step()
         for parameter in self._parameters:
             parameter.grad = None
-        return GradNorm(norm, per_parameter, coefficient, applied=difference == 0)
+        applied = difference == 0
+        if self.average is not None:
+            self.average.update(applied)
+        return GradNorm(norm, per_parameter, coefficient, applied)
 
     def _clip_gradients(self, gradients: list[Tensor], norm: Tensor) -> Tensor:
         match self._clip:
@@ -104,6 +108,14 @@ class DdpStrategy(Strategy):
                 return (clipped / norm).nan_to_num(nan=1.0)  # nothing of nothing is all of it
             case _:
                 return torch.ones_like(norm)
+
+    def keep_average(self, *, decay: float) -> None:
+        self.average = WeightAverage(self._parameters, decay=decay)
+
+    def _show(self, *, average: bool) -> None:
+        assert self.average is not None, "there is no average to show"
+        for parameter, value in zip(self._parameters, self.average.values, strict=True):
+            parameter.data, value.data = value.data, parameter.data  # a swap either way, and no copy
 
     def group_indices(self) -> list[int]:
         group_of = {
@@ -120,6 +132,10 @@ class DdpStrategy(Strategy):
             for moment, tensor in self.optimizer.state[parameter].items():
                 if tensor is not None:
                     yield f"optim/{name}/{moment}", tensor
+        if self.average is not None:
+            yield "ema/count", self.average.count
+            for name, value in zip(self.parameter_names, self.average.values, strict=True):
+                yield f"ema/weight/{name}", value
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -132,3 +148,9 @@ class DdpStrategy(Strategy):
                 value = state[key].to(self.device)
                 moments[moment] = value.to(parameter.dtype) if value.dim() else value  # counts stay what they are
         self._start_momentum()
+        if self.average is not None:
+            self.average.start_again()
+            if "ema/count" in state:
+                self.average.count.copy_(state["ema/count"])
+                for name, value in zip(self.parameter_names, self.average.values, strict=True):
+                    value.copy_(state[f"ema/weight/{name}"])

@@ -64,6 +64,7 @@ class Spec:
     strategy: str = "ddp"
     activation_checkpointing: bool = False
     kept_whole: int = 0
+    ema_decay: float | None = None
     task: tuple[tuple[str, Any], ...] = ()
     """More keys of the task's section."""
     mutant: str | None = None
@@ -84,6 +85,7 @@ class Spec:
             "optim": {"kind": self.optimizer, "peak_lr": 1e-3, **weight_decay, **momentum},
             "schedule": {"kind": "cosine", "warmup_steps": 4} if self.updates > 4 else {"kind": "constant"},
             "clip": clip,
+            "ema": None if self.ema_decay is None else {"decay": self.ema_decay},
             "strategy": {
                 "kind": self.strategy,
                 "micro_batch": self.micro_batch,
