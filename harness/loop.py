@@ -64,7 +64,9 @@ def weight_of_global_batch(run: Run, position: int, micro_batches: list[Batch]) 
 def loss_sum(run: Run, batch: Batch) -> Tensor:
     """Return the () sum of the loss over the targets of a batch; 0 where this rank only keeps the others company."""
     if not batch.is_padding:
-        return run.task.loss_sum(run.strategy.forward(batch.inputs), batch.targets)
+        loss = run.task.loss_sum(run.strategy.forward(batch.inputs), batch.targets)
+        penalty = run.strategy.penalty()  # of experts that are unevenly loaded
+        return loss if penalty is None else loss + penalty * run.task.weight_sum(batch.targets)
     model = run.strategy.model
     model.eval()  # so that a row that does not count leaves no trace in BatchNorm
     loss = 0.0 * run.task.loss_sum(run.strategy.forward(batch.inputs), batch.targets)

@@ -75,7 +75,8 @@ class MuonOptim(Section):
     """Orthogonalised momentum for hidden weight matrices, AdamW for everything else (ddp only).
 
     Matrices move as far as AdamW would move them, so one rate serves both (Jordan et al. 2024; Liu et al. 2025,
-    arXiv:2502.16982). Embeddings, the output layer, kernels of convolutions, biases and norms are AdamW's.
+    arXiv:2502.16982). Embeddings, the output layer, kernels of convolutions, stacks of
+    experts, biases and norms are AdamW's.
     """
 
     kind: Literal["muon"]

@@ -133,6 +133,12 @@ class Strategy(Ranks, ABC):
             outputs = network(inputs)
         return outputs.float()
 
+    def penalty(self) -> Tensor | None:
+        """Return what the network itself adds to the mean loss of the rows that last went forward, (), or None."""
+        own = getattr(self.module, "penalty", None)
+        penalty: Tensor | None = own() if own else None
+        return penalty
+
     @abstractmethod
     def accumulate(self, *, is_last: bool) -> AbstractContextManager[object]:
         """Enter around one micro-batch; gradients are reduced over ranks with the last one only."""

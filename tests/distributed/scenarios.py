@@ -45,6 +45,8 @@ GPT: dict[str, Any] = {"kind": "gpt", "layers": 2, "width": 16, "heads": 2}
 GPT_FORMS: dict[str, dict[str, Any]] = {
     "gpt": GPT,
     "gpt_swiglu": {**GPT, "norm": "rms", "activation": "swiglu", "tied_embeddings": False},
+    "gpt_experts": {**GPT, "experts": {"count": 4, "top_k": 2, "load_balance": 0.0}},
+    "gpt_many_experts": {**GPT, "experts": {"count": 100, "top_k": 1, "load_balance": 0.5}},
 }
 
 
@@ -138,7 +140,7 @@ class Spec:
                 return nn.Sequential(nn.Linear(10, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 5))
             case "transformer" | "odd" | "steep":
                 return {"transformer": TinyTransformer, "odd": OddOneOut, "steep": Steep}[self.network]()
-            case "gpt" | "gpt_swiglu":
+            case name if name in GPT_FORMS:
                 return build_model(self.config.model, input_shape=(BLOCK,), num_outputs=Bytes.num_tokens)
             case name if name in MODELS:
                 shape = tuple(self.columns().inputs.shape[1:])
