@@ -18,7 +18,7 @@ from harness.config.run import Checkpoint, Diagnostics, EarlyStopping, Evaluatio
 from harness.config.strategy import DdpStrategy, Strategy
 from harness.config.tasks import Task
 from harness.config.tracking import Tracking
-from harness.config.training import Clip, ConstantSchedule, Ema, NoClip, Optim, Schedule
+from harness.config.training import Clip, ConstantSchedule, Ema, GradientNoise, NoClip, Optim, Schedule
 
 
 class RunConfig(Section):
@@ -31,6 +31,7 @@ class RunConfig(Section):
     optim: Optim
     schedule: Schedule = ConstantSchedule(kind="constant")
     clip: Clip = NoClip(kind="none")
+    gradient_noise: GradientNoise | None = None
     ema: Ema | None = None
     early_stopping: EarlyStopping | None = None
     evaluation: Evaluation = Evaluation(every_epochs=1)

@@ -32,6 +32,11 @@ def contradictions(config: RunConfig) -> list[str]:
             f"optim.kind: {config.optim.kind} looks at whole weight matrices, which {config.strategy.kind} cuts into "
             "pieces; use strategy.kind=ddp, or optim.kind=adamw"
         )
+    if config.gradient_noise is not None and config.strategy.kind != "ddp":
+        problems.append(
+            f"gradient_noise: {config.strategy.kind} clips within its step, and the noise is of the clipped gradient; "
+            "use strategy.kind=ddp, or gradient_noise=null"
+        )
     if isinstance(config.optim, MuonOptim) and isinstance(config.model, PretrainedModel):
         problems.append("optim.kind: muon is for networks that start from nothing; use optim.kind=adamw")
     if isinstance(config.task, ClassificationTask):

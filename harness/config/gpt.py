@@ -73,8 +73,8 @@ class GptModel(Section):
 def num_parameters(config: GptModel, *, context: int, num_tokens: int) -> int:
     """Return the parameters of the network, tied ones once.
 
-    `layers * (4 w^2 + m w h) + (2 layers + 1) w + context w + num_tokens w`, the last twice if the head is not tied. With
-    E experts `E m w h` and the router's `E w` stand for `m w h`.
+    `layers * (4 w^2 + m w h) + (2 layers + 1) w + context w + num_tokens w`, the last twice if the head is not tied.
+    With E experts `E m w h` and the router's `E w` stand for `m w h`.
     """
     embeddings = num_tokens * (1 if config.tied_embeddings else 2) + context
     norms = 2 * config.layers + 1
@@ -84,8 +84,8 @@ def num_parameters(config: GptModel, *, context: int, num_tokens: int) -> int:
 def forward_flops_per_token(config: GptModel, *, context: int, num_tokens: int) -> int:
     """Return the floating-point operations of matrix products for one token; a training update has three times as many.
 
-    Two for each weight of a matrix that a token meets, the head's included, and `4 context width` a layer for the attention, which is
-    counted in full although half of it is masked.
+    Two for each weight of a matrix that a token meets, the head's included, and `4 context width` a layer for the
+    attention, which is counted in full although half of it is masked.
     Source: Kaplan et al. 2020, arXiv:2001.08361, table 1, with the head.
     """
     weights = config.active_matrix_parameters + num_tokens * config.width
