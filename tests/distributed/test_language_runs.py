@@ -118,6 +118,7 @@ def test_an_exported_language_model_scores_as_it_did_and_writes_text(tmp_path: P
     ids = write(
         network,
         tokenizer.encode(b"7 and 8").tolist(),
+        end=tokenizer.end,
         context=context,
         num_tokens=12,
         temperature=0.0,
