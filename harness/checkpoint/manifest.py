@@ -20,7 +20,7 @@ from typing import Any
 from harness.errors import CheckpointError
 from harness.files import json_bytes
 
-SCHEMA = 2
+SCHEMA = 3
 KINDS = ("model", "optim", "ema")
 """Of files of tensors that belong to no rank; there are always some of the first two."""
 COMMIT, TRAINER = "COMMIT.json", "trainer.json"

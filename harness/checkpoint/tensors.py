@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 import xxhash
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from harness.checkpoint.manifest import KINDS, FileEntry, Manifest
+from harness.checkpoint.manifest import COMMIT, KINDS, FileEntry, Manifest
+from harness.errors import CheckpointError
 from harness.files import write_durably
 
 _TYPES = {
@@ -73,13 +74,21 @@ class TensorFiles(Mapping[str, Tensor]):
 
     Args:
         prefix: only what begins with it is here, by the rest of its name.
+    Raises:
+        CheckpointError: a file holds something else.
     """
 
     def __init__(self, directory: Path, file_names: Iterable[str], *, prefix: str = "") -> None:
         self._prefix = prefix
         self._file_of: dict[str, Any] = {}
         for file_name in file_names:
-            file: Any = safe_open(directory / file_name, framework="pt")
+            try:
+                file: Any = safe_open(directory / file_name, framework="pt")
+            except SafetensorError as error:
+                raise CheckpointError(
+                    f"{directory / file_name} is no file of tensors ({error}), though its digest is the one in "
+                    f"{COMMIT}: this harness has not written it. Take another checkpoint"
+                ) from error
             names: list[str] = file.keys()
             self._file_of |= {name.removeprefix(prefix): file for name in names if name.startswith(prefix)}
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from harness.errors import HarnessError, PeerError
 from harness.state import GradNorm
 from harness.strategy.average import WeightAverage
+from harness.strategy.loss_scale import LossScale
 
 # torch.nn.utils.clip_grad_norm_ and DeepSpeed both add this to the norm they divide by.
 CLIP_EPSILON = 1e-6
@@ -98,6 +99,8 @@ class Strategy(Ranks, ABC):
     """What of the configuration has no effect here, for the user to read."""
     autocast_dtype: torch.dtype | None = None
     """The type that matrix products are computed in, where it is not that of the weights."""
+    loss_scale: LossScale | None = None
+    """Where matrix products are computed in fp16, what keeps small gradients from vanishing."""
     parameter_names: list[str]
     """Trainable parameters, in the order of every list of gradients or norms."""
     optimizer: torch.optim.Optimizer
@@ -116,6 +119,18 @@ class Strategy(Ranks, ABC):
         return
 
     # -------------------------------------------------------- one update
+
+    def _unscaled(self) -> Tensor | None:
+        """Return the () factor that makes an average over ranks of scaled gradients their sum; None without scaling."""
+        return None if self.loss_scale is None else self.world_size / self.loss_scale.scale
+
+    def _settle_scale(self, applied: Tensor) -> Tensor | None:
+        """Return the () scale that an update was made with, and have the next one's follow from it."""
+        if self.loss_scale is None:
+            return None
+        scale = self.loss_scale.scale
+        self.loss_scale.settle(applied)
+        return scale
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the network's outputs for training, at least fp32. Collective under ZeRO-3."""

@@ -18,11 +18,12 @@ from harness.strategy.base import Ranks, Strategy, peers_answer
 from harness.strategy.checks import check
 from harness.strategy.ddp import DdpStrategy
 from harness.strategy.env import Placement
+from harness.strategy.loss_scale import LossScale
 from harness.strategy.noise import NoiseSource
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
-"""The type of weights and rows under each precision; bf16 is autocast."""
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp64": None}
+DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp16": torch.float32, "fp64": torch.float64}
+"""The type of weights and rows under each precision; bf16 and fp16 are autocast."""
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": None}
 
 
 def join_ranks(place: Placement, *, timeout_seconds: float, alone_in_group: bool = False) -> Ranks:
@@ -66,16 +67,19 @@ def build_strategy(config: RunConfig, module: nn.Module, ranks: Ranks) -> Strate
 def _build(config: RunConfig, module: nn.Module, ranks: Ranks) -> Strategy:
     module = _with_options(module, config, ranks)
     optimizer = build_optimizer(module, config.optim)
+    strategy: Strategy
     if config.strategy.kind != "ddp":
         from harness.strategy.build_zero import build_zero  # DeepSpeed takes seconds to import, and may not be there
 
-        return build_zero(config, module, optimizer, ranks)
-    model = _wrap(module, ranks) if ranks.world_size > 1 else module
-    noise = None
-    if config.gradient_noise is not None:
-        noise = NoiseSource(config.gradient_noise, seed=config.run.seed, device=ranks.device)
-    strategy = DdpStrategy(module, model, optimizer, ranks=ranks, clip=config.clip, noise=noise)
+        strategy = build_zero(config, module, optimizer, ranks)
+    else:
+        model = _wrap(module, ranks) if ranks.world_size > 1 else module
+        noise = None
+        if config.gradient_noise is not None:
+            noise = NoiseSource(config.gradient_noise, seed=config.run.seed, device=ranks.device)
+        strategy = DdpStrategy(module, model, optimizer, ranks=ranks, clip=config.clip, noise=noise)
     strategy.autocast_dtype = AUTOCAST[config.strategy.precision]
+    strategy.loss_scale = LossScale(ranks.device) if config.strategy.precision == "fp16" else None
     return strategy
 
 

@@ -81,16 +81,22 @@ class DdpStrategy(Strategy):
 
     def backward(self, loss: Tensor) -> None:
         # 0 * loss is 0 for a finite loss and NaN for any other.
-        loss.backward(torch.add(self._seed, loss.detach(), alpha=0))  # type: ignore[no-untyped-call]
+        seed = self._seed if self.loss_scale is None else self.loss_scale.scale
+        loss.backward(torch.add(seed, loss.detach(), alpha=0))  # type: ignore[no-untyped-call]
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
-        yield from zip(self.parameter_names, self._gradients(), strict=True)
+        factor = self._unscaled()
+        for name, gradient in zip(self.parameter_names, self._gradients(), strict=True):
+            yield name, gradient if factor is None else gradient * factor
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters]
 
     def update(self, learning_rate: Tensor, *, position: int) -> GradNorm:
         gradients = self._gradients()
+        factor = self._unscaled()
+        if factor is not None:
+            torch._foreach_mul_(gradients, factor)
         per_parameter = torch.stack(torch._foreach_norm(gradients))  # (P,)
         norm = torch.linalg.vector_norm(per_parameter)  # ()
         coefficient = self._clip_gradients(gradients, norm)
@@ -106,7 +112,7 @@ class DdpStrategy(Strategy):
         applied = difference == 0
         if self.average is not None:
             self.average.update(applied)
-        return GradNorm(norm, per_parameter, coefficient, applied)
+        return GradNorm(norm, per_parameter, coefficient, applied, self._settle_scale(applied))
 
     def _clip_gradients(self, gradients: list[Tensor], norm: Tensor) -> Tensor:
         match self._clip:

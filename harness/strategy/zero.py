@@ -50,16 +50,24 @@ class ZeroStrategy(Strategy):
 
     def backward(self, loss: Tensor) -> None:
         # 0 * loss is 0 for a finite loss and NaN for any other.
-        self._engine.backward(loss * (self._scale + 0 * loss.detach()), scale_wrt_gas=False)
+        scale = self._scale if self.loss_scale is None else self.loss_scale.scale
+        self._engine.backward(loss * (scale + 0 * loss.detach()), scale_wrt_gas=False)
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
+        factor = self._unscaled()
         for name, parameter in zip(self.parameter_names, self._parameters, strict=True):
-            yield name, safe_get_full_grad(parameter)
+            gradient = safe_get_full_grad(parameter)
+            yield name, gradient if factor is None else gradient * factor
 
     def update(self, learning_rate: Tensor, *, position: int) -> GradNorm:
         """Clip, step and zero. Reads the rate and whether the norm is finite to the host; DeepSpeed reads its norm."""
         wait_for_offload(self._engine.optimizer)
         pieces = self._local_gradients()
+        factor = self._unscaled()
+        if factor is not None:
+            for piece in pieces:
+                if piece is not None:
+                    piece.mul_(factor)
         per_parameter = self._norms(pieces)  # (P,)
         norm = torch.linalg.vector_norm(per_parameter)
         coefficient = torch.ones_like(norm)
@@ -82,9 +90,10 @@ class ZeroStrategy(Strategy):
         assert bool(applied) != self._engine.optimizer.overflow, (
             f"the norm is {norm.item()}, DeepSpeed thought otherwise"
         )
+        is_finite = norm.isfinite()
         if self.average is not None:
-            self.average.update(norm.isfinite())
-        return GradNorm(norm, per_parameter, coefficient, applied=norm.isfinite())
+            self.average.update(is_finite)
+        return GradNorm(norm, per_parameter, coefficient, is_finite, self._settle_scale(is_finite))
 
     def _local_gradients(self) -> list[Tensor | None]:
         pairs = zip(self._parameters, self._fragments, strict=True)

@@ -231,9 +231,11 @@ def test_rank_zeros_scores_count_whatever_the_others_compute() -> None:
 # ---------------------------------------------------------------- cost
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_an_update_reads_nothing_to_the_host_and_the_interval_reads_once(tmp_path: Path, world_size: int) -> None:
-    spec = Spec(updates=1000, rows=640)
+@pytest.mark.parametrize(("world_size", "precision"), [(1, "fp32"), (2, "fp32"), (2, "fp16")])
+def test_an_update_reads_nothing_to_the_host_and_the_interval_reads_once(
+    tmp_path: Path, world_size: int, precision: str
+) -> None:
+    spec = Spec(updates=1000, rows=640, precision=precision)
     for cost in run_ranks(world_size, cost_of_spec, spec, str(tmp_path)):
         assert cost["length"] == 10
         assert "host reads" not in cost["updates"]
