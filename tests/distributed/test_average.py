@@ -13,6 +13,7 @@ from torch import Tensor
 
 from harness.config.io import load_config
 from harness.data.sources import load
+from harness.errors import CheckpointError
 from harness.export import load_exported, main
 from harness.loop import evaluate
 from harness.observers.ledger import read_lines
@@ -29,6 +30,7 @@ from tests.distributed.scenarios import (
     train_main,
     train_updates,
 )
+from tests.distributed.test_checkpoints import rewrite
 from tests.distributed.test_export import write_config
 
 DECAY = 0.7
@@ -188,6 +190,32 @@ def test_an_average_may_begin_or_end_where_a_run_is_resumed(tmp_path: Path, stra
     first, _, losses = run_ranks(1, load_and_train, without, str(tmp_path / "b"), 5)[0]
     assert not any(key.startswith("ema/") for key in first)
     assert all(math.isfinite(loss) for loss in losses)
+
+
+def restore_as_said(spec: Spec, directory: str) -> str:
+    run = assemble_spec(spec, directory)
+    loaded = run.checkpoints.load()
+    assert loaded is not None
+    with pytest.raises(CheckpointError) as caught:
+        run.checkpoints.restore(loaded)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"weight/last.bias": torch.zeros(3)}, "weight/last.bias: saved [3], wanted [1]"),
+        ({"weight/nothing": torch.zeros(1)}, "weight/nothing: saved [1], wanted none"),
+        ({"count": torch.zeros(2)}, "count: saved [2], wanted []"),
+    ],
+)
+def test_an_average_of_another_size_is_refused(tmp_path: Path, change: State, sentence: str) -> None:
+    run_ranks(1, save_after, a_spec(), str(tmp_path), 3)
+    checkpoint = tmp_path / "checkpoints/step-00000003"
+    rewrite(checkpoint, "ema-00000.safetensors", lambda tensors: tensors.update(change))
+    (said,) = run_ranks(1, restore_as_said, a_spec(), str(tmp_path))
+    assert "1 tensors differ" in said
+    assert sentence in said
 
 
 @every_strategy
