@@ -50,7 +50,8 @@ def train_step(run: Run, position: int, learning_rate: Tensor) -> UpdateReport:
             strategy.backward(loss)
         losses.append(loss.detach())
     # Gradients are now the sum over micro-batches and ranks, whole and unclipped; update() measures, clips and applies.
-    return UpdateReport(loss=sum(losses[1:], start=losses[0]), gradient=strategy.update(learning_rate))
+    gradient = strategy.update(learning_rate, position=position)
+    return UpdateReport(loss=sum(losses[1:], start=losses[0]), gradient=gradient)
 
 
 def weight_of_global_batch(run: Run, position: int, micro_batches: list[Batch]) -> Tensor | int:
@@ -64,7 +65,9 @@ def weight_of_global_batch(run: Run, position: int, micro_batches: list[Batch]) 
 def loss_sum(run: Run, batch: Batch) -> Tensor:
     """Return the () sum of the loss over the targets of a batch; 0 where this rank only keeps the others company."""
     if not batch.is_padding:
-        return run.task.loss_sum(run.strategy.forward(batch.inputs), batch.targets)
+        loss = run.task.loss_sum(run.strategy.forward(batch.inputs), batch.targets)
+        penalty = run.strategy.penalty()  # of experts that are unevenly loaded
+        return loss if penalty is None else loss + penalty * run.task.weight_sum(batch.targets)
     model = run.strategy.model
     model.eval()  # so that a row that does not count leaves no trace in BatchNorm
     loss = 0.0 * run.task.loss_sum(run.strategy.forward(batch.inputs), batch.targets)
@@ -79,10 +82,11 @@ def evaluate(run: Run) -> dict[str, Any]:
     strategy.share_buffers()
     strategy.model.eval()
     scores = Scores(run.task, device=strategy.device)
-    for batch in run.validation:
-        outputs = strategy.predict(batch.inputs)
-        if not batch.is_padding:
-            scores.update(outputs, batch.targets)
+    with strategy.averaged():
+        for batch in run.validation:
+            outputs = strategy.predict(batch.inputs)
+            if not batch.is_padding:
+                scores.update(outputs, batch.targets)
     strategy.release()
     strategy.model.train()
     result: dict[str, Any] = strategy.broadcast(scores.compute(strategy.gather))

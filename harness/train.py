@@ -215,7 +215,7 @@ class Session:
         run = assemble(config, ranks, splits, model, directory=self.directory.path, signals=self.signals)
         run.facts["run_id"] = self.directory.run_id
         saved = run.checkpoints.load(on_broken=self._note_broken)
-        moments = moments_per_parameter(config.optim)
+        moments = moments_per_parameter(config.optim) + (config.ema is not None)
         run.checkpoints.check_room(run.strategy.state_bytes(moments_per_parameter=moments))
         rng.seed_everything(permutation_key(config.run.seed, ranks.rank, "rank"))
         if saved:

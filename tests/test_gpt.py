@@ -25,6 +25,8 @@ FORMS: list[dict[str, Any]] = [
     {"norm": "rms"},
     {"activation": "swiglu"},
     {"tied_embeddings": False},
+    {"experts": {"count": 4, "top_k": 2}},
+    {"experts": {"count": 3, "top_k": 1}, "activation": "swiglu"},
     {"norm": "rms", "activation": "swiglu", "tied_embeddings": False, "layers": 3},
 ]
 
@@ -48,7 +50,7 @@ some_ids = torch.randint(11, (3, 8), generator=torch.Generator().manual_seed(1))
     st.integers(1, 3),
     st.integers(1, 3),
     st.integers(1, 4),
-    st.sampled_from(FORMS[:4]),
+    st.sampled_from(FORMS[:6]),
 )
 def test_a_gpt_has_the_parameters_of_its_formula(
     layers: int, heads: int, head_width: int, form: dict[str, Any]
@@ -123,16 +125,16 @@ def test_swiglu_is_a_product_with_a_silu() -> None:
     torch.testing.assert_close(feed_forward(x), wanted)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_first_weights_are_gpt_2s(tied: bool) -> None:
-    config = a_config(layers=8, width=128, tied_embeddings=tied)
+@pytest.mark.parametrize(("tied", "experts"), [(True, None), (False, None), (True, {"count": 4})])
+def test_the_first_weights_are_gpt_2s(tied: bool, experts: dict[str, int] | None) -> None:
+    config = a_config(layers=8, width=128, tied_embeddings=tied, experts=experts)
     network = a_gpt(config, context=256, num_tokens=300)
     assert (network.head.weight is network.tokens.weight) is tied
     for name, parameter in network.named_parameters():
         if parameter.dim() == 1:
             assert (parameter == 1).all(), name
             continue
-        std = 0.02 / sqrt(2 * 8) if name.endswith(("out.weight", "down.weight")) else 0.02
+        std = 0.02 / sqrt(2 * 8) if name.removesuffix(".weight").endswith(("out", "down")) else 0.02
         assert parameter.std().item() == pytest.approx(std, rel=0.05), name
         assert abs(parameter.mean().item()) < 4 * std / sqrt(parameter.numel()), name
 

@@ -19,6 +19,7 @@ from harness.checkpoint import rng
 from harness.checkpoint.directory import CheckpointDirectory
 from harness.checkpoint.manifest import (
     COMMIT,
+    KINDS,
     TRAINER,
     FileEntry,
     Manifest,
@@ -201,9 +202,9 @@ class CheckpointStore:
         rank, files = self._strategy.rank, []
         with storage_errors("write", temporary):
             temporary.mkdir(exist_ok=True)
-            for kind in ("model", "optim"):
+            for kind in KINDS:
                 part = {name: share[key] for key in share if (name := key.removeprefix(f"{kind}/")) != key}
-                if part or rank == 0:
+                if part or (rank == 0 and kind != "ema"):
                     files.append(write_tensors(temporary / tensor_file(kind, rank), part))
             files.append(write_tensors(temporary / tensor_file("rng", rank), random_state))
             if rank == 0:
@@ -319,7 +320,13 @@ class CheckpointStore:
             for name, _, moment in [key.rpartition("/")]
             if name in self._strategy.parameter_names
         }
-        different = _differences(saved.kinds["model"].shapes(), wanted) or _differences(moments, fitting)
+        averages = saved.kinds["ema"].shapes() if self._strategy.average is not None else {}
+        averaged = {f"weight/{name}": wanted[name] for name in self._strategy.parameter_names} | {"count": []}
+        different = (
+            _differences(saved.kinds["model"].shapes(), wanted)
+            or _differences(moments, fitting)
+            or (_differences(averages, averaged) if averages else [])
+        )
         if different:
             raise CheckpointError(
                 f"{directory} was made by another model; {len(different)} tensors differ, such as "
@@ -329,6 +336,8 @@ class CheckpointStore:
     def _check_restored(self, saved: SavedState, loaded: Loaded) -> None:
         """Compare everything that this rank holds now with the digests of the manifest."""
         strategy, wanted = self._strategy, dict(loaded.manifest.tensors)
+        if strategy.average is None:  # the run goes on without one
+            wanted = {key: digest for key, digest in wanted.items() if not key.startswith("ema/")}
         different = []
         for key, tensor in strategy.state():
             digest = wanted.pop(key, None)

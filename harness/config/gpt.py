@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from harness.config.fields import PositiveInt, Probability, Section
+from harness.config.fields import Int, NonNegativeFloat, PositiveInt, Probability, Section
+
+
+class Experts(Section):
+    """Several feed-forward nets in each block; a router sends every token to `top_k` of them."""
+
+    count: Annotated[Int, Field(ge=2)]
+    top_k: PositiveInt = 2
+    load_balance: NonNegativeFloat = 0.01
+    """How much of the loss that evens out the load is added (Fedus et al. 2022, arXiv:2101.03961, eq. 4)."""
+
+    @model_validator(mode="after")
+    def _there_are_so_many(self) -> Experts:
+        if self.top_k > self.count:
+            raise ValueError(f"top_k {self.top_k} is more than the {self.count} experts; use {self.count} or less")
+        return self
 
 
 class GptModel(Section):
@@ -25,6 +40,8 @@ class GptModel(Section):
     tied_embeddings: bool = True
     """The head's weights are those of the token embedding."""
     dropout: Probability = 0.0
+    experts: Experts | None = None
+    """In place of one feed-forward net a block; each has the width that the one would have."""
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> GptModel:
@@ -40,14 +57,24 @@ class GptModel(Section):
     @property
     def matrix_parameters(self) -> int:
         """Weights of the matrices in all blocks."""
+        return self._weights(experts=self.experts.count if self.experts else 1)
+
+    @property
+    def active_matrix_parameters(self) -> int:
+        """Those of them that one token is multiplied with."""
+        return self._weights(experts=self.experts.top_k if self.experts else 1)
+
+    def _weights(self, *, experts: int) -> int:
+        attention, router = 4 * self.width**2, self.experts.count * self.width if self.experts else 0
         matrices = 2 if self.activation == "gelu" else 3
-        return self.layers * (4 * self.width**2 + matrices * self.width * self.hidden_width)
+        return self.layers * (attention + router + experts * matrices * self.width * self.hidden_width)
 
 
 def num_parameters(config: GptModel, *, context: int, num_tokens: int) -> int:
     """Return the parameters of the network, tied ones once.
 
     `layers * (4 w^2 + m w h) + (2 layers + 1) w + context w + num_tokens w`, the last twice if the head is not tied.
+    With E experts `E m w h` and the router's `E w` stand for `m w h`.
     """
     embeddings = num_tokens * (1 if config.tied_embeddings else 2) + context
     norms = 2 * config.layers + 1
@@ -57,9 +84,9 @@ def num_parameters(config: GptModel, *, context: int, num_tokens: int) -> int:
 def forward_flops_per_token(config: GptModel, *, context: int, num_tokens: int) -> int:
     """Return the floating-point operations of matrix products for one token; a training update has three times as many.
 
-    Two for each weight of a matrix, the head's included, and `4 context width` a layer for the attention, which is
-    counted in full although half of it is masked.
+    Two for each weight of a matrix that a token meets, the head's included, and `4 context width` a layer for the
+    attention, which is counted in full although half of it is masked.
     Source: Kaplan et al. 2020, arXiv:2001.08361, table 1, with the head.
     """
-    weights = config.matrix_parameters + num_tokens * config.width
+    weights = config.active_matrix_parameters + num_tokens * config.width
     return 2 * weights + 4 * config.layers * context * config.width

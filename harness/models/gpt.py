@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.config.gpt import GptModel
+from harness.models.experts import MixtureOfExperts, activated
 
 INITIAL_STD = 0.02
 
@@ -30,7 +31,7 @@ class Gpt(nn.Module):
         for name, parameter in self.named_parameters():
             if parameter.dim() >= 2:
                 # A sum of 2 x layers branches is to keep the size of one.
-                is_last_of_branch = name.endswith((".attention.out.weight", ".feed_forward.down.weight"))
+                is_last_of_branch = name.removesuffix(".weight").endswith((".attention.out", ".feed_forward.down"))
                 std = INITIAL_STD / sqrt(2 * config.layers) if is_last_of_branch else INITIAL_STD
                 nn.init.normal_(parameter, std=std)
 
@@ -42,6 +43,12 @@ class Gpt(nn.Module):
         logits: Tensor = self.head(self.norm(x))  # (B, T, num_tokens)
         return logits
 
+    def penalty(self) -> Tensor | None:
+        """Return what the experts of all blocks add to the mean loss of the last forward pass, (); None without any."""
+        parts = [part.penalty for part in self.modules() if isinstance(part, MixtureOfExperts)]
+        given = [part for part in parts if part is not None]
+        return torch.stack(given).sum() if given else None
+
 
 class Block(nn.Module):
     """Attention, then the feed-forward net, each after a norm and added to what came in: (B, T, width) both ways."""
@@ -51,7 +58,7 @@ class Block(nn.Module):
         self.attention_norm = a_norm(config)
         self.attention = Attention(config)
         self.feed_forward_norm = a_norm(config)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = FeedForward(config) if config.experts is None else MixtureOfExperts(config, config.experts)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.attention_norm(x))
@@ -93,14 +100,6 @@ class FeedForward(nn.Module):
         hidden = activated(self.up(x), is_gated=self._is_gated)  # (B, T, hidden_width)
         result: Tensor = self.dropout(self.down(hidden))
         return result
-
-
-def activated(x: Tensor, *, is_gated: bool) -> Tensor:
-    """Return GELU of (..., H), or (..., H) from (..., 2 H): the first half times SiLU of the second."""
-    if not is_gated:
-        return F.gelu(x)
-    value, gate = x.chunk(2, dim=-1)
-    return value * F.silu(gate)
 
 
 def a_norm(config: GptModel) -> nn.Module:

@@ -19,6 +19,7 @@ from harness.strategy.checks import check
 from harness.strategy.ddp import DdpStrategy
 from harness.strategy.env import Placement
 from harness.strategy.loss_scale import LossScale
+from harness.strategy.noise import NoiseSource
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp16": torch.float32, "fp64": torch.float64}
 """The type of weights and rows under each precision; bf16 and fp16 are autocast."""
@@ -57,7 +58,13 @@ def build_strategy(config: RunConfig, module: nn.Module, ranks: Ranks) -> Strate
     Raises:
         ConfigError: what came out is not what was asked for.
     """
-    module = module.to(device=ranks.device, dtype=DTYPES[config.strategy.precision])
+    strategy = _build(config, module.to(device=ranks.device, dtype=DTYPES[config.strategy.precision]), ranks)
+    if config.ema is not None:
+        strategy.keep_average(decay=config.ema.decay)
+    return strategy
+
+
+def _build(config: RunConfig, module: nn.Module, ranks: Ranks) -> Strategy:
     module = _with_options(module, config, ranks)
     optimizer = build_optimizer(module, config.optim)
     strategy: Strategy
@@ -67,7 +74,10 @@ def build_strategy(config: RunConfig, module: nn.Module, ranks: Ranks) -> Strate
         strategy = build_zero(config, module, optimizer, ranks)
     else:
         model = _wrap(module, ranks) if ranks.world_size > 1 else module
-        strategy = DdpStrategy(module, model, optimizer, ranks=ranks, clip=config.clip)
+        noise = None
+        if config.gradient_noise is not None:
+            noise = NoiseSource(config.gradient_noise, seed=config.run.seed, device=ranks.device)
+        strategy = DdpStrategy(module, model, optimizer, ranks=ranks, clip=config.clip, noise=noise)
     strategy.autocast_dtype = AUTOCAST[config.strategy.precision]
     strategy.loss_scale = LossScale(ranks.device) if config.strategy.precision == "fp16" else None
     return strategy

@@ -46,6 +46,8 @@ GPT: dict[str, Any] = {"kind": "gpt", "layers": 2, "width": 16, "heads": 2}
 GPT_FORMS: dict[str, dict[str, Any]] = {
     "gpt": GPT,
     "gpt_swiglu": {**GPT, "norm": "rms", "activation": "swiglu", "tied_embeddings": False},
+    "gpt_experts": {**GPT, "experts": {"count": 4, "top_k": 2, "load_balance": 0.0}},
+    "gpt_many_experts": {**GPT, "experts": {"count": 100, "top_k": 1, "load_balance": 0.5}},
 }
 
 
@@ -65,6 +67,8 @@ class Spec:
     strategy: str = "ddp"
     activation_checkpointing: bool = False
     kept_whole: int = 0
+    ema_decay: float | None = None
+    noise_eta: float | None = None
     task: tuple[tuple[str, Any], ...] = ()
     """More keys of the task's section."""
     mutant: str | None = None
@@ -87,6 +91,8 @@ class Spec:
             "optim": {"kind": self.optimizer, "peak_lr": 1e-3, **weight_decay, **momentum},
             "schedule": {"kind": "cosine", "warmup_steps": 4} if self.updates > 4 else {"kind": "constant"},
             "clip": clip,
+            "gradient_noise": None if self.noise_eta is None else {"eta": self.noise_eta},
+            "ema": None if self.ema_decay is None else {"decay": self.ema_decay},
             "strategy": {
                 "kind": self.strategy,
                 "micro_batch": self.micro_batch,
@@ -139,7 +145,7 @@ class Spec:
                 return nn.Sequential(nn.Linear(10, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 5))
             case "transformer" | "odd" | "steep":
                 return {"transformer": TinyTransformer, "odd": OddOneOut, "steep": Steep}[self.network]()
-            case "gpt" | "gpt_swiglu":
+            case name if name in GPT_FORMS:
                 return build_model(self.config.model, input_shape=(BLOCK,), num_outputs=Bytes.num_tokens)
             case name if name in MODELS:
                 shape = tuple(self.columns().inputs.shape[1:])
@@ -335,9 +341,9 @@ def harness_trace(spec: Spec, updates: int | None = None) -> Trace:
     applied = 0
     update = strategy.update
 
-    def look_then_update(learning_rate: Tensor) -> Any:
+    def look_then_update(learning_rate: Tensor, *, position: int) -> Any:
         trace.gradients.append({name: gradient.clone() for name, gradient in strategy.gradients()})
-        return update(learning_rate)
+        return update(learning_rate, position=position)
 
     strategy.update = look_then_update  # type: ignore[method-assign]
     for position in range(updates or spec.updates):
@@ -470,9 +476,9 @@ def neuron_update(learning_rate: float, rows: int) -> dict[str, float]:
     gradients: dict[str, Tensor] = {}
     update = run.strategy.update
 
-    def look_then_update(rate: Tensor) -> Any:
+    def look_then_update(rate: Tensor, *, position: int) -> Any:
         gradients.update({name: gradient.clone() for name, gradient in run.strategy.gradients()})
-        return update(rate)
+        return update(rate, position=position)
 
     run.strategy.update = look_then_update  # type: ignore[method-assign]
     report = train_step(run, 0, run.strategy.tensor(learning_rate, dtype=torch.float64))

@@ -24,7 +24,7 @@ UPDATES = 600
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with everything in it that a resume could forget: dropout, momentum, a plateau, early stopping, a best."""
+    """A run with all that a resume could forget: dropout, momentum, an average, a plateau, early stopping, a best."""
     folder = tmp_path_factory.mktemp("resume")
     rng = np.random.default_rng(0)
     inputs = rng.standard_normal((203, 6)).astype(np.float32)
@@ -43,6 +43,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "optim": {"kind": "adamw", "peak_lr": 0.003},
         "schedule": {"kind": "plateau", "warmup_steps": 20, "patience_evaluations": 2, "factor": 0.7},
         "clip": {"kind": "norm", "max_norm": 0.5},
+        "ema": {"decay": 0.95},
         "early_stopping": {"patience_evaluations": 1000},
         "evaluation": {"every_steps": 25},
         "checkpoint": {"every_steps": 40},
