@@ -14,6 +14,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from harness.errors import EXIT_INTERRUPTED, HarnessError, PeerError
+from harness.process import shell_code
 from harness.strategy.env import log_file
 
 EXPLAINED_CODES = {EXIT_INTERRUPTED, *(kind.exit_code for kind in HarnessError.__subclasses__())}
@@ -52,11 +53,6 @@ def failure_sentence(rank: int, exit_code: int, *, pid: int, log: Path | None = 
     if exit_code < 0:
         return f"rank {rank} (process {pid}) was killed by {signal.Signals(-exit_code).name}"
     return f"rank {rank} (process {pid}) ended with exit code {exit_code}; what it said about it {place}"
-
-
-def shell_code(exit_code: int) -> int:
-    """Return the code a shell shows: a signal, negative here, becomes 128 plus its number."""
-    return exit_code if exit_code >= 0 else 128 - exit_code
 
 
 if __name__ == "__main__":

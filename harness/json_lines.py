@@ -36,6 +36,15 @@ def append_event(run_directory: Path, event: str, **details: Any) -> None:
         file.write(event_line({"event": event, **details}))
 
 
+def read_events(run_directory: Path) -> list[Line]:
+    """Return the events of a run so far, which other processes may be writing; none where there is no file yet."""
+    path = run_directory / "events.jsonl"
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        return list(whole_lines(file))
+
+
 def read_lines(path: Path) -> list[Line]:
     """Return the lines of a ledger or of an events file that nobody is writing to."""
     return [json.loads(line) for line in path.read_bytes().splitlines()]

@@ -37,6 +37,11 @@ def pending_signals(pid: int) -> set[int]:
     return {number + 1 for mask in masks for number in range(64) if mask >> number & 1}
 
 
+def shell_code(exit_code: int) -> int:
+    """Return the code a shell shows: a signal, negative here, becomes 128 plus its number."""
+    return exit_code if exit_code >= 0 else 128 - exit_code
+
+
 def _prctl(option: int, value: int) -> None:
     if sys.platform != "linux":
         return

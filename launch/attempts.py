@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from harness.errors import EXIT_DONE, EXIT_INTERRUPTED
+from launch.preflight import EXIT_BAD_NODE
 from launch.torchrun import FINAL_CODES
 
 Action = Literal["end", "requeue", "exclude", "leave"]
@@ -63,11 +64,8 @@ def decide(attempt: Attempt, *, max_crash_requeues: int) -> tuple[Action, str]:
 
 def _after_a_crash(attempt: Attempt, *, max_requeues: int) -> tuple[Action, str]:
     code = attempt.code
-    if attempt.bad_nodes:
-        names = ", ".join(attempt.bad_nodes)
-        if attempt.exclusions >= MAX_EXCLUSIONS:
-            return "end", f"bad nodes {names}, after others were left out {MAX_EXCLUSIONS} times: is it the image?"
-        return "exclude", f"bad nodes {names}"
+    if attempt.bad_nodes or code == EXIT_BAD_NODE:
+        return _before_the_ranks(attempt)
     if attempt.lost_nodes:
         return "requeue", f"lost {', '.join(attempt.lost_nodes)}"
     if not attempt.has_saved_a_new_step:
@@ -75,6 +73,15 @@ def _after_a_crash(attempt: Attempt, *, max_requeues: int) -> tuple[Action, str]
     if attempt.crash_requeues >= max_requeues:
         return "end", f"crashed with exit code {code} after {attempt.crash_requeues} requeues for crashes"
     return "requeue", CRASHED
+
+
+def _before_the_ranks(attempt: Attempt) -> tuple[Action, str]:
+    names = ", ".join(attempt.bad_nodes)
+    if not names:
+        return "end", "the nodes answer, but cannot add up numbers: see task-*.log, and is network_interface right?"
+    if attempt.exclusions >= MAX_EXCLUSIONS:
+        return "end", f"bad nodes {names}, after others were left out {MAX_EXCLUSIONS} times: is it the image?"
+    return "exclude", f"bad nodes {names}"
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,8 @@ class Cluster(Section):
     """Longer than the slowest save takes, an update and an evaluation included."""
     style: Literal["torchrun", "srun"] = "torchrun"
     """torchrun: one agent a node starts its ranks, as on a workstation. srun: one Slurm task a rank."""
+    preflight_seconds: PositiveInt = 120
+    """In which every node of a job must answer the first one, before the ranks start; one that does not is left out."""
     max_crash_requeues: CountInt = 3
     """How often a job that crashed is queued again, if it had saved a new step."""
 

@@ -9,14 +9,22 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.errors import ConfigError, HarnessError
-from launch.job import address_of
+from launch.network import address_of
 from launch.plan import LaunchPlan, Rendezvous
-from launch.preflight import EXIT_BAD_NODE, bad_node_file, node_name, node_problems
+from launch.preflight import (
+    EXIT_BAD_NODE,
+    PREFLIGHT_FAILED,
+    ROLL_CALL_MODULE,
+    bad_node_file,
+    node_name,
+    node_problems,
+)
 from launch.torchrun import torchrun_command
 
 SIGNALS_FOR_RANKS = (signal.SIGUSR1, signal.SIGUSR2)
@@ -32,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         split = list(arguments).index("--")
         options, command = parser.parse_args(arguments[:split]), tuple(arguments[split + 1 :])
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS_FOR_RANKS)
-        if os.environ.get("SLURM_LOCALID") == "0" and not is_fit(Path(_read(os.environ, "HARNESS_LOG_DIRECTORY"))):
+        logs = Path(_read(os.environ, "HARNESS_LOG_DIRECTORY"))
+        if os.environ.get("SLURM_LOCALID") == "0" and not (is_fit(logs) and all_answer(logs)):
+            (logs / PREFLIGHT_FAILED).touch()
             return EXIT_BAD_NODE
         if options.style == "srun":
             os.execve(sys.executable, [sys.executable, "-m", *command], rank_environment(os.environ))
@@ -47,10 +57,32 @@ def is_fit(logs: Path) -> bool:
     """Look at this node; write and say what is wrong with it."""
     problems = list(node_problems(logs, os.environ))
     if problems:
-        name = node_name(os.environ)
-        print(f"node {name} cannot train: {'; '.join(problems)}", file=sys.stderr, flush=True)
-        bad_node_file(logs, name).write_text("; ".join(problems))
+        _name(node_name(os.environ), "; ".join(problems), logs)
     return not problems
+
+
+def all_answer(logs: Path) -> bool:
+    """Add up numbers with the other nodes; write and say which of them did not answer, as far as this one is to say."""
+    nodes = _read(os.environ, "HARNESS_NODES").split()
+    if len(nodes) == 1:
+        return True
+    place = [
+        node_name(os.environ),
+        _read(os.environ, "HARNESS_ROLL_CALL"),
+        _read(os.environ, "HARNESS_ROLL_CALL_SECONDS"),
+    ]
+    command = [sys.executable, "-m", ROLL_CALL_MODULE, *place, *nodes]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    for line in done.stdout.splitlines():
+        name, _, reason = line.partition(": ")
+        if name in nodes:
+            _name(name, reason, logs)
+    return done.returncode == 0
+
+
+def _name(node: str, reason: str, logs: Path) -> None:
+    print(f"node {node} cannot train: {reason}", file=sys.stderr, flush=True)
+    bad_node_file(logs, node).write_text(reason)
 
 
 def node_plan(command: Sequence[str], environment: Mapping[str, str], *, ranks_per_node: int) -> LaunchPlan:

@@ -17,9 +17,13 @@ from launch.plan import count_visible_gpus
 
 EXIT_BAD_NODE = 76
 """Of a task whose node failed; launch/job.py then leaves that node out."""
+PREFLIGHT_FAILED = "preflight-failed"
+"""A file beside an attempt's logs: srun ends with the code of the tasks that it killed for a bad one, not with 76."""
 MIN_FREE_BYTES = {"disk": 2**30, "shared memory": 2**26}
 PACKAGES = ("torch", "accelerate", "datasets", "safetensors", "pydantic", "yaml")
 NVIDIA_SMI_TIMEOUT_SECONDS = 60
+ROLL_CALL_MODULE = "harness.strategy.roll_call"
+"""What the nodes of a job run before their ranks."""
 
 
 def node_problems(run_directory: Path, environment: Mapping[str, str]) -> Iterator[str]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from harness.errors import ConfigError
 from harness.exit_file import ExitFile
-from harness.json_lines import read_lines
+from harness.json_lines import ends, read_events
 from launch.slurm_client import ask_slurm, field
 from launch.submit import job_state, last_job
 
@@ -48,7 +45,7 @@ def status_of(run: Path) -> Status:
         ConfigError: `run` is no run directory.
     """
     job = _job(run)
-    events = _events(run)
+    events = read_events(run)
     ends = [event for event in events if event["event"] == "job ended"]
     starts = [event for event in events if event["event"] == "job started"]
     return Status(
@@ -120,17 +117,6 @@ def _check(run: Path) -> None:
         raise ConfigError(f"{run} is not a run directory. Give one such as runs/mnist-cnn")
 
 
-def _events(run: Path) -> Sequence[dict[str, Any]]:
-    path = run / "events.jsonl"
-    return read_lines(path) if path.exists() else []
-
-
 def _last_step(ledger: Path) -> int:
-    """Return the step of the last whole line, without reading a ledger of millions."""
-    if not ledger.exists():
-        return 0
-    with ledger.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - LAST_BYTES))
-        lines = [line for line in file.read().splitlines(keepends=True) if line.endswith(b"\n")]
-    return int(json.loads(lines[-1])["step"]) if lines else 0
+    lines = [line for line in ends(ledger, num_bytes=LAST_BYTES)[1] if "step" in line]
+    return int(lines[-1]["step"]) if lines else 0

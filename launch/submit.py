@@ -9,7 +9,7 @@ from pathlib import Path
 from harness.config.io import LoadedConfig, dump_config
 from harness.errors import ConfigError
 from harness.files import replace_durably, storage_errors
-from harness.json_lines import append_event, read_lines
+from harness.json_lines import append_event, read_events
 from launch import slurm_client
 from launch.cluster import Cluster, check_batch
 from launch.plan import LaunchPlan
@@ -101,8 +101,7 @@ def submit(submission: Submission) -> str:
 
 def last_job(directory: Path) -> str | None:
     """Return the number of the job that was last submitted for a run, by its events."""
-    path = directory / "events.jsonl"
-    jobs = [line["job"] for line in read_lines(path) if line["event"] == "submitted"] if path.exists() else []
+    jobs = [line["job"] for line in read_events(directory) if line["event"] == "submitted"]
     return jobs[-1] if jobs else None
 
 

@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from harness.config import RunConfig
 from harness.config.io import dump_config, load_config, read_mapping, refuse, shown
 from harness.errors import EXIT_DONE, ConfigError
 from harness.exit_file import ExitFile
@@ -76,7 +77,7 @@ class Sweep:
                 check_batch(loaded, cluster)
             except ConfigError as error:
                 raise ConfigError(f"task {index} of {grid} ({' '.join(task)}): {error.args[0]}") from None
-            self._configs[task_name(index)] = dump_config(loaded.config)
+            self._configs[task_name(index)] = dump_config(_grouped(loaded.config, base.run.name))
 
     def submission(self, indices: Sequence[int]) -> Submission:
         """Return the array of some of the tasks."""
@@ -124,6 +125,15 @@ class Sweep:
 
     def _table(self) -> dict[str, list[str]]:
         return {task_name(index): list(task) for index, task in enumerate(self.tasks)}
+
+
+def _grouped(config: RunConfig, name: str) -> RunConfig:
+    """Return the configuration of a task that is in a group of wandb: its own, or that of the sweep."""
+    wandb = config.tracking.wandb
+    if wandb is None or wandb.group is not None:
+        return config
+    tracking = config.tracking.model_copy(update={"wandb": wandb.model_copy(update={"group": name})})
+    return config.model_copy(update={"tracking": tracking})
 
 
 def runs_of(directory: Path) -> dict[Path, list[str]]:

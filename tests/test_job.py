@@ -16,7 +16,8 @@ import pytest
 from harness.errors import ConfigError
 from harness.process import pending_signals
 from launch.attempts import Action, Attempt, Earlier, decide, earlier_attempts
-from launch.job import address_of, check_plan, is_free, job_of, newest_step, outlook, rendezvous_port
+from launch.job_facts import check_plan, job_of, newest_step, outlook
+from launch.network import address_of, is_free, rendezvous_port
 from launch.node import node_plan, rank_environment
 from launch.torchrun import torchrun_command
 
@@ -57,6 +58,7 @@ def attempt(code: int, *, progress: int = 10, **known: object) -> Attempt:
         (attempt(7, progress=0, crash_requeues=3, lost_nodes=("n4",)), "requeue", "lost n4"),
         (attempt(76, progress=0, bad_nodes=("n4",)), "exclude", "bad nodes n4"),
         (attempt(76, progress=0, bad_nodes=("n4",), exclusions=2), "end", "left out 2 times"),
+        (attempt(76, progress=0), "end", "is network_interface right?"),
         (attempt(1, is_preempted=True, progress=0), "leave", "preempted"),
     ],
 )

@@ -16,10 +16,10 @@ from harness.config.io import dump_config, load_config
 from harness.errors import ConfigError
 from launch import cli
 from launch.cluster import Cluster, load_cluster, with_options
-from launch.job import own_run
+from launch.job_facts import own_run
 from launch.plan import LaunchPlan
 from launch.slurm import Place, job_script, srun_command
-from launch.sweep import load_grid
+from launch.sweep import Sweep, load_grid
 
 ROOT = Path(__file__).parents[1]
 MNIST = str(ROOT / "configs/mnist_cnn.yaml")
@@ -138,6 +138,7 @@ exec /venv/bin/python -m launch.job \\
   --run-directory /runs/a \\
   --script /runs/a/slurm/train.sbatch \\
   --max-crash-requeues 3 \\
+  --preflight-seconds 120 \\
   --expect SLURM_JOB_NUM_NODES=1 \\
   --expect SLURM_NTASKS_PER_NODE=1 \\
   -- \\
@@ -366,3 +367,13 @@ def test_the_script_of_a_sweep_is_an_array_with_a_folder_for_each_task(
     lines += [f"  --run-directory {folder}/TASK \\", f"  --script {folder}/slurm/train.sbatch \\"]
     assert set(text.splitlines()) >= set(lines)
     assert own_run(f"{folder}/TASK/slurm/config.yaml", 7) == f"{folder}/007/slurm/config.yaml"
+
+
+@pytest.mark.parametrize(("wandb", "group"), [("{}", "sweep"), ("{group: mine}", "mine")])
+def test_the_runs_of_a_sweep_are_a_group_in_wandb(tmp_path: Path, wandb: str, group: str) -> None:
+    (tmp_path / "grid.yaml").write_text(GRID)
+    overrides = [f"run.output_root={tmp_path}/runs", "run.name=sweep", f"tracking.wandb={wandb}"]
+    sweep = Sweep(MNIST, overrides, tmp_path / "grid.yaml", Cluster(**CPU), at_once=None)
+    configs = sweep.submission([0, 3]).configs
+    assert list(configs) == ["000", "003"]
+    assert all(yaml.safe_load(text)["tracking"]["wandb"]["group"] == group for text in configs.values())

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from harness.json_lines import read_lines
+from harness.observers.ledger import MEASURED
 from launch import cli
 from launch.slurm_client import field
 from tests.slurm.cluster import SlurmCluster, wait_until
@@ -134,7 +135,7 @@ class Run:
     def ledger(self) -> list[dict[str, Any]]:
         """Return the lines of the ledger, without what a clock measured."""
         lines = read_lines(self.directory / "ledger.jsonl")
-        return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+        return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines]
 
     @property
     def exit_code(self) -> int:
