@@ -34,7 +34,8 @@ from harness.strategy.base import model_tensors
 
 MODEL, CONFIG, DESCRIPTION = "model.safetensors", "config.json", "harness.json"
 TOKENIZER = "tokenizer.json"
-TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json")
+KEPT_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+"""Of a pretrained model, as they were."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,7 +110,7 @@ def export(run: Path, checkpoint: Path, *, to: Path) -> None:
             else:
                 write_tensors(temporary / MODEL, tensors)
                 write_durably(temporary / CONFIG, [json_bytes(described)])
-            if trainer.get("tokenizer"):
+            if trainer.get("tokenizer") and not isinstance(config.model, PretrainedModel):
                 write_durably(temporary / TOKENIZER, [trainer["tokenizer"].encode()])
             os.rename(temporary, to)
         finally:
@@ -126,7 +127,7 @@ def _write_for_transformers(
     write_tensors(directory / MODEL, saved, metadata={"format": "pt"})
     write_durably(directory / CONFIG, [json_bytes(config)])
     write_durably(directory / DESCRIPTION, [json_bytes(described)])
-    for name in TOKENIZER_FILES:
+    for name in KEPT_FILES:
         if (Path(model.path) / name).is_file():
             write_durably(directory / name, [(Path(model.path) / name).read_bytes()])
 

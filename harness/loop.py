@@ -50,7 +50,8 @@ def train_step(run: Run, position: int, learning_rate: Tensor) -> UpdateReport:
             strategy.backward(loss)
         losses.append(loss.detach())
     # Gradients are now the sum over micro-batches and ranks, whole and unclipped; update() measures, clips and applies.
-    return UpdateReport(loss=sum(losses[1:], start=losses[0]), gradient=strategy.update(learning_rate))
+    gradient = strategy.update(learning_rate, position=position)
+    return UpdateReport(loss=sum(losses[1:], start=losses[0]), gradient=gradient)
 
 
 def weight_of_global_batch(run: Run, position: int, micro_batches: list[Batch]) -> Tensor | int:

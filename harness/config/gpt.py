@@ -91,8 +91,8 @@ def num_parameters(config: GptModel, *, context: int, num_tokens: int) -> int:
     """Return the parameters of the network, tied ones once.
 
     `layers * (4 w^2 + m w h) + (2 layers + 1) w + context w + num_tokens w`, the last twice if the head is not tied;
-    `context w` only if positions are learned, and `(longest - 1) rows w` more with n-grams. With
-    E experts `E m w h` and the router's `E w` stand for `m w h`.
+    without `context w` if positions are rotary, and with `(longest - 1) rows w` more for n-grams. With E experts
+    `E m w h` and the router's `E w` stand for `m w h`.
     """
     embeddings = num_tokens * (1 if config.tied_embeddings else 2)
     embeddings += context if config.positions == "learned" else 0
@@ -104,8 +104,8 @@ def num_parameters(config: GptModel, *, context: int, num_tokens: int) -> int:
 def forward_flops_per_token(config: GptModel, *, context: int, num_tokens: int) -> int:
     """Return the floating-point operations of matrix products for one token; a training update has three times as many.
 
-    Two for each weight of a matrix that a token meets, the head's included, and `4 context width` a layer for the attention, which is
-    counted in full although half of it is masked.
+    Two for each weight of a matrix that a token meets, the head's included, and `4 context width` a layer for the
+    attention, which is counted in full although half of it is masked.
     Source: Kaplan et al. 2020, arXiv:2001.08361, table 1, with the head.
     """
     weights = config.active_matrix_parameters + num_tokens * config.width

@@ -49,11 +49,12 @@ class MixtureOfExperts(nn.Module):
             self.penalty = None
         order = chosen.flatten().argsort(stable=True)  # (N top_k,) choices, those of the first expert first
         copies = tokens.unsqueeze(1).expand(-1, self._top_k, -1).flatten(0, 1)  # (N top_k, width), a row a choice
+        rows_of = torch.split(copies[order], num_tokens_of.tolist())
         outputs = [
-            activated(mine @ up, is_gated=self._is_gated) @ down
-            for mine, up, down in zip(copies[order].split(num_tokens_of.tolist()), self.up, self.down, strict=True)
+            activated(rows @ up, is_gated=self._is_gated) @ down
+            for rows, up, down in zip(rows_of, self.up, self.down, strict=True)
         ]
-        by_token = torch.cat(outputs)[order.argsort()].unflatten(0, chosen.shape)  # (N, top_k, width)
+        by_token = torch.cat(outputs)[order.argsort()].view(*chosen.shape, -1)  # (N, top_k, width)
         mixed = (by_token * gates.unsqueeze(-1)).sum(dim=1)
         result: Tensor = self.dropout(mixed).view_as(x)
         return result

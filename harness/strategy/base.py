@@ -155,11 +155,12 @@ class Strategy(Ranks, ABC):
         """Yield (name, whole gradient), reduced over ranks and unclipped. Collective: every rank must use it up."""
 
     @abstractmethod
-    def update(self, learning_rate: Tensor) -> GradNorm:
+    def update(self, learning_rate: Tensor, *, position: int) -> GradNorm:
         """Clip, step and zero; a gradient whose norm is not finite changes nothing. Collective.
 
         Args:
             learning_rate: () on the device.
+            position: attempted updates before this one; what is drawn at random in it follows from this.
         """
 
     def release(self) -> None:

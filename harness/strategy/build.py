@@ -19,6 +19,7 @@ from harness.strategy.base import Ranks, Strategy, peers_answer
 from harness.strategy.checks import check
 from harness.strategy.ddp import DdpStrategy
 from harness.strategy.env import Placement
+from harness.strategy.noise import NoiseSource
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 """The type of weights and rows under each precision; bf16 is autocast."""
@@ -73,7 +74,10 @@ def _build(config: RunConfig, module: nn.Module, ranks: Ranks) -> Strategy:
 
         return build_zero(config, module, optimizer, ranks)
     model = _wrap(module, ranks) if ranks.world_size > 1 else module
-    strategy = DdpStrategy(module, model, optimizer, ranks=ranks, clip=config.clip)
+    noise = None
+    if config.gradient_noise is not None:
+        noise = NoiseSource(config.gradient_noise, seed=config.run.seed, device=ranks.device)
+    strategy = DdpStrategy(module, model, optimizer, ranks=ranks, clip=config.clip, noise=noise)
     strategy.autocast_dtype = AUTOCAST[config.strategy.precision]
     return strategy
 

@@ -12,6 +12,7 @@ from harness.config.training import Clip, NormClip, ValueClip
 from harness.state import GradNorm
 from harness.strategy.average import WeightAverage
 from harness.strategy.base import CLIP_EPSILON, Ranks, Strategy, model_tensors, moments_by_parameter
+from harness.strategy.noise import NoiseSource
 
 
 class DdpStrategy(Strategy):
@@ -21,9 +22,19 @@ class DdpStrategy(Strategy):
         module: the bare network, on its device.
         model: the same, wrapped if there are several ranks.
         optimizer: one of torch's fused ones, over `module`.
+        noise: is added to the clipped gradient.
     """
 
-    def __init__(self, module: nn.Module, model: nn.Module, optimizer: Optimizer, *, ranks: Ranks, clip: Clip) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        ranks: Ranks,
+        clip: Clip,
+        noise: NoiseSource | None = None,
+    ) -> None:
         super().__init__(rank=ranks.rank, world_size=ranks.world_size, device=ranks.device)
         self.module = module
         self.model = model
@@ -31,7 +42,7 @@ class DdpStrategy(Strategy):
             # Rank zero's buffers count (share_buffers), and are needed at evaluations and saves only.
             model.forward_sync_buffers = False
         self.optimizer = optimizer
-        self._clip = clip
+        self._clip, self._noise = clip, noise
         named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
         self.parameter_names = [name for name, _ in named]
         self._parameters = [parameter for _, parameter in named]
@@ -78,13 +89,15 @@ class DdpStrategy(Strategy):
     def _gradients(self) -> list[Tensor]:
         return [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters]
 
-    def update(self, learning_rate: Tensor) -> GradNorm:
+    def update(self, learning_rate: Tensor, *, position: int) -> GradNorm:
         gradients = self._gradients()
         per_parameter = torch.stack(torch._foreach_norm(gradients))  # (P,)
         norm = torch.linalg.vector_norm(per_parameter)  # ()
         coefficient = self._clip_gradients(gradients, norm)
         difference = norm - norm  # 0 for a finite norm and NaN for any other
         torch.ne(difference, 0, out=self._found_inf)
+        if self._noise is not None:
+            self._noise.add(gradients, position=position)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_factor"] if "lr_factor" in group else learning_rate
         self.optimizer.step()

@@ -56,7 +56,7 @@ class ZeroStrategy(Strategy):
         for name, parameter in zip(self.parameter_names, self._parameters, strict=True):
             yield name, safe_get_full_grad(parameter)
 
-    def update(self, learning_rate: Tensor) -> GradNorm:
+    def update(self, learning_rate: Tensor, *, position: int) -> GradNorm:
         """Clip, step and zero. Reads the rate and whether the norm is finite to the host; DeepSpeed reads its norm."""
         wait_for_offload(self._engine.optimizer)
         pieces = self._local_gradients()

@@ -68,6 +68,7 @@ class Spec:
     activation_checkpointing: bool = False
     kept_whole: int = 0
     ema_decay: float | None = None
+    noise_eta: float | None = None
     task: tuple[tuple[str, Any], ...] = ()
     """More keys of the task's section."""
     mutant: str | None = None
@@ -88,6 +89,7 @@ class Spec:
             "optim": {"kind": self.optimizer, "peak_lr": 1e-3, **weight_decay, **momentum},
             "schedule": {"kind": "cosine", "warmup_steps": 4} if self.updates > 4 else {"kind": "constant"},
             "clip": clip,
+            "gradient_noise": None if self.noise_eta is None else {"eta": self.noise_eta},
             "ema": None if self.ema_decay is None else {"decay": self.ema_decay},
             "strategy": {
                 "kind": self.strategy,
@@ -317,9 +319,9 @@ def harness_trace(spec: Spec, updates: int | None = None) -> Trace:
     trace = Trace([], [], [], [], {})
     update = strategy.update
 
-    def look_then_update(learning_rate: Tensor) -> Any:
+    def look_then_update(learning_rate: Tensor, *, position: int) -> Any:
         trace.gradients.append({name: gradient.clone() for name, gradient in strategy.gradients()})
-        return update(learning_rate)
+        return update(learning_rate, position=position)
 
     strategy.update = look_then_update  # type: ignore[method-assign]
     for position in range(updates or spec.updates):
@@ -449,9 +451,9 @@ def neuron_update(learning_rate: float, rows: int) -> dict[str, float]:
     gradients: dict[str, Tensor] = {}
     update = run.strategy.update
 
-    def look_then_update(rate: Tensor) -> Any:
+    def look_then_update(rate: Tensor, *, position: int) -> Any:
         gradients.update({name: gradient.clone() for name, gradient in run.strategy.gradients()})
-        return update(rate)
+        return update(rate, position=position)
 
     run.strategy.update = look_then_update  # type: ignore[method-assign]
     report = train_step(run, 0, run.strategy.tensor(learning_rate, dtype=torch.float64))

@@ -150,7 +150,9 @@ def test_an_update_with_a_nan_is_skipped_by_all_ranks_and_counts_as_none(
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.05)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(applied + 1, spec.config.schedule, peak_lr=1e-3, total_updates=8)
+            group["lr"] = learning_rate(
+                applied + 1, spec.config.schedule, peak_lr=1e-3, total_updates=8, updates_per_epoch=5
+            )
         optimizer.step()
         applied += 1
     for result in results:
