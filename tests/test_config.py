@@ -595,6 +595,10 @@ def test_whatever_is_written_is_loaded_or_refused_with_paths(scratch: Path, text
             "task.kind: classification does not go with model.kind=gpt; use task.kind=causal_lm",
         ),
         ("model={kind: gpt, layers: 1, width: 9, heads: 2}", "model: width 9 does not divide into 2 heads"),
+        (
+            "model={kind: gpt, layers: 1, width: 6, heads: 2, positions: rotary}",
+            "model: positions: rotary turns pairs of features, a head has 3; use an even width / heads",
+        ),
     ],
 )
 def test_sections_that_contradict_each_other_are_found_before_anything_starts(

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.config.gpt import GptModel, forward_flops_per_token, num_parameters
-from harness.models.gpt import Attention, Gpt
+from harness.models.gpt import Attention, Gpt, attended
 from harness.models.registry import build_model
 from harness.optim import parameter_groups
 from tests.test_order import unhurried
@@ -27,6 +27,8 @@ FORMS: list[dict[str, Any]] = [
     {"tied_embeddings": False},
     {"experts": {"count": 4, "top_k": 2}},
     {"experts": {"count": 3, "top_k": 1}, "activation": "swiglu"},
+    {"positions": "rotary"},
+    {"ngrams": {"rows": 7, "longest": 4}},
     {"norm": "rms", "activation": "swiglu", "tied_embeddings": False, "layers": 3},
 ]
 
@@ -49,8 +51,8 @@ some_ids = torch.randint(11, (3, 8), generator=torch.Generator().manual_seed(1))
 @given(
     st.integers(1, 3),
     st.integers(1, 3),
-    st.integers(1, 4),
-    st.sampled_from(FORMS[:6]),
+    st.sampled_from([2, 4, 6]),
+    st.sampled_from(FORMS[:8]),
 )
 def test_a_gpt_has_the_parameters_of_its_formula(
     layers: int, heads: int, head_width: int, form: dict[str, Any]
@@ -113,6 +115,14 @@ def test_attention_is_that_of_torchs_own_layer() -> None:
     mask = nn.Transformer.generate_square_subsequent_mask(8)
     wanted, _ = theirs(x, x, x, attn_mask=mask, is_causal=True, need_weights=False)
     torch.testing.assert_close(ours(x), wanted)
+
+
+def test_attention_on_cpus_is_in_single_precision_where_autocast_has_half() -> None:
+    q, k, v = torch.randn(3, 2, 4, 8, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    wanted = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(attended(q, k, v, dropout=0.0), wanted)
+        assert torch.equal(attended(q.float(), k.float(), v, dropout=0.0), wanted), "as rotary positions leave them"
 
 
 def test_swiglu_is_a_product_with_a_silu() -> None:

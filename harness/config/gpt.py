@@ -24,6 +24,14 @@ class Experts(Section):
         return self
 
 
+class Ngrams(Section):
+    """A learned vector for the last 2, ..., `longest` tokens together, added to that of the token."""
+
+    rows: PositiveInt
+    """Of the table of each length, `width` wide; runs of tokens that hash alike share a row."""
+    longest: Annotated[Int, Field(ge=2, le=8)] = 3
+
+
 class GptModel(Section):
     """Token and position embeddings, pre-norm blocks of causal attention and a feed-forward net, a linear head.
 
@@ -39,6 +47,10 @@ class GptModel(Section):
     activation: Literal["gelu", "swiglu"] = "gelu"
     tied_embeddings: bool = True
     """The head's weights are those of the token embedding."""
+    positions: Literal["learned", "rotary"] = "learned"
+    """A vector for each place, or queries and keys turned by their place (Su et al. 2021, arXiv:2104.09864)."""
+    ngrams: Ngrams | None = None
+    """What counting knows at the price of a look-up; small networks and short runs gain the most."""
     dropout: Probability = 0.0
     experts: Experts | None = None
     """In place of one feed-forward net a block; each has the width that the one would have."""
@@ -47,6 +59,11 @@ class GptModel(Section):
     def _heads_divide_the_width(self) -> GptModel:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
+        if self.positions == "rotary" and self.width // self.heads % 2:
+            raise ValueError(
+                f"positions: rotary turns pairs of features, a head has {self.width // self.heads}; use an even "
+                "width / heads"
+            )
         return self
 
     @property
@@ -73,10 +90,13 @@ class GptModel(Section):
 def num_parameters(config: GptModel, *, context: int, num_tokens: int) -> int:
     """Return the parameters of the network, tied ones once.
 
-    `layers * (4 w^2 + m w h) + (2 layers + 1) w + context w + num_tokens w`, the last twice if the head is not tied.
-    With E experts `E m w h` and the router's `E w` stand for `m w h`.
+    `layers * (4 w^2 + m w h) + (2 layers + 1) w + context w + num_tokens w`, the last twice if the head is not tied;
+    without `context w` if positions are rotary, and with `(longest - 1) rows w` more for n-grams. With E experts
+    `E m w h` and the router's `E w` stand for `m w h`.
     """
-    embeddings = num_tokens * (1 if config.tied_embeddings else 2) + context
+    embeddings = num_tokens * (1 if config.tied_embeddings else 2)
+    embeddings += context if config.positions == "learned" else 0
+    embeddings += (config.ngrams.longest - 1) * config.ngrams.rows if config.ngrams else 0
     norms = 2 * config.layers + 1
     return config.matrix_parameters + (embeddings + norms) * config.width
 

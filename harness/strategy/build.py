@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from harness.config import RunConfig
 from harness.errors import ConfigError
+from harness.host_memory import keep_freed_memory
 from harness.optim import build_optimizer
 from harness.strategy.activation_checkpointing import recompute_blocks
 from harness.strategy.base import Ranks, Strategy, peers_answer
@@ -34,7 +35,9 @@ def join_ranks(place: Placement, *, timeout_seconds: float, alone_in_group: bool
     """
     on_gpu = torch.cuda.is_available()
     device = torch.device("cpu")
-    if on_gpu:
+    if not on_gpu:
+        keep_freed_memory()
+    else:
         # A launcher that shows each rank one GPU still counts local ranks upwards.
         index = place.local_rank % torch.cuda.device_count()
         os.environ["LOCAL_RANK"] = str(index)  # Accelerate binds the device by this

@@ -30,7 +30,7 @@ STRATEGIES = ("ddp", *STAGES)
 # A bias before BatchNorm and the bias of attention's keys have no gradient but rounding, which Adam would scale up.
 OPTIMIZER = {
     **{"mlp": "adamw", "cnn": "adamw", "odd": "adamw", "norm_mlp": "sgd", "transformer": "sgd"},
-    **{"gpt": "sgd", "gpt_swiglu": "sgd", "gpt_experts": "sgd"},
+    **{"gpt": "sgd", "gpt_swiglu": "sgd", "gpt_experts": "sgd", "gpt_ngrams": "sgd"},
 }
 
 
@@ -45,6 +45,7 @@ OPTIMIZER = {
         ("gpt", 3),
         ("gpt_swiglu", 1),
         ("gpt_experts", 3),
+        ("gpt_ngrams", 3),
     ],
 )
 @pytest.mark.parametrize("strategy", STRATEGIES)
