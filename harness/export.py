@@ -1,9 +1,10 @@
 """Takes the network out of a run: `python -m harness.export RUN --to DIR`, on one process, without any engine.
 
-DIR holds model.safetensors, every parameter and buffer by name, and config.json, from which `load_exported` builds the
-network again; a language model has its tokenizer.json beside them (`tokenizer_from_json` reads it). Of a pretrained
-model DIR is as transformers wants it: its config.json, its names of tensors (what LoRA added is added) and the
-tokenizer; what `load_exported` wants to know is in harness.json.
+DIR holds model.safetensors, every parameter and buffer by name (of a run with `ema` the averages of the parameters,
+which were evaluated), and config.json, from which `load_exported` builds the network again; a language model has its
+tokenizer.json beside them (`tokenizer_from_json` reads it). Of a pretrained model DIR is as transformers wants it: its
+config.json, its names of tensors (what LoRA added is added) and the tokenizer; what `load_exported` wants to know is in
+harness.json.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import json
 import os
 import shutil
 import sys
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,8 @@ from harness.strategy.base import model_tensors
 
 MODEL, CONFIG, DESCRIPTION = "model.safetensors", "config.json", "harness.json"
 TOKENIZER = "tokenizer.json"
-TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json")
+KEPT_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+"""Of a pretrained model, as they were."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,13 +101,16 @@ def export(run: Path, checkpoint: Path, *, to: Path) -> None:
     with storage_errors("write", to):
         temporary.mkdir(parents=True)
         try:
-            tensors = TensorFiles(checkpoint, read_manifest(checkpoint).names("model"))
+            manifest = read_manifest(checkpoint)
+            live = TensorFiles(checkpoint, manifest.names("model"))
+            averaged = TensorFiles(checkpoint, manifest.names("ema"), prefix="weight/")
+            tensors: Mapping[str, Tensor] = ChainMap(averaged, live)  # type: ignore[arg-type]  # it is only read
             if isinstance(config.model, PretrainedModel):
                 _write_for_transformers(temporary, tensors, config.model, described)
             else:
                 write_tensors(temporary / MODEL, tensors)
                 write_durably(temporary / CONFIG, [json_bytes(described)])
-            if trainer.get("tokenizer"):
+            if trainer.get("tokenizer") and not isinstance(config.model, PretrainedModel):
                 write_durably(temporary / TOKENIZER, [trainer["tokenizer"].encode()])
             os.rename(temporary, to)
         finally:
@@ -121,7 +127,7 @@ def _write_for_transformers(
     write_tensors(directory / MODEL, saved, metadata={"format": "pt"})
     write_durably(directory / CONFIG, [json_bytes(config)])
     write_durably(directory / DESCRIPTION, [json_bytes(described)])
-    for name in TOKENIZER_FILES:
+    for name in KEPT_FILES:
         if (Path(model.path) / name).is_file():
             write_durably(directory / name, [(Path(model.path) / name).read_bytes()])
 

@@ -17,6 +17,7 @@ from harness.resume import hear_of_save
 from harness.run import Run
 from harness.state import TrainState, UpdateReport
 from harness.stopping import StopSignals
+from harness.strategy.loss_scale import LEAST
 
 _BALLOT = 7
 
@@ -63,12 +64,14 @@ class Interval:
         seconds = (time.perf_counter() - self._started) / len(self._reports)
         run.agenda.seconds_per_update = seconds
         of_interval = self._of_interval(rows, seconds=seconds)
+        width = len(gradients) // len(self._reports)
         rates = iter(self._rates)
         rate = next(rates)
         try:
             for index, report in enumerate(self._reports):
-                norm, coefficient = gradients[2 * index : 2 * index + 2]
+                norm, coefficient, *scale = gradients[index * width : (index + 1) * width]
                 figures = {"grad_norm": norm, "clip_coefficient": coefficient, "learning_rate": rate}
+                figures |= {"loss_scale": scale[0]} if scale else {}
                 figures |= of_interval if report is self._reports[-1] else {}
                 if self._settle_one(report, [row[_BALLOT + index] for row in rows], figures, seconds=seconds):
                     rate = next(rates, math.nan)
@@ -97,7 +100,7 @@ class Interval:
         return {**figures, **known, **rest}
 
     def _read(self) -> tuple[list[list[float]], list[float]]:
-        """Return the ballot and the losses of every rank, and the norm and coefficient of every update.
+        """Return the ballot and the losses of every rank; norm, coefficient and, in fp16, loss scale of every update.
 
         A ballot is (stop vote, next interval, whether the save in flight may advance, most bytes of memory in use so
         far, share of the interval that was spent waiting for rows, and of the rest computing and reducing).
@@ -112,8 +115,9 @@ class Interval:
         ballot = strategy.tensor([*votes, *measured], dtype=torch.float64)
         losses = torch.stack([report.loss for report in self._reports])
         mine = torch.cat([ballot, losses])  # (_BALLOT + updates,) in float64, which holds every float32
-        gradients = [(report.gradient.total, report.gradient.coefficient) for report in self._reports]
-        replicated = torch.stack([tensor for pair in gradients for tensor in pair])
+        gradients = [report.gradient for report in self._reports]
+        figures = [x for norm in gradients for x in (norm.total, norm.coefficient, norm.loss_scale) if x is not None]
+        replicated = torch.stack(figures)
         numbers = torch.cat([strategy.gather(mine).flatten(), replicated]).tolist()
         width = len(mine)
         rows = [numbers[rank * width : (rank + 1) * width] for rank in range(strategy.world_size)]
@@ -143,6 +147,10 @@ class Interval:
         run.observers.updated(line)
         state.position += 1
         if not applied:
+            scale = figures.get("loss_scale", LEAST)
+            if scale > LEAST and all(map(math.isfinite, parts)):  # too large for fp16, and halved now
+                run.observers.happened("overflow", step=step, position=position, loss_scale=scale)
+                return False
             state.nonfinite_in_a_row += 1
             self._note_nonfinite(report, parts, step=step, position=position)
             return False

@@ -1,5 +1,6 @@
 """Files of one JSON object a line, the ledger and the events of a run. A reader may find a half-written end."""
 
+import errno
 import json
 import math
 import os
@@ -8,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness.files import storage_errors
+from harness.files import storage_errors, sync_directory
 
 Line = dict[str, Any]
 
@@ -30,10 +31,24 @@ def event_line(event: Line) -> bytes:
 
 
 def append_event(run_directory: Path, event: str, **details: Any) -> None:
-    """Add a line to the events.jsonl of a run, in one write, so that lines of several processes do not mix."""
+    """Add a line to the events.jsonl of a run, in one write, so that lines of several processes do not mix.
+
+    The disk has it when this returns.
+    """
     path = run_directory / "events.jsonl"
     with storage_errors("write", path), path.open("ab", buffering=0) as file:
-        file.write(event_line({"event": event, **details}))
+        line = missing_newline(path) + event_line({"event": event, **details})
+        if file.write(line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(file.fileno())
+        sync_directory(run_directory)
+
+
+def missing_newline(path: Path) -> bytes:
+    """Return what has to come before the next line where a process died while it wrote the last one."""
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        return b"" if file.read() in (b"", b"\n") else b"\n"
 
 
 def read_events(run_directory: Path) -> list[Line]:

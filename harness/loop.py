@@ -55,9 +55,9 @@ def train_step(run: Run, position: int, learning_rate: Tensor) -> UpdateReport:
         losses.append(loss.detach())
     # Gradients are now the sum over micro-batches and ranks, whole and unclipped; update() measures, clips and applies.
     run.stopwatch.note()
-    report = UpdateReport(loss=sum(losses[1:], start=losses[0]), gradient=strategy.update(learning_rate))
+    gradient = strategy.update(learning_rate, position=position)
     run.stopwatch.note()
-    return report
+    return UpdateReport(loss=sum(losses[1:], start=losses[0]), gradient=gradient)
 
 
 def weight_of_global_batch(run: Run, position: int, micro_batches: list[Batch]) -> Tensor | int:
@@ -71,7 +71,9 @@ def weight_of_global_batch(run: Run, position: int, micro_batches: list[Batch]) 
 def loss_sum(run: Run, batch: Batch) -> Tensor:
     """Return the () sum of the loss over the targets of a batch; 0 where this rank only keeps the others company."""
     if not batch.is_padding:
-        return run.task.loss_sum(run.strategy.forward(batch.inputs), batch.targets)
+        loss = run.task.loss_sum(run.strategy.forward(batch.inputs), batch.targets)
+        penalty = run.strategy.penalty()  # of experts that are unevenly loaded
+        return loss if penalty is None else loss + penalty * run.task.weight_sum(batch.targets)
     model = run.strategy.model
     model.eval()  # so that a row that does not count leaves no trace in BatchNorm
     loss = 0.0 * run.task.loss_sum(run.strategy.forward(batch.inputs), batch.targets)
@@ -87,10 +89,11 @@ def evaluate(run: Run, *, step: int) -> dict[str, Any]:
     strategy.model.eval()
     shown_rows = evenly_spread(run.config.tracking.sample_table_rows, run.validation.num_rows)
     scores = Scores(run.task, device=strategy.device, shown_rows=shown_rows, first_row=run.validation.first_row)
-    for batch in run.validation:
-        outputs = strategy.predict(batch.inputs)
-        if not batch.is_padding:
-            scores.update(outputs, batch.targets)
+    with strategy.averaged():
+        for batch in run.validation:
+            outputs = strategy.predict(batch.inputs)
+            if not batch.is_padding:
+                scores.update(outputs, batch.targets)
     if examples := scores.examples(strategy.gather_objects):
         run.observers.happened("samples", step=step, **examples)
     strategy.release()

@@ -58,6 +58,18 @@ def moments_per_parameter(config: Optim) -> int:
     return 2
 
 
+def moment_shape(moment: str, shape: Sequence[int]) -> list[int]:
+    """Return the shape of what torch's optimizers keep under this name for a parameter of this shape."""
+    match moment:
+        case "step":
+            return []
+        case "row_var":  # Adafactor's, of matrices
+            return [*shape[:-1], 1]
+        case "col_var":
+            return [*shape[:-2], 1, *shape[-1:]]
+    return list(shape)
+
+
 class SkippingOptimizer(Optimizer):
     """Optimizers of torch that cannot skip an update on the device, as one that can skip it.
 

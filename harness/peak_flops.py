@@ -11,10 +11,16 @@ from typing import NamedTuple
 class Peak(NamedTuple):
     """Operations a second, in units of 1e12; None where the hardware has no such type."""
 
-    bf16: float | None
+    fp16: float
     tf32: float | None
     fp32: float
     fp64: float
+    has_bf16: bool = True
+
+    @property
+    def bf16(self) -> float | None:
+        """As quick as fp16, where there is any."""
+        return self.fp16 if self.has_bf16 else None
 
 
 PEAKS: tuple[tuple[tuple[str, ...], Peak], ...] = (
@@ -31,9 +37,9 @@ PEAKS: tuple[tuple[tuple[str, ...], Peak], ...] = (
     (("L40S",), Peak(362, 183, 91.6, 1.43)),
     (("L40",), Peak(181, 90.5, 90.5, 1.41)),
     (("L4",), Peak(121, 60, 30.3, 0.47)),
-    (("V100", "PCIE"), Peak(None, None, 14, 7)),
-    (("V100",), Peak(None, None, 15.7, 7.8)),
-    (("T4",), Peak(None, None, 8.1, 0.25)),
+    (("V100", "PCIE"), Peak(112, None, 14, 7, has_bf16=False)),
+    (("V100",), Peak(125, None, 15.7, 7.8, has_bf16=False)),
+    (("T4",), Peak(65, None, 8.1, 0.25, has_bf16=False)),
     (("RTX 4090",), Peak(165.2, 82.6, 82.6, 1.29)),
     (("RTX 3090",), Peak(71, 35.6, 35.6, 0.56)),
 )
@@ -45,7 +51,7 @@ def peak_flops(device_name: str, *, precision: str, allows_tf32: bool) -> float 
 
     Args:
         device_name: such as "NVIDIA H100 80GB HBM3".
-        precision: fp32, bf16 or fp64.
+        precision: fp32, bf16, fp16 or fp64.
         allows_tf32: whether torch may multiply fp32 matrices in TF32.
     """
     words = device_name.replace("-", " ").split()

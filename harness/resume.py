@@ -1,10 +1,21 @@
 """Saving a run where it stands, and picking it up from there."""
 
 from harness import __version__
+from harness.checkpoint.manifest import TRAINER
 from harness.checkpoint.store import Loaded, SaveResult
-from harness.errors import DataError, StorageError
+from harness.errors import CheckpointError, ConfigError, DataError, StorageError
 from harness.run import Run
 from harness.state import TrainState
+
+COUNTS = ("position", "step", "samples_seen", "evaluated_step", "nonfinite_in_a_row", "ledger_bytes")
+OTHERS = {
+    "metrics": dict,
+    "judge": dict,
+    "data_digest": str,
+    "order": dict,
+    "optimizer": list,
+    "loss_scale": dict | None,
+}
 
 
 def save(run: Run, state: TrainState) -> None:
@@ -27,9 +38,11 @@ def save(run: Run, state: TrainState) -> None:
         "judge": run.judge.state_dict(),
         "ledger_bytes": run.observers.seal(),
         "data_digest": run.data_digest,
+        "order": _order(run),
         "world_size": run.strategy.world_size,
         "strategy": run.config.strategy.kind,
         "optimizer": run.strategy.optimizer_settings(),
+        "loss_scale": run.strategy.loss_scale.state_dict() if run.strategy.loss_scale else None,
         **run.facts,
     }
     run.checkpoints.begin(state.step, trainer, is_best=state.is_best, also_sync=run.observers.sync)
@@ -87,14 +100,40 @@ def changed_settings(run: Run, loaded: Loaded) -> list[str]:
     ]
 
 
+def _order(run: Run) -> dict[str, int]:
+    """Return what decides, with the rows, which of them a position stands for."""
+    return {"seed": run.plan.seed, "global_batch": run.plan.global_batch}
+
+
+def _check_trainer(loaded: Loaded) -> None:
+    """Trust no value of a trainer.json, since whoever wrote it can seal it."""
+    trainer = loaded.trainer
+    counts = [name for name in COUNTS if type(trainer.get(name)) is not int or trainer[name] < 0]
+    others = [name for name, kind in OTHERS.items() if not isinstance(trainer.get(name), kind)]
+    if counts or others:
+        raise CheckpointError(
+            f"{loaded.directory / TRAINER} has no {' and no '.join(counts + others)} that this harness would write, "
+            "though its digest is the one in the commit. Take another checkpoint"
+        )
+
+
 def resume(run: Run, loaded: Loaded) -> TrainState:
     """Return the run's state as it was when `loaded` was saved. Collective.
 
     Raises:
+        CheckpointError: the checkpoint does not say enough.
+        ConfigError: the rows would come in another order.
         DataError: the rows are not those that the run was trained on.
     """
     trainer = loaded.trainer
     with run.strategy.together("comparing the data"):
+        _check_trainer(loaded)
+        if trainer["order"] != _order(run):
+            raise ConfigError(
+                f"{loaded.directory} stands in the order of rows of {trainer['order']}, this run has {_order(run)}: "
+                "some rows would be seen twice and some never. Set run.seed and data.global_batch as they were, or "
+                "start afresh under another run.name"
+            )
         if trainer["data_digest"] != run.data_digest:
             raise DataError(
                 f"the data are not those that {loaded.directory} was trained on (digest {trainer['data_digest']}, now "
@@ -103,6 +142,8 @@ def resume(run: Run, loaded: Loaded) -> TrainState:
             )
     run.checkpoints.restore(loaded)
     run.judge.load_state_dict(trainer["judge"])
+    if run.strategy.loss_scale and trainer["loss_scale"]:  # another precision starts with its own
+        run.strategy.loss_scale.load_state_dict(trainer["loss_scale"])
     return TrainState(
         position=trainer["position"],
         step=trainer["step"],

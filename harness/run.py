@@ -44,7 +44,11 @@ class Run:
         """Return the rate of the `update`-th applied update, from 1."""
         config = self.config
         rate = learning_rate(
-            update, config.schedule, peak_lr=config.optim.peak_lr, total_updates=self.agenda.total_updates
+            update,
+            config.schedule,
+            peak_lr=config.optim.peak_lr,
+            total_updates=self.agenda.total_updates,
+            updates_per_epoch=self.agenda.updates_per_epoch,
         )
         return rate * self.judge.lr_factor
 

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import socket
 import uuid
 from datetime import UTC, datetime
@@ -10,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from harness.checkpoint.directory import CheckpointDirectory
+from harness.checkpoint.manifest import checkpoint_problems, read_trainer
 from harness.config import RunConfig
 from harness.config.changes import compare
 from harness.config.io import dump_config, load_config
@@ -17,6 +20,7 @@ from harness.errors import ConfigError, RunInUseError, StorageError
 from harness.files import json_bytes, make_directory_durably, replace_durably, storage_errors
 
 SCHEMA = 1
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class RunDirectory:
@@ -29,6 +33,8 @@ class RunDirectory:
     def __init__(self, config: RunConfig, *, new_id: str | None = None) -> None:
         self._config, self._new_id = config, new_id
         self.path = config.run_directory
+        self.run_id = ""
+        """What trackers know the run by; known to who has described the directory."""
 
     def __enter__(self) -> "RunDirectory":
         """Make and lock the directory.
@@ -76,7 +82,8 @@ class RunDirectory:
         stored = self.path / "config.yaml"
         notices: list[str] = []
         # Before anything was saved there is no run to continue: a first start may be mended in any way.
-        if stored.exists() and any(self.path.glob("checkpoints/step-*")):
+        saves = ("checkpoints/step-*", "checkpoints/quarantine/step-*")
+        if stored.exists() and any(any(self.path.glob(pattern)) for pattern in saves):
             changes = compare(load_config(stored).config, self._config)
             if changes.refused:
                 raise ConfigError(f"{self.path} holds another run: {changes.refusal_message()}")
@@ -85,11 +92,21 @@ class RunDirectory:
         created = datetime.now(UTC).isoformat(timespec="seconds")
         with storage_errors("write in", self.path):
             if not identity.exists():
-                run_id = self._new_id or uuid.uuid4().hex[:8]
+                run_id = self._new_id or self._saved_id() or uuid.uuid4().hex[:8]
                 replace_durably(identity, json_bytes({"id": run_id, "created": created, "schema": SCHEMA}))
             replace_durably(stored, dump_config(self._config).encode())
             (self.path / "exit.json").unlink(missing_ok=True)
+        self.run_id = str(json.loads(identity.read_bytes())["id"])
         return notices
+
+    def _saved_id(self) -> str | None:
+        """Return the id that a checkpoint knows this run by, where run.json is lost."""
+        checkpoints = CheckpointDirectory(self.path / "checkpoints")
+        for checkpoint in checkpoints.steps() if checkpoints.path.is_dir() else ():
+            if checkpoint_problems(checkpoint) == []:
+                run_id = read_trainer(checkpoint).get("run_id")
+                return run_id if isinstance(run_id, str) and _ID.fullmatch(run_id) else None
+        return None
 
     def write_exit(self, *, code: int, reason: str, step: int) -> None:
         """Write how the run ended, since torchrun itself exits with 1 for everything."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.checkpoint.directory import CheckpointDirectory
-from harness.checkpoint.manifest import TRAINER
+from harness.checkpoint.manifest import TRAINER, read_json
 from harness.errors import EXIT_DONE, EXIT_INTERRUPTED
 from harness.json_lines import ends
 
@@ -131,8 +130,8 @@ def _last_save(directory: Path) -> dict[str, Any]:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        value = read_json(path)
+    except ValueError as error:
         raise ValueError(f"{path.name} is broken: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path.name} is broken: it holds no JSON object")

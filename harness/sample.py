@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from harness.data.tokenizers import TextTokenizer, tokenizer_from_json
+from harness.data.tokenizers import ModelTokens, TextTokenizer, tokenizer_from_json
 from harness.errors import EXIT_DONE, ConfigError, HarnessError
-from harness.export import CONFIG, TOKENIZER, load_exported
+from harness.export import CONFIG, DESCRIPTION, TOKENIZER, load_exported
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     ids = write(
         network,
-        [tokenizer.num_tokens - 1, *tokenizer.encode(given.prompt.encode()).tolist()],
+        [tokenizer.end, *tokenizer.encode(given.prompt.encode()).tolist()],
+        end=tokenizer.end,
         context=context,
         num_tokens=given.tokens,
         temperature=given.temperature,
@@ -48,6 +49,9 @@ def load(directory: Path) -> tuple[nn.Module, TextTokenizer, int]:
     """
     if not (directory / TOKENIZER).is_file():
         raise ConfigError(f"{directory} has no {TOKENIZER}: export a run of task.kind=causal_lm, and give that folder")
+    if (directory / DESCRIPTION).is_file():  # of a pretrained model, whose config.json is transformers'
+        (context,) = json.loads((directory / DESCRIPTION).read_bytes())["input_shape"]
+        return load_exported(directory), ModelTokens(directory), context
     (context,) = json.loads((directory / CONFIG).read_bytes())["input_shape"]
     return load_exported(directory), tokenizer_from_json((directory / TOKENIZER).read_text()), context
 
@@ -57,6 +61,7 @@ def write(
     network: nn.Module,
     ids: Sequence[int],
     *,
+    end: int,
     context: int,
     num_tokens: int,
     temperature: float,
@@ -66,6 +71,7 @@ def write(
 
     Args:
         ids: at least one; the last `context` of them are looked at.
+        end: the token that ends a document.
         temperature: logits are divided by it; at 0 the likeliest token is taken.
     """
     written = list(ids)
@@ -75,7 +81,7 @@ def write(
             token = int(torch.multinomial((logits / temperature).softmax(0), 1, generator=generator))
         else:
             token = int(logits.argmax())
-        if token == len(logits) - 1:
+        if token == end:
             break
         written.append(token)
     return written

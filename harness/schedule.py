@@ -21,8 +21,13 @@ from harness.config.training import (
 from harness.errors import ConfigError
 
 
-def learning_rate(update: int, schedule: Schedule, *, peak_lr: float, total_updates: int) -> float:
+def learning_rate(
+    update: int, schedule: Schedule, *, peak_lr: float, total_updates: int, updates_per_epoch: int
+) -> float:
     """Return the rate of the `update`-th applied update (the first is 1), before any plateau factor.
+
+    Epochs are counted by applied updates too: where some were skipped, a rate that falls with the epochs falls as many
+    updates later.
 
     Source of the shapes: linear, cosine (Loshchilov & Hutter 2017, arXiv:1608.03983), inverse square root
     (Vaswani et al. 2017, arXiv:1706.03762), warm-up-stable-decay (Hu et al. 2024, arXiv:2404.06395).
@@ -30,10 +35,10 @@ def learning_rate(update: int, schedule: Schedule, *, peak_lr: float, total_upda
     u, w = update - 1, schedule.warmup_steps
     if u < w:
         return peak_lr * (u + 1) / w
-    return peak_lr * _decay(u, schedule, total_updates)
+    return peak_lr * _decay(u, schedule, total_updates, updates_per_epoch)
 
 
-def _decay(u: int, schedule: Schedule, total_updates: int) -> float:
+def _decay(u: int, schedule: Schedule, total_updates: int, updates_per_epoch: int) -> float:
     w = schedule.warmup_steps
     progress = min(1.0, (u - w) / max(1, total_updates - w))
     match schedule:
@@ -47,8 +52,8 @@ def _decay(u: int, schedule: Schedule, total_updates: int) -> float:
             return math.sqrt(max(w, 1) / (u + 1))
         case WsdSchedule(final_lr_fraction=f, decay_steps=d):  # 1, then 1 - (1 - f) (u - (T - d)) / d
             return 1.0 - (1.0 - f) * min(1.0, max(0.0, (u - (total_updates - d)) / d))
-        case StepSchedule(every_steps=every, factor=factor):  # factor ** floor(u / every)
-            return float(factor ** (u // every))
+        case StepSchedule(every_steps=steps, every_epochs=epochs, factor=factor):  # factor ** floor(u / every)
+            return float(factor ** (u // (steps or (epochs or 1) * updates_per_epoch)))
 
 
 def check_fits(schedule: Schedule, *, total_updates: int) -> None:

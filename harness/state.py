@@ -24,6 +24,8 @@ class GradNorm(NamedTuple):
     """() the norm after clipping, divided by `total`; in (0, 1] if the update was applied."""
     applied: Tensor
     """() bool: false if the norm was not finite and nothing was changed."""
+    loss_scale: Tensor | None
+    """() what the loss was multiplied by before its gradient was taken, undone in all the others; None but in fp16."""
 
 
 class UpdateReport(NamedTuple):

@@ -27,6 +27,7 @@ from harness.errors import (
     PeerError,
     StorageError,
 )
+from harness.json_lines import append_event
 from harness.process import die_with_parent
 from harness.provenance import git_state, slurm_job, versions
 from harness.rank_log import redirect_output
@@ -212,8 +213,9 @@ class Session:
             torch.manual_seed(config.run.seed)  # the same first weights on every rank, at every world size
             model = build_model(config.model, input_shape=splits.input_shape, num_outputs=splits.num_outputs)
         run = assemble(config, ranks, splits, model, directory=self.directory.path, signals=self.signals)
-        saved = run.checkpoints.load()
-        moments = moments_per_parameter(config.optim)
+        run.facts["run_id"] = self.directory.run_id
+        saved = run.checkpoints.load(on_broken=self._note_broken)
+        moments = moments_per_parameter(config.optim) + (config.ema is not None)
         run.checkpoints.check_room(run.strategy.state_bytes(moments_per_parameter=moments))
         rng.seed_everything(permutation_key(config.run.seed, ranks.rank, "rank"))
         if saved:
@@ -221,8 +223,14 @@ class Session:
             self.notices = [*self.notices, *changed_settings(run, saved)]
         with own_random_numbers():  # rich draws some when it is imported
             run.observers = self._observers(run, trainer=saved.trainer if saved else {})
-        self._tell_start(run, rejected=saved.rejected if saved else [])
+        self._tell_start(run)
         return run
+
+    def _note_broken(self, reason: str) -> None:
+        """Say at once, on rank zero, that a checkpoint is broken: this start may come to nothing."""
+        text = f"checkpoint not used, goes to quarantine/: {reason}"
+        append_event(self.directory.path, "notice", text=text)
+        print(text, file=sys.stderr, flush=True)
 
     def _observers(self, run: Run, *, trainer: Mapping[str, Any]) -> Observers:
         from harness.observers.base import Observers
@@ -246,14 +254,12 @@ class Session:
             tracker.follow()
         return Observers([ledger, console, *self.trackers])
 
-    def _tell_start(self, run: Run, *, rejected: list[str]) -> None:
+    def _tell_start(self, run: Run) -> None:
         config, plan, step = self.config, run.plan, self.state.step
         num_parameters = run.strategy.num_parameters
         hosts = self.ranks.gather_objects(socket.gethostname())
         for text in (*self.notices, *run.strategy.notices):
             run.observers.happened("notice", text=text)
-        for text in rejected:
-            run.observers.happened("notice", text=f"checkpoint not used, now in quarantine/: {text}")
         run.observers.happened(
             "started",
             step=step,

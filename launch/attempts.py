@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +13,11 @@ from launch.torchrun import FINAL_CODES
 
 Action = Literal["end", "requeue", "exclude", "leave"]
 MAX_EXCLUSIONS = 2
-CRASHED = "crashed"
+MAX_LOSSES = 3
+"""How often in a row a job that loses nodes comes back without a new step: perhaps it is what kills them."""
+CRASHED, LOST = "crashed", "lost"
+INTERRUPTED_CODES = (EXIT_INTERRUPTED, 128 + signal.SIGUSR1, 128 + signal.SIGUSR2)
+"""The signal may come before the first task is Python, and then kills it."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class Attempt:
     """Those that failed launch/preflight.py."""
     exclusions: int = 0
     """How often this submission was started without bad nodes."""
+    losses: int = 0
+    """How many attempts before this one lost a node in a row, without a new step."""
 
     @property
     def has_saved_a_new_step(self) -> bool:
@@ -49,15 +56,15 @@ def decide(attempt: Attempt, *, max_crash_requeues: int) -> tuple[Action, str]:
     cancelled job back to life.
     """
     code = attempt.code
-    if attempt.state != "RUNNING":
+    if attempt.state not in ("RUNNING", "UNKNOWN"):
         return "leave", f"Slurm ends the job ({attempt.state.lower()})"
     if code in FINAL_CODES and code != EXIT_INTERRUPTED:
         return "end", "done" if code == EXIT_DONE else f"exit code {code}, which another start would end with too"
     if attempt.is_preempted:
         return "leave", "preempted"
-    if code == EXIT_INTERRUPTED:
+    if code in INTERRUPTED_CODES:
         if attempt.has_saved_a_new_step or not attempt.was_fruitless_before:
-            return "requeue", "interrupted and saved"
+            return "requeue", "interrupted and saved" if attempt.has_saved_a_new_step else "interrupted"
         return "end", "interrupted twice in a row before a new step was saved: is the lead too long for the time limit?"
     return _after_a_crash(attempt, max_requeues=max_crash_requeues)
 
@@ -66,8 +73,8 @@ def _after_a_crash(attempt: Attempt, *, max_requeues: int) -> tuple[Action, str]
     code = attempt.code
     if attempt.bad_nodes or code == EXIT_BAD_NODE:
         return _before_the_ranks(attempt)
-    if attempt.lost_nodes:
-        return "requeue", f"lost {', '.join(attempt.lost_nodes)}"
+    if attempt.lost_nodes and (attempt.has_saved_a_new_step or attempt.losses < MAX_LOSSES):
+        return "requeue", f"{LOST} {', '.join(attempt.lost_nodes)}"
     if not attempt.has_saved_a_new_step:
         return "end", f"crashed with exit code {code}, and no new step was saved that another start could begin from"
     if attempt.crash_requeues >= max_requeues:
@@ -91,6 +98,7 @@ class Earlier:
     crash_requeues: int
     was_fruitless: bool
     exclusions: int
+    losses: int
 
 
 def earlier_attempts(events: Sequence[Mapping[str, Any]]) -> Earlier:
@@ -99,8 +107,10 @@ def earlier_attempts(events: Sequence[Mapping[str, Any]]) -> Earlier:
     ends = [line for line in events[max(submissions, default=0) :] if line["event"] == "job ended"]
     crashes = sum(line["action"] == "requeue" and line["cause"] == CRASHED for line in ends)
     last = ends[-1] if ends else None
+    fruitful = [line["has_saved_a_new_step"] or not line["cause"].startswith(LOST) for line in reversed(ends)]
     return Earlier(
         crash_requeues=crashes,
-        was_fruitless=bool(last and last["code"] == EXIT_INTERRUPTED and not last["has_saved_a_new_step"]),
+        was_fruitless=bool(last and last["code"] in INTERRUPTED_CODES and not last["has_saved_a_new_step"]),
         exclusions=sum(line["action"] == "exclude" for line in ends),
+        losses=fruitful.index(True) if True in fruitful else len(fruitful),
     )

@@ -21,7 +21,7 @@ def checklist(config: RunConfig, *, ranks: int | None) -> list[str]:
         ranks: how many there will be, if that is known.
     """
     lines = [*_init(config), *_depth(config), *_norm(config, ranks), *_dropout(config), *_transformer(config)]
-    return [*lines, *_patience(config), *_imbalance(config)]
+    return [*lines, *_patience(config), *_average(config), *_imbalance(config)]
 
 
 def _init(config: RunConfig) -> Iterator[str]:
@@ -121,6 +121,19 @@ def _patience(config: RunConfig) -> Iterator[str]:
         )
     else:
         yield f"patience: {stopping.patience_evaluations} evaluations without a better {stopping.metric}"
+
+
+def _average(config: RunConfig) -> Iterator[str]:
+    if config.ema is None:
+        return
+    updates, budget = round(1 / (1 - config.ema.decay)), config.run.max_steps
+    if budget is not None and updates > budget / 2:
+        yield (
+            f"WARNING: ema.decay: {config.ema.decay:g} looks back on {updates:,} updates, most of the run's "
+            f"{budget:,}, so its beginning counts too; use {1 - 10 / budget:.2g} or so"
+        )
+    else:
+        yield f"average: the weights of the last {updates:,} updates or so are what is evaluated and exported"
 
 
 HIGHER_IS_BETTER = (

@@ -89,6 +89,8 @@ def submit(arguments: list[str]) -> int:
     only.add_argument("--dry-run", action="store_true", help="print the job's script; needs no Slurm")
     only.add_argument("--check", action="store_true", help="have Slurm judge the script, and queue nothing")
     given = parser.parse_intermixed_args(arguments)
+    if given.at_once and not given.sweep:
+        parser.error("argument --at-once: it is about the runs of a --sweep")
     cluster = with_options(
         load_cluster(given.cluster), nodes=given.nodes, gpus=given.gpus, time_limit_minutes=given.time_limit_minutes
     )
@@ -143,8 +145,9 @@ def tail(arguments: list[str]) -> int:
 
 
 def cancel(arguments: list[str]) -> int:
-    """end the Slurm job of a run; what was saved stays"""
-    print(run_status.cancel(_run_parser(cancel).parse_args(arguments).run))
+    """end the Slurm job of a run, or the jobs of a sweep; what was saved stays"""
+    for line in run_status.cancel(runs_of(_run_parser(cancel).parse_args(arguments).run)):
+        print(line)
     return 0
 
 

@@ -28,6 +28,14 @@ def _one_line(value: str) -> str:
     return value
 
 
+def _a_folder(value: str) -> str:
+    if "$" in value:
+        raise ValueError(
+            "it is not expanded; for a folder of each user or job use setup: ['export TMPDIR=/scratch/$USER']"
+        )
+    return value
+
+
 Word = Annotated[str, AfterValidator(_one_word)]
 Line = Annotated[str, AfterValidator(_one_line)]
 
@@ -87,7 +95,7 @@ class Cluster(Section):
     container: Container = Container()
     network_interface: Word | None = None
     """Between nodes, such as ib0; null leaves the choice to gloo and NCCL."""
-    scratch: Line | None = None
+    scratch: Annotated[Line, AfterValidator(_a_folder)] | None = None
     """A folder on a node's own disk for temporary files and caches."""
     python: Line | None = None
     """On the nodes, and in the container if there is one; null is the interpreter that submits."""

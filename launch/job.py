@@ -8,24 +8,36 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from harness.errors import EXIT_DONE, HarnessError
 from harness.exit_file import ExitFile
+from harness.files import storage_errors
 from harness.json_lines import append_event, read_events
-from harness.process import shell_code
-from launch.attempts import Action, Attempt, decide, earlier_attempts
-from launch.job_facts import Job, check_plan, job_of, look, lost_nodes, newest_step, own_run
+from launch.attempts import Attempt, decide, earlier_attempts
+from launch.job_facts import (
+    Job,
+    Outlook,
+    check_plan,
+    comes_back_by_itself,
+    job_of,
+    look,
+    lost_nodes,
+    newest_step,
+    own_run,
+)
 from launch.network import address_of, is_free, rendezvous_port
 from launch.preflight import EXIT_BAD_NODE, PREFLIGHT_FAILED, bad_nodes
-from launch.slurm_client import ask_slurm, field, sbatch
-from launch.torchrun import FINAL_CODES
+from launch.slurm_client import ask_patiently, field, sbatch
+from launch.torchrun import FINAL_CODES, exit_code_of
 
 SECONDS_AFTER_PREEMPTION = 120.0
 """How long after the announced end Slurm is given to end a preempted job."""
@@ -66,9 +78,10 @@ def attempt(job: Job, options: argparse.Namespace, srun: Sequence[str]) -> int:
         return EXIT_DONE
     check_plan(dict(pair.split("=", 1) for pair in options.expect), os.environ)
     terminated = leave_signals_to_the_ranks()
-    nodes = ask_slurm("scontrol", "show", "hostnames", job.nodes).stdout.split()
+    nodes = ask_patiently("scontrol", "show", "hostnames", job.nodes).stdout.split()
     logs = directory / "logs" / job.name / f"r{job.restart}"
-    logs.mkdir(parents=True, exist_ok=True)
+    with storage_errors("write", logs):
+        logs.mkdir(parents=True, exist_ok=True)
     environment = meeting(job, options, nodes=nodes, logs=logs)
     earlier = earlier_attempts(read_events(directory))
     step_before, began = newest_step(directory), time.monotonic()
@@ -78,16 +91,17 @@ def attempt(job: Job, options: argparse.Namespace, srun: Sequence[str]) -> int:
     say(f"job {job.name}, restart {job.restart}, on {' '.join(nodes)}; the ranks' output is in {logs}")
 
     code = run_ranks(srun, directory, logs=logs, environment=os.environ | environment)
-    now, bad = look(job), bad_nodes(logs)
+    now, bad = look(job, cancelled=terminated), bad_nodes(logs)
     end = Attempt(
         code=code,
-        state="ENDING" if terminated and now.state == "RUNNING" and not now.is_preempted else now.state,
+        state="ENDING" if terminated and now.state in ("RUNNING", "UNKNOWN") and not now.is_preempted else now.state,
         is_preempted=now.is_preempted,
         step_before=step_before,
         step_after=newest_step(directory),
         crash_requeues=earlier.crash_requeues,
         was_fruitless_before=earlier.was_fruitless,
         exclusions=earlier.exclusions,
+        losses=earlier.losses,
         bad_nodes=tuple(bad),
         lost_nodes=() if code in FINAL_CODES else lost_nodes(job),
     )
@@ -98,12 +112,13 @@ def attempt(job: Job, options: argparse.Namespace, srun: Sequence[str]) -> int:
     for name, problems in bad.items():
         say(f"node {name} cannot train: {problems}")
     say(f"exit code {code}, newest checkpoint at update {end.step_after:,}: {cause}")
+    again = Continuation(job, directory, options.script, terminated)
     if action == "leave" and end.is_preempted:
-        action = wait_for_slurm(job, terminated)
-    if action == "requeue":
-        requeue(job, directory, options.script)
+        again.after_preemption(now)
+    elif action == "requeue":
+        again.requeue()
     elif action == "exclude":
-        leave_out(bad, job, directory, options.script)
+        again.without(bad)
     return code
 
 
@@ -129,7 +144,8 @@ def meeting(job: Job, options: argparse.Namespace, *, nodes: Sequence[str], logs
     return {
         "MASTER_ADDR": host,
         "MASTER_PORT": str(port),
-        "HARNESS_RENDEZVOUS_ID": f"{job.name}-{job.restart}",
+        # With a nonce: a port that was free may by now be that of another cluster's job of the same number.
+        "HARNESS_RENDEZVOUS_ID": f"{job.name}-{job.restart}-{secrets.token_hex(4)}",
         "HARNESS_LOG_DIRECTORY": str(logs),
         "HARNESS_NODES": " ".join(nodes),
         "HARNESS_ROLL_CALL": f"{host}:{roll_call_port}",
@@ -147,47 +163,62 @@ def run_ranks(srun: Sequence[str], directory: Path, *, logs: Path, environment: 
     if (logs / PREFLIGHT_FAILED).exists():
         return EXIT_BAD_NODE
     recorded = exit_file.new_code()
-    return shell_code(step_code) if recorded is None else recorded
+    if step_code == EXIT_DONE and recorded is None:
+        return 1  # no rank has trained: srun could not start one, and does not mind
+    return exit_code_of(recorded=recorded, agent=step_code, stop_signal=None)
 
 
-def leave_out(bad: Iterable[str], job: Job, run_directory: Path, script: Path) -> None:
-    """Submit the same script as a job that does without these nodes, and those that are left out already."""
-    excluded = field(ask_slurm("scontrol", "show", "job", "--oneliner", job.name).stdout, "ExcNodeList")
-    names = ",".join([*([excluded] if excluded else []), *bad])
-    again = submit_again(job, run_directory, script, f"--exclude={names}")
-    say(f"job {again} goes on without {names} when this one has ended")
+@dataclass(frozen=True)
+class Continuation:
+    """What can come after an attempt. Once somebody has cancelled the job, nothing comes any more."""
 
+    job: Job
+    run_directory: Path
+    script: Path
+    cancelled: Sequence[int]
+    """Is given something when Slurm ends the job."""
 
-def wait_for_slurm(job: Job, terminated: Sequence[int]) -> Action:
-    """Wait until Slurm ends a job that is preempted, as it has announced; `requeue` if it does not, after all."""
-    now = look(job)
-    give_up = (now.end_time or time.time()) + SECONDS_AFTER_PREEMPTION
-    say("preempted: Slurm requeues the job by itself")
-    while time.time() < give_up and not terminated:
-        time.sleep(1)
-    return "leave" if terminated else "requeue"
+    def requeue(self) -> None:
+        """Queue the job again; where that is refused, submit the same script as a job that waits for this one's end.
 
+        Raises:
+            ConfigError: Slurm refuses both.
+        """
+        done = ask_patiently("scontrol", "requeue", self.job.name, cancelled=self.cancelled)
+        if done.returncode != 0 and not self.cancelled:
+            self.submit(f"requeue was refused ({' '.join(done.stderr.split())})")
 
-def requeue(job: Job, run_directory: Path, script: Path) -> None:
-    """Queue the job again; where that is refused, submit the same script as a job that waits for the end of this one.
+    def without(self, bad: Iterable[str]) -> None:
+        """Submit the same script as a job that does without these nodes, and those that are left out already.
 
-    Raises:
-        ConfigError: Slurm refuses both.
-    """
-    refused = ask_slurm("scontrol", "requeue", job.name)
-    if refused.returncode == 0:
-        return
-    number = submit_again(job, run_directory, script)
-    say(f"requeue was refused ({' '.join(refused.stderr.split())}), so job {number} goes on when this one has ended")
+        Raises:
+            ConfigError: Slurm refuses it.
+        """
+        shown = ask_patiently("scontrol", "show", "job", "--oneliner", self.job.name, cancelled=self.cancelled).stdout
+        excluded = field(shown, "ExcNodeList")
+        names = ",".join([*([excluded] if excluded else []), *bad])
+        self.submit(f"{names} are left out", f"--exclude={names}")
 
+    def after_preemption(self, now: Outlook) -> None:
+        """Wait until Slurm ends a preempted job, as it has announced, and queues it again; if it does not, do that."""
+        if not comes_back_by_itself(now.partition):
+            return self.submit(f"preempted, and Slurm ends such jobs in partition {now.partition}")
+        give_up = (now.end_time or time.time()) + SECONDS_AFTER_PREEMPTION
+        say("preempted: Slurm requeues the job by itself")
+        while time.time() < give_up and not self.cancelled:
+            time.sleep(1)
+        return self.requeue()
 
-def submit_again(job: Job, run_directory: Path, script: Path, *options: str) -> str:
-    """Submit the same script as a job that waits for the end of this one, and return its number."""
-    task = [] if job.task is None else [f"--array={job.task}"]
-    number = sbatch(script, "--parsable", f"--dependency=afterany:{job.name}", *task, *options).partition(";")[0]
-    number += "" if job.task is None else f"_{job.task}"
-    append_event(run_directory, "submitted", job=number, after=job.name)
-    return number
+    def submit(self, why: str, *options: str) -> None:
+        """Submit the same script as a job that waits for the end of this one."""
+        if self.cancelled:
+            return
+        task = [] if self.job.task is None else [f"--array={self.job.task}"]
+        waits = f"--dependency=afterany:{self.job.name}"
+        number = sbatch(self.script, "--parsable", waits, *task, *options, cancelled=self.cancelled).partition(";")[0]
+        number += "" if self.job.task is None else f"_{self.job.task}"
+        append_event(self.run_directory, "submitted", job=number, after=self.job.name)
+        say(f"{why}, so job {number} goes on when this one has ended")
 
 
 def say(text: str) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from harness.errors import ConfigError
-from launch.slurm_client import ask_slurm, field
+from launch.slurm_client import ask_patiently, ask_slurm, field
+
+TASK = "@TASK@"
+"""In a path, the folder of a task of an array."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,11 @@ class Outlook:
     """What Slurm says of a job that runs."""
 
     state: str
+    """UNKNOWN where the controller did not answer, however often it was asked."""
     end_time: float | None
     """Seconds since 1970."""
     is_preempted: bool
+    partition: str | None = None
 
 
 def job_of(environment: Mapping[str, str]) -> Job:
@@ -41,20 +46,19 @@ def job_of(environment: Mapping[str, str]) -> Job:
     Raises:
         ConfigError: it runs in none.
     """
-    try:
-        number = int(environment["SLURM_JOB_ID"])
-        nodes = environment["SLURM_JOB_NODELIST"]
-    except (KeyError, ValueError):
-        raise ConfigError("this is not a Slurm job (SLURM_JOB_ID is not set): start it with harness submit") from None
+    missing = [name for name in ("SLURM_JOB_ID", "SLURM_JOB_NODELIST") if not environment.get(name)]
+    if missing:
+        raise ConfigError(f"this is not a Slurm job ({', '.join(missing)} is not set): start it with harness submit")
+    number, nodes = int(environment["SLURM_JOB_ID"]), environment["SLURM_JOB_NODELIST"]
     array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
     restart = int(environment.get("SLURM_RESTART_COUNT", "0"))
     name = f"{array}_{task}" if array else str(number)
     return Job(number, name, restart, nodes, int(task) if task is not None else None)
 
 
-def own_run(word: str, task: int) -> str:
-    """Return a path with the folder of an array's task in the place of TASK."""
-    return "/".join(f"{task:03d}" if part == "TASK" else part for part in word.split("/"))
+def own_run(text: str, task: int) -> str:
+    """Return a path, or a list of some, with the folder of an array's task in the place of TASK."""
+    return text.replace(TASK, f"{task:03d}")
 
 
 def check_plan(expected: Mapping[str, str], environment: Mapping[str, str]) -> None:
@@ -76,16 +80,23 @@ def check_plan(expected: Mapping[str, str], environment: Mapping[str, str]) -> N
         )
 
 
-def look(job: Job) -> Outlook:
-    """Ask Slurm about this job."""
-    return outlook(ask_slurm("scontrol", "show", "job", "--oneliner", job.name).stdout)
+def look(job: Job, *, cancelled: Sequence[int] = ()) -> Outlook:
+    """Ask Slurm about this job, until it answers or the job is cancelled."""
+    return outlook(ask_patiently("scontrol", "show", "job", "--oneliner", job.name, cancelled=cancelled).stdout)
+
+
+def comes_back_by_itself(partition: str | None) -> bool:
+    """Whether Slurm queues a job of this partition again that it has preempted, or else just ends it."""
+    text = ask_patiently("scontrol", "show", "partition", "--oneliner", partition or "").stdout
+    return "CANCEL" not in (field(text, "PreemptMode") or "").upper()
 
 
 def outlook(text: str) -> Outlook:
     """Return what `scontrol show job` says."""
     end = field(text, "EndTime")
     end_time = datetime.fromisoformat(end).timestamp() if end else None
-    return Outlook(field(text, "JobState") or "UNKNOWN", end_time, field(text, "PreemptTime") is not None)
+    state, is_preempted = field(text, "JobState") or "UNKNOWN", field(text, "PreemptTime") is not None
+    return Outlook(state, end_time, is_preempted, field(text, "Partition"))
 
 
 def lost_nodes(job: Job) -> tuple[str, ...]:

@@ -29,7 +29,11 @@ def rendezvous_port(number: int, *, is_free: Callable[[int], bool]) -> int:
 
 def is_free(port: int) -> bool:
     """Whether this machine listens at no address on a port."""
-    with socket.socket(socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET) as listener:
+    try:
+        listener = socket.socket(socket.AF_INET6)  # which listens at the addresses of IPv4 as well
+    except OSError:  # the kernel has it switched off
+        listener = socket.socket(socket.AF_INET)
+    with listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(("", port))

@@ -32,7 +32,8 @@ def node_problems(run_directory: Path, environment: Mapping[str, str]) -> Iterat
     Args:
         environment: SLURM_GPUS_ON_NODE says how many GPUs there must be.
     """
-    folders = {run_directory: "disk", Path(tempfile.gettempdir()): "disk", Path("/dev/shm"): "shared memory"}
+    scratch = environment.get("TMPDIR") or tempfile.gettempdir()  # which passes over a TMPDIR that cannot be written
+    folders = {run_directory: "disk", Path(scratch): "disk", Path("/dev/shm"): "shared memory"}
     for folder, kind in folders.items():
         yield from _folder_problems(folder, kind)
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
@@ -60,7 +61,7 @@ def _gpu_problems(program: str, wanted: int, visible_devices: str | None) -> Ite
     listing = _ask(program, "-L")
     found = count_visible_gpus(listing, visible_devices)
     if found != wanted:
-        said = "" if listing.startswith("GPU ") else f" ({listing.strip().partition(chr(10))[0]})"
+        said = "" if listing.startswith("GPU ") or not listing.strip() else f" ({listing.split(chr(10))[0].strip()})"
         yield f"nvidia-smi shows {found} GPUs, Slurm gave this node {wanted}{said}"
     query = ("--query-gpu=index,ecc.errors.uncorrected.volatile.total", "--format=csv,noheader,nounits")
     for line in _ask(program, *query).splitlines():

@@ -32,7 +32,7 @@ def job_script(plan: LaunchPlan, cluster: Cluster, place: Place, *, job_name: st
     """Return the text of the batch script that runs `plan` on `cluster`.
 
     Args:
-        array: such as 0,2,3%2; every task of the array runs the plan with its number in the place of TASK.
+        array: such as 0,2,3%2; every task of the array runs the plan with its number in the place of `job_facts.TASK`.
     Raises:
         ConfigError: a path has a character that no batch script can hold.
     """
@@ -94,7 +94,7 @@ def script_folder(plan: LaunchPlan, *, array: str | None) -> Path:
 def srun_command(plan: LaunchPlan, cluster: Cluster, place: Place) -> list[str]:
     """Return the command line that starts one task a node, or one a rank, in the container if there is one."""
     shape = [f"--{name}={value}" for name, value in _shape(plan, cluster).items() if value is not None]
-    hygiene = ["--export=ALL", "--kill-on-bad-exit=1", "--wait=60", "--open-mode=append"]
+    hygiene = ["--export=ALL", "--kill-on-bad-exit=1", "--wait=0", "--open-mode=append"]
     container = cluster.container
     binds = [str(path) for path in (*container.binds, place.working_directory, plan.run_directory, place.packages)]
     before: list[str] = []

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import ConfigError
 from harness.exit_file import ExitFile
 from harness.json_lines import ends, read_events
-from launch.slurm_client import ask_slurm, field
-from launch.submit import job_state, last_job
+from launch.slurm_client import ask_slurm, field, job_state
+from launch.submit import last_job
 
 LAST_BYTES = 2**16
 
@@ -24,7 +25,7 @@ class Status:
     """The last update in the ledger."""
     job: str | None
     state: str
-    """Of the job, in Slurm's words."""
+    """Of the job, in Slurm's words, with its reason."""
     restarts: int
     code: int | None
     """In exit.json; None while it trains and before it was started."""
@@ -33,7 +34,7 @@ class Status:
 
     def line(self) -> str:
         """Return one line for a person."""
-        job = f"job {self.job} {self.state.lower()}, {self.restarts} restarts" if self.job else "no job"
+        job = f"job {self.job} {self.state}, {self.restarts} restarts" if self.job else "no job"
         code = "" if self.code is None else f"  exit code {self.code}"
         return f"{self.run}  update {self.step:,}  {job}{code}" + (f"  ({self.last_end})" if self.last_end else "")
 
@@ -46,7 +47,7 @@ def status_of(run: Path) -> Status:
     """
     job = _job(run)
     events = read_events(run)
-    ends = [event for event in events if event["event"] == "job ended"]
+    ended = [event for event in events if event["event"] == "job ended"]
     starts = [event for event in events if event["event"] == "job started"]
     return Status(
         run=run,
@@ -55,19 +56,23 @@ def status_of(run: Path) -> Status:
         state=state_of(job) if job else "",
         restarts=starts[-1]["restart"] if starts else 0,
         code=ExitFile(run).code(),
-        last_end=f"the last attempt: {ends[-1]['cause']}, at update {ends[-1]['step']:,}" if ends else "",
+        last_end=f"the last attempt: {ended[-1]['cause']}, at update {ended[-1]['step']:,}" if ended else "",
     )
 
 
 def state_of(job: str) -> str:
     """Return the state of a job by squeue, then scontrol, then sacct, which many clusters do not have."""
-    if state := job_state(job):
-        return state
-    if state := field(ask_slurm("scontrol", "show", "job", "--oneliner", job).stdout, "JobState"):
-        return state
+    try:
+        state = job_state(job)
+        shown = ask_slurm("scontrol", "show", "job", "--oneliner", job).stdout
+    except ConfigError:
+        return "in an unknown state (Slurm does not answer here)"
+    if state := state or field(shown, "JobState"):
+        reason = field(shown, "Reason")
+        return state.lower() + (f" ({reason})" if reason else "")
     accounted = ask_slurm("sacct", "--noheader", "--parsable2", "--allocations", "--jobs", job, "--format", "State")
     states = accounted.stdout.split() if accounted.returncode == 0 else []
-    return states[0] if states else "ended, and Slurm has forgotten it"
+    return states[0].lower() if states else "ended, and Slurm has forgotten it"
 
 
 def newest_log(run: Path) -> Path:
@@ -91,20 +96,24 @@ def tail(run: Path) -> int:
     os.execvp("tail", ["tail", "-n", "40", "-F", str(log)])
 
 
-def cancel(run: Path) -> str:
-    """End the job of a run for good and return what was done; what was saved stays.
+def cancel(runs: Iterable[Path]) -> list[str]:
+    """End the jobs of a run, or of those of a sweep, for good and return what was done; what was saved stays.
 
     Raises:
-        ConfigError: there is no job to end.
+        ConfigError: there is no job to end, or Slurm does not end it.
     """
-    job = _job(run)
-    state = job_state(job) if job else None
-    if job is None or state is None:
-        raise ConfigError(f"{run} has no job that waits or runs; harness status {run} says how it ended")
-    done = ask_slurm("scancel", job)
-    if done.returncode != 0:
-        raise ConfigError(f"scancel {job} failed: {' '.join(done.stderr.split())}")
-    return f"job {job} ({state.lower()}) is cancelled; submit again to go on from the newest checkpoint"
+    said, runs = [], list(runs)
+    for run in runs:
+        job = _job(run)
+        if job is None or (state := job_state(job)) is None:
+            continue
+        done = ask_slurm("scancel", job)
+        if done.returncode != 0:
+            raise ConfigError(f"scancel {job} failed: {' '.join(done.stderr.split())}")
+        said.append(f"job {job} ({state.lower()}) is cancelled; submit again to go on from the newest checkpoint")
+    if not said:
+        raise ConfigError(f"{runs[0]} has no job that waits or runs; harness status {runs[0]} says how it ended")
+    return said
 
 
 def _job(run: Path) -> str | None:

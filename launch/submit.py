@@ -55,7 +55,7 @@ def script_of(
     """Return the batch script of a run.
 
     Args:
-        array: the tasks of an array; then `run_directory` is that of each, with TASK in the place of its number.
+        array: the tasks of an array; then `run_directory` is that of each, with TASK of `job_facts` for its number.
     """
     plan = LaunchPlan(
         command=(TRAIN_MODULE, str(run_directory / "slurm" / "config.yaml")),
@@ -69,14 +69,13 @@ def script_of(
 
 
 def check_with_slurm(submission: Submission) -> str:
-    """Have Slurm judge the script without queueing it, and return what it says.
+    """Have Slurm judge the script without queueing or writing anything, and return what it says.
 
     Raises:
         ConfigError: it would be refused.
     """
     slurm_client.require_slurm()
-    write(submission)
-    return slurm_client.sbatch(submission.script_path, "--test-only")
+    return slurm_client.sbatch(submission.script, "--test-only")
 
 
 def submit(submission: Submission) -> str:
@@ -88,7 +87,7 @@ def submit(submission: Submission) -> str:
     """
     slurm_client.require_slurm()
     directory = submission.directory
-    if (job := last_job(directory)) and (state := job_state(job)):
+    if (job := last_job(directory)) and (state := slurm_client.job_state(job)):
         raise ConfigError(
             f"{directory} is trained by job {job} ({state}) already. Wait for it, end it with harness cancel "
             f"{os.path.relpath(directory)}, or give this run another run.name"
@@ -105,12 +104,6 @@ def last_job(directory: Path) -> str | None:
     return jobs[-1] if jobs else None
 
 
-def job_state(job: str) -> str | None:
-    """Return the state of a job that waits or runs; None if it has ended or Slurm does not know it any more."""
-    state = slurm_client.ask_slurm("squeue", "--noheader", "--jobs", job, "--format", "%T").stdout.split()
-    return state[0] if state else None
-
-
 def write(submission: Submission) -> None:
     """Write the script, the configurations, and the folders that Slurm and the ranks write to.
 
@@ -124,4 +117,6 @@ def write(submission: Submission) -> None:
             path = submission.directory / folder / "slurm" / "config.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_durably(path, config.encode())
+            # How the run ended before is no news: a job that is queued again would take it for its own end.
+            (submission.directory / folder / "exit.json").unlink(missing_ok=True)
         replace_durably(submission.script_path, submission.script.encode())

@@ -18,7 +18,8 @@ from harness.files import json_bytes, replace_durably, storage_errors
 from harness.json_lines import append_event
 from launch import slurm_client
 from launch.cluster import Cluster, check_batch
-from launch.submit import Submission, job_state, last_job, script_of, write
+from launch.job_facts import TASK
+from launch.submit import Submission, last_job, script_of, write
 
 EXAMPLE = "slurm/sweep.example.yaml"
 TABLE = "sweep.json"
@@ -83,7 +84,7 @@ class Sweep:
         """Return the array of some of the tasks."""
         limit = f"%{self._at_once}" if self._at_once else ""
         array = ",".join(map(str, indices)) + limit
-        script = script_of(self.directory / "TASK", self._cluster, job_name=self._name, array=array)
+        script = script_of(self.directory / TASK, self._cluster, job_name=self._name, array=array)
         return Submission(
             self.directory, script, {task_name(index): self._configs[task_name(index)] for index in indices}
         )
@@ -94,7 +95,7 @@ class Sweep:
         for index in range(len(self.tasks)):
             run = self.directory / task_name(index)
             job = last_job(run)
-            if ExitFile(run).code() != EXIT_DONE and not (job and job_state(job)):
+            if ExitFile(run).code() != EXIT_DONE and not (job and slurm_client.job_state(job)):
                 found.append(index)
         return found
 

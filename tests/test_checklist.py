@@ -73,6 +73,11 @@ def test_a_sound_configuration_has_no_warning_and_says_what_was_looked_at() -> N
             {"run": {"max_epochs": 6}},
         ),
         (
+            {"run": {"max_steps": 600}, "ema": {"decay": 0.999}},
+            "ema.decay: 0.999 looks back on 1,000 updates, most of the run's 600",
+            {"run": {"max_steps": 600}, "ema": {"decay": 0.98}},
+        ),
+        (
             {
                 "task": {"class_weights": "balanced"},
                 "early_stopping": {"metric": "val/accuracy", "mode": "max"},

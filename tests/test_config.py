@@ -185,6 +185,14 @@ def test_an_unknown_key_is_named_with_the_nearest_and_all_allowed(refuse: Refuse
         ("model.hidden=[1", "model.hidden: line 1, column 3: expected ',' or ']', but got '<stream end>'"),
         ("evaluation={every_steps: 1, every_epochs: 1}", "evaluation: set every_epochs or every_steps, not both"),
         ("schedule.kind=wsd", "schedule.decay_steps: missing; wanted: a whole number, at least 1"),
+        (
+            "schedule={kind: step, every_steps: 1, every_epochs: 1}",
+            "schedule: set every_steps or every_epochs, exactly one of them; both are set",
+        ),
+        (
+            "schedule={kind: step}",
+            "schedule: set every_steps or every_epochs, exactly one of them; neither is set",
+        ),
         ("clip={max_norm: 1}", "clip.kind: missing; wanted: one of none, norm, value"),
         (
             "data={global_batch: 1}",
@@ -245,6 +253,16 @@ def test_scores_of_one_class_can_drive_early_stopping_where_there_is_one(load: L
     assert "it has val/loss, val/accuracy, val/macro_f1" in refuse(stopping)[0]
     for keys in ("num_classes: 2", "num_classes: 10, positive_class: 3"):
         assert load(stopping, f"task={{kind: classification, {keys}}}").config
+
+
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
+def test_noise_in_the_gradient_is_for_ddp(load: Load, refuse: Refuse, strategy: str) -> None:
+    noise = "gradient_noise={eta: 0.1}"
+    assert refuse(noise, f"strategy={{kind: {strategy}}}") == [
+        f"gradient_noise: {strategy} clips within its step, and the noise is of the clipped gradient; use "
+        "strategy.kind=ddp, or gradient_noise=null"
+    ]
+    assert load(noise).config.gradient_noise is not None
 
 
 def test_a_softmax_before_the_softmax_of_the_loss_is_refused(load: Load, refuse: Refuse) -> None:
@@ -577,6 +595,10 @@ def test_whatever_is_written_is_loaded_or_refused_with_paths(scratch: Path, text
             "task.kind: classification does not go with model.kind=gpt; use task.kind=causal_lm",
         ),
         ("model={kind: gpt, layers: 1, width: 9, heads: 2}", "model: width 9 does not divide into 2 heads"),
+        (
+            "model={kind: gpt, layers: 1, width: 6, heads: 2, positions: rotary}",
+            "model: positions: rotary turns pairs of features, a head has 3; use an even width / heads",
+        ),
     ],
 )
 def test_sections_that_contradict_each_other_are_found_before_anything_starts(

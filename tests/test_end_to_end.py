@@ -19,7 +19,7 @@ MNIST = str(REPOSITORY / "configs/mnist_cnn.yaml")
 
 
 @pytest.mark.slow
-def test_torchrun_with_eight_ranks_reads_96_percent_of_the_digits(tmp_path: Path) -> None:
+def test_torchrun_with_eight_ranks_reads_965_of_1000_digits(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "8"]
     subprocess.run(
         [*torchrun, "-m", "harness.train", MNIST, f"run.output_root={tmp_path}"],
@@ -33,7 +33,7 @@ def test_torchrun_with_eight_ranks_reads_96_percent_of_the_digits(tmp_path: Path
     best = json.loads((directory / "checkpoints/BEST").read_text())["step"]
     lines = read_lines(directory / "ledger.jsonl")
     accuracy = {line["step"]: line["metrics"]["val/accuracy"] for line in lines if line["event"] == "evaluation"}
-    assert accuracy[best] >= 0.96
+    assert accuracy[best] >= 0.965
     assert final_accuracy(directory) >= 0.96
 
 

@@ -99,6 +99,8 @@ def test_a_pretrained_network_is_counted_and_its_frozen_weights_cost_less(tmp_pa
         ("NVIDIA GeForce RTX 4090", "bf16", False, 165.2),
         ("Tesla V100-SXM2-16GB", "fp32", True, 15.7),  # it has no TF32
         ("Tesla V100-SXM2-16GB", "bf16", False, None),
+        ("Tesla V100-SXM2-16GB", "fp16", False, 125),
+        ("NVIDIA H100 80GB HBM3", "fp16", False, 989.5),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", "bf16", False, None),
         ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bf16", False, None),
         ("NVIDIA A1000", "bf16", False, None),

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.config.gpt import GptModel, forward_flops_per_token, num_parameters
-from harness.models.gpt import Attention, Gpt
+from harness.models.gpt import Attention, Gpt, attended
 from harness.models.registry import build_model
 from harness.optim import parameter_groups
 from tests.test_order import unhurried
@@ -25,6 +25,10 @@ FORMS: list[dict[str, Any]] = [
     {"norm": "rms"},
     {"activation": "swiglu"},
     {"tied_embeddings": False},
+    {"experts": {"count": 4, "top_k": 2}},
+    {"experts": {"count": 3, "top_k": 1}, "activation": "swiglu"},
+    {"positions": "rotary"},
+    {"ngrams": {"rows": 7, "longest": 4}},
     {"norm": "rms", "activation": "swiglu", "tied_embeddings": False, "layers": 3},
 ]
 
@@ -47,8 +51,8 @@ some_ids = torch.randint(11, (3, 8), generator=torch.Generator().manual_seed(1))
 @given(
     st.integers(1, 3),
     st.integers(1, 3),
-    st.integers(1, 4),
-    st.sampled_from(FORMS[:4]),
+    st.sampled_from([2, 4, 6]),
+    st.sampled_from(FORMS[:8]),
 )
 def test_a_gpt_has_the_parameters_of_its_formula(
     layers: int, heads: int, head_width: int, form: dict[str, Any]
@@ -113,6 +117,14 @@ def test_attention_is_that_of_torchs_own_layer() -> None:
     torch.testing.assert_close(ours(x), wanted)
 
 
+def test_attention_on_cpus_is_in_single_precision_where_autocast_has_half() -> None:
+    q, k, v = torch.randn(3, 2, 4, 8, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    wanted = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(attended(q, k, v, dropout=0.0), wanted)
+        assert torch.equal(attended(q.float(), k.float(), v, dropout=0.0), wanted), "as rotary positions leave them"
+
+
 def test_swiglu_is_a_product_with_a_silu() -> None:
     config = a_config(activation="swiglu")
     assert config.hidden_width == 48, "8/3 of 16 is 42.7, the next multiple of 8 is 48"
@@ -123,16 +135,16 @@ def test_swiglu_is_a_product_with_a_silu() -> None:
     torch.testing.assert_close(feed_forward(x), wanted)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_first_weights_are_gpt_2s(tied: bool) -> None:
-    config = a_config(layers=8, width=128, tied_embeddings=tied)
+@pytest.mark.parametrize(("tied", "experts"), [(True, None), (False, None), (True, {"count": 4})])
+def test_the_first_weights_are_gpt_2s(tied: bool, experts: dict[str, int] | None) -> None:
+    config = a_config(layers=8, width=128, tied_embeddings=tied, experts=experts)
     network = a_gpt(config, context=256, num_tokens=300)
     assert (network.head.weight is network.tokens.weight) is tied
     for name, parameter in network.named_parameters():
         if parameter.dim() == 1:
             assert (parameter == 1).all(), name
             continue
-        std = 0.02 / sqrt(2 * 8) if name.endswith(("out.weight", "down.weight")) else 0.02
+        std = 0.02 / sqrt(2 * 8) if name.removesuffix(".weight").endswith(("out", "down")) else 0.02
         assert parameter.std().item() == pytest.approx(std, rel=0.05), name
         assert abs(parameter.mean().item()) < 4 * std / sqrt(parameter.numel()), name
 

@@ -46,6 +46,12 @@ def attempt(code: int, *, progress: int = 10, **known: object) -> Attempt:
         (attempt(75, progress=0), "requeue", "interrupted"),
         (attempt(75, progress=0, was_fruitless_before=True), "end", "twice in a row"),
         (attempt(75, is_preempted=True), "leave", "preempted"),  # Slurm requeues by itself
+        (attempt(75, state="UNKNOWN"), "requeue", "interrupted and saved"),  # the controller does not answer
+        (attempt(0, state="UNKNOWN"), "end", "done"),
+        *[
+            (attempt(128 + number, progress=0), "requeue", "interrupted") for number in (10, 12)
+        ],  # before there was Python
+        (attempt(138, progress=0, was_fruitless_before=True), "end", "twice in a row"),
         (attempt(75, state="COMPLETING"), "leave", "completing"),  # cancelled: a requeue would bring it back to life
         (attempt(75, state="CANCELLED"), "leave", "cancelled"),
         (attempt(0, state="TIMEOUT"), "leave", "timeout"),
@@ -56,6 +62,8 @@ def attempt(code: int, *, progress: int = 10, **known: object) -> Attempt:
         (attempt(1, crash_requeues=2), "requeue", "crashed"),
         (attempt(1, crash_requeues=3), "end", "after 3 requeues"),
         (attempt(7, progress=0, crash_requeues=3, lost_nodes=("n4",)), "requeue", "lost n4"),
+        (attempt(7, progress=0, losses=3, lost_nodes=("n4",)), "end", "no new step was saved"),
+        (attempt(7, losses=3, lost_nodes=("n4",)), "requeue", "lost n4"),
         (attempt(76, progress=0, bad_nodes=("n4",)), "exclude", "bad nodes n4"),
         (attempt(76, progress=0, bad_nodes=("n4",), exclusions=2), "end", "left out 2 times"),
         (attempt(76, progress=0), "end", "is network_interface right?"),
@@ -79,11 +87,16 @@ def test_crashes_are_counted_from_the_submission_by_a_person_on() -> None:
         {**crash, "action": "end"},
         crash,
     ]
-    assert earlier_attempts(events) == Earlier(crash_requeues=2, was_fruitless=False, exclusions=0)
+    assert earlier_attempts(events) == Earlier(crash_requeues=2, was_fruitless=False, exclusions=0, losses=0)
     fruitless = {**crash, "code": 75, "cause": "interrupted", "has_saved_a_new_step": False}
-    assert earlier_attempts([*events, fruitless]) == Earlier(crash_requeues=2, was_fruitless=True, exclusions=0)
+    assert earlier_attempts([*events, fruitless]) == Earlier(
+        crash_requeues=2, was_fruitless=True, exclusions=0, losses=0
+    )
     assert earlier_attempts([*events, {**crash, "action": "exclude"}]).exclusions == 1
-    assert earlier_attempts([]) == Earlier(crash_requeues=0, was_fruitless=False, exclusions=0)
+    assert earlier_attempts([]) == Earlier(crash_requeues=0, was_fruitless=False, exclusions=0, losses=0)
+    lost = {**crash, "cause": "lost n4", "has_saved_a_new_step": False}
+    assert earlier_attempts([lost, crash, lost, lost]).losses == 2
+    assert earlier_attempts([lost, lost, {**lost, "has_saved_a_new_step": True}]).losses == 0
 
 
 def test_a_task_of_an_array_is_named_so_that_its_siblings_are_left_alone() -> None:
@@ -92,8 +105,8 @@ def test_a_task_of_an_array_is_named_so_that_its_siblings_are_left_alone() -> No
     array = {"SLURM_ARRAY_JOB_ID": "40", "SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": "2"}
     job = job_of(environment | array | {"SLURM_JOB_ID": "44"})
     assert (job.name, job.number, job.restart) == ("40_3", 44, 2)
-    with pytest.raises(ConfigError, match="not a Slurm job"):
-        job_of({})
+    with pytest.raises(ConfigError, match="SLURM_JOB_NODELIST is not set"):
+        job_of({"SLURM_JOB_ID": "3"})
 
 
 def test_the_ports_of_jobs_differ_and_one_that_is_taken_is_passed_over() -> None:
@@ -180,19 +193,34 @@ def test_the_batch_script_needs_nothing_but_the_standard_library() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_a_signal_that_came_before_the_rank_could_take_it_is_not_lost() -> None:
+def test_a_signal_that_came_before_the_rank_could_take_it_is_not_lost(tmp_path: Path) -> None:
+    (tmp_path / "rank.py").write_text(
+        "import os, signal; os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "from harness.stopping import StopSignals; s = StopSignals(); s.install(second_interrupt_ends=True)\n"
+        "print(s.received and s.received.name)\n"
+    )
+    node = [sys.executable, "-m", "launch.node", "--style", "srun", "--ranks-per-node", "2", "--", "rank"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}:{tmp_path}",
+        "HARNESS_LOG_DIRECTORY": str(tmp_path),
+        **{"SLURM_LOCALID": "1", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"},
+    }
+    done = subprocess.run(node, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "SIGUSR1"), done.stderr
+
+
+def test_a_signal_that_came_to_the_agent_before_there_was_a_rank_is_not_lost() -> None:
     rank = "from harness.stopping import StopSignals; s = StopSignals(); s.install(second_interrupt_ends=True)"
     rank += "; print(s.received and s.received.name)"
-    # To the rank itself, as to a task of Slurm; and to its agent before there was a rank.
-    for target in ("os.getpid()", "os.getppid()"):
-        agent = f"""
-import os, signal, subprocess, sys
+    agent = f"""
+import signal, subprocess, sys
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
-rank = {f"import os, signal; os.kill({target}, signal.SIGUSR1); {rank}"!r}
+rank = {f"import os, signal; os.kill(os.getppid(), signal.SIGUSR1); {rank}"!r}
 sys.exit(subprocess.run([sys.executable, "-c", rank]).returncode)
 """
-        done = subprocess.run([sys.executable, "-c", agent], cwd=ROOT, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stdout.strip()) == (0, "SIGUSR1"), done.stderr
+    done = subprocess.run([sys.executable, "-c", agent], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "SIGUSR1"), done.stderr
 
 
 def test_blocked_signals_of_a_process_are_seen() -> None:

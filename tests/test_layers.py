@@ -16,6 +16,7 @@ LAYERS = {
         "harness/errors.py",
         "harness/exit_file.py",
         "harness/files.py",
+        "harness/host_memory.py",
         "harness/json_lines.py",
         "harness/peak_flops.py",
         "harness/process.py",

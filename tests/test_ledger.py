@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import StorageError
-from harness.json_lines import json_line
+from harness.json_lines import append_event, json_line, whole_lines
 from harness.observers.ledger import Ledger, read_lines
 from harness.stopping import Patience
 from tests.test_order import unhurried
@@ -177,6 +177,36 @@ def test_events_are_never_cut(open_ledger: Open, tmp_path: Path) -> None:
     for segment in (1, 2):
         open_ledger().on_event({"event": "started", "segment": segment})
     assert [line["segment"] for line in read_lines(tmp_path / "events.jsonl")] == [1, 2]
+
+
+def test_an_event_after_a_half_written_one_is_a_line_of_its_own(open_ledger: Open, tmp_path: Path) -> None:
+    for content in (b"", b"{", b'{"event": "notice"}\n{"event": "save'):
+        (tmp_path / "events.jsonl").write_bytes(content)
+        whole = content.count(b"\n")
+        append_event(tmp_path, "notice", text="first")
+        open_ledger().on_event({"event": "notice", "text": "second"})
+        with (tmp_path / "events.jsonl").open("rb") as file:
+            lines = list(whole_lines(file))
+        assert [line["text"] for line in lines[whole:]] == ["first", "second"]
+
+
+def test_an_event_of_a_run_without_observers_is_on_the_disk_before_anything_else_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_disk: dict[str, int] = {}
+    fsync = os.fsync
+
+    def synced(descriptor: int) -> None:
+        fsync(descriptor)
+        on_disk[os.readlink(f"/proc/self/fd/{descriptor}")] = os.fstat(descriptor).st_size
+
+    monkeypatch.setattr(os, "fsync", synced)
+    append_event(tmp_path, "notice", text="first")
+    assert str(tmp_path) in on_disk
+    assert on_disk[str(tmp_path / "events.jsonl")] == (tmp_path / "events.jsonl").stat().st_size > 0
+    room = (tmp_path / "events.jsonl").stat().st_size + 10
+    with room_for(room), pytest.raises(StorageError, match="No space left"):
+        append_event(tmp_path, "notice", text="second")
 
 
 def test_a_ledger_shorter_than_the_checkpoint_says_is_refused_and_left_alone(open_ledger: Open, tmp_path: Path) -> None:

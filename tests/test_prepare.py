@@ -135,7 +135,7 @@ def test_offline_the_error_says_what_to_type(
 def test_without_a_name_everything_is_listed_and_a_wrong_name_is_answered(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prepare"]) == 0
     listed = capsys.readouterr().out
-    assert all(f"  {name} " in listed for name in PREPARATIONS)
+    assert all(f"  {name} " in listed for name in (*PREPARATIONS, "shakespeare"))
     assert main(["prepare", "defalt"]) == 2
     assert "choose from default, fraud" in capsys.readouterr().err
 

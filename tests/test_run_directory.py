@@ -247,6 +247,13 @@ def test_a_first_start_that_saved_nothing_may_be_mended_in_any_way(tmp_path: Pat
     assert "[8]" in (tmp_path / "r/config.yaml").read_text()
 
 
+def test_a_run_whose_checkpoints_are_all_in_quarantine_is_still_that_run(tmp_path: Path) -> None:
+    described(a_config(tmp_path))
+    (tmp_path / "r/checkpoints/quarantine/step-00000001-0123abcd").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"model\.hidden"):
+        described(a_config(tmp_path, model={"kind": "mlp", "hidden": [8]}))
+
+
 def test_a_changed_rate_is_noticed_once(tmp_path: Path) -> None:
     assert described(a_config(tmp_path)) == []
     (tmp_path / "r/checkpoints/step-00000001").mkdir(parents=True)

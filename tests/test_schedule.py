@@ -27,7 +27,7 @@ from harness.schedule import check_fits, learning_rate
 from tests.test_order import unhurried
 
 PEAK = 3e-3
-TOTAL = 40
+TOTAL, PER_EPOCH = 40, 10
 ROUNDING = 1e-12  # a few operations on float64
 PARSER: TypeAdapter[Schedule] = TypeAdapter(Schedule)
 
@@ -39,7 +39,8 @@ def a_schedule(kind: str, **keys: Any) -> Schedule:
 
 
 def rates(schedule: Schedule, total: int = TOTAL, peak: float = PEAK) -> list[float]:
-    return [learning_rate(update, schedule, peak_lr=peak, total_updates=total) for update in range(1, total + 1)]
+    run: dict[str, Any] = {"peak_lr": peak, "total_updates": total, "updates_per_epoch": PER_EPOCH}
+    return [learning_rate(update, schedule, **run) for update in range(1, total + 1)]
 
 
 def torch_rates(make: Maker) -> list[float]:
@@ -75,6 +76,14 @@ def torch_rates(make: Maker) -> list[float]:
             lambda optimizer: StepLR(optimizer, step_size=7, gamma=0.5),
         ),
         (
+            a_schedule("step", every_epochs=1, factor=0.5),
+            lambda optimizer: StepLR(optimizer, step_size=PER_EPOCH, gamma=0.5),
+        ),
+        (
+            a_schedule("step", every_epochs=2, factor=0.5),
+            lambda optimizer: StepLR(optimizer, step_size=2 * PER_EPOCH, gamma=0.5),
+        ),
+        (
             a_schedule("wsd", decay_steps=8, final_lr_fraction=0.25),
             lambda optimizer: SequentialLR(
                 optimizer,
@@ -86,7 +95,7 @@ def torch_rates(make: Maker) -> list[float]:
             ),
         ),
     ],
-    ids=["constant", "plateau", "linear", "cosine", "cosine to zero", "step", "wsd"],
+    ids=["constant", "plateau", "linear", "cosine", "cosine to zero", "step", "epoch", "two epochs", "wsd"],
 )
 def test_every_rate_is_that_of_torchs_scheduler(schedule: Schedule, make: Maker) -> None:
     assert rates(schedule) == pytest.approx(torch_rates(make), rel=ROUNDING, abs=0)
@@ -135,7 +144,7 @@ def test_step_counts_its_periods_from_the_first_update_of_the_warmup() -> None:
 def test_the_middle_of_a_decay_lies_halfway_between_the_peak_and_the_end(kind: str) -> None:
     # Both are point-symmetric about their middle: u = w + (T - w) / 2 is update 8 + 16 + 1.
     schedule = a_schedule(kind, warmup_steps=8, final_lr_fraction=0.1)
-    middle = learning_rate(25, schedule, peak_lr=PEAK, total_updates=40)
+    middle = learning_rate(25, schedule, peak_lr=PEAK, total_updates=40, updates_per_epoch=PER_EPOCH)
     assert middle == pytest.approx(PEAK * (1 + 0.1) / 2, rel=ROUNDING)
 
 
@@ -206,7 +215,10 @@ def test_wsd_is_flat_at_the_peak_and_then_falls_by_the_same_amount_each_update(t
     fraction = data.draw(st.floats(0, 1))
     schedule = a_schedule("wsd", warmup_steps=warmup, decay_steps=decay, final_lr_fraction=fraction)
     # One update more than the budget has: there the decay would arrive.
-    found = [learning_rate(update, schedule, peak_lr=1.0, total_updates=total) for update in range(1, total + 2)]
+    found = [
+        learning_rate(update, schedule, peak_lr=1.0, total_updates=total, updates_per_epoch=PER_EPOCH)
+        for update in range(1, total + 2)
+    ]
     assert set(found[warmup : total - decay + 1]) == {1.0}
     falls = [before - after for before, after in pairwise(found[total - decay :])]
     assert falls == pytest.approx([(1 - fraction) / decay] * decay, abs=ROUNDING)
@@ -220,7 +232,7 @@ def test_an_update_past_the_budget_has_the_final_rate_and_not_less(
 ) -> None:
     schedule, total, peak = drawn
     if schedule.kind in ("linear", "cosine", "wsd") and schedule.warmup_steps < total:
-        found = learning_rate(total + excess, schedule, peak_lr=peak, total_updates=total)
+        found = learning_rate(total + excess, schedule, peak_lr=peak, total_updates=total, updates_per_epoch=PER_EPOCH)
         assert found == pytest.approx(peak * schedule.final_lr_fraction, rel=1e-9, abs=peak * ROUNDING)
 
 

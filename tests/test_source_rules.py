@@ -18,8 +18,16 @@ def broken_rules(source: str) -> list[str]:
 
 def _broken_by(node: ast.AST) -> Iterator[tuple[int, str]]:
     match node:
-        case ast.keyword(arg="weights_only", value=ast.Constant(value=False)):
-            yield node.lineno, "weights_only=False unpickles whatever the file holds"
+        case ast.keyword(arg="weights_only", value=value) if ast.unparse(value) != "True":
+            yield node.lineno, f"weights_only={ast.unparse(value)} unpickles whatever the file holds"
+        case ast.keyword(arg="allow_pickle", value=value) if ast.unparse(value) != "False":
+            yield node.lineno, f"allow_pickle={ast.unparse(value)} unpickles whatever the file holds"
+        case ast.Attribute(attr="read_pickle" | "add_safe_globals" as name):
+            yield node.lineno, f"{name} is for pickles"
+        case ast.Call(
+            func=ast.Name(id="import_module" | "__import__") | ast.Attribute(attr="import_module"), args=args
+        ) if PICKLES & {ast.unparse(arg).strip("'").partition(".")[0] for arg in args}:
+            yield node.lineno, "unpickling runs code from the data"
         case ast.Import(names=names) if PICKLES & {alias.name.partition(".")[0] for alias in names}:
             yield node.lineno, "unpickling runs code from the data"
         case ast.ImportFrom(module=str(module)) if module.partition(".")[0] in PICKLES:
@@ -65,6 +73,12 @@ def test_no_source_file_breaks_a_rule() -> None:
     ("source", "message"),
     [
         ("import torch\ntorch.load(path, weights_only=False)", "line 2: weights_only=False"),
+        ("import torch\ntorch.load(path, weights_only=safe)", "line 2: weights_only=safe"),
+        ("import numpy\nnumpy.load(path, allow_pickle=True)", "line 2: allow_pickle=True"),
+        ("import pandas\npandas.read_pickle(path)", "line 2: read_pickle"),
+        ("from torch import serialization\nserialization.add_safe_globals([X])", "line 2: add_safe_globals"),
+        ("import importlib\nimportlib.import_module('pickle')", "line 2: unpickling"),
+        ("__import__('dill')", "line 1: unpickling"),
         ("import pickle", "line 1: unpickling"),
         ("import numpy, cloudpickle as cp", "line 1: unpickling"),
         ("from dill.source import getsource", "line 1: unpickling"),
@@ -91,6 +105,8 @@ def test_each_rule_fires(source: str, message: str) -> None:
     "source",
     [
         "torch.load(path, weights_only=True)",
+        "numpy.load(path, allow_pickle=False)",
+        "import importlib\nimportlib.import_module(name)",
         "model.eval()",
         "import yaml\nyaml.safe_load(text)\nclass Mine(yaml.SafeLoader): ...",
         "try:\n    f()\nexcept OSError as error:\n    raise ValueError('x') from error",

@@ -142,7 +142,7 @@ exec /venv/bin/python -m launch.job \\
   --expect SLURM_JOB_NUM_NODES=1 \\
   --expect SLURM_NTASKS_PER_NODE=1 \\
   -- \\
-  srun --nodes=1 --ntasks-per-node=1 --cpus-per-task=4 --export=ALL --kill-on-bad-exit=1 --wait=60 \\
+  srun --nodes=1 --ntasks-per-node=1 --cpus-per-task=4 --export=ALL --kill-on-bad-exit=1 --wait=0 \\
   --open-mode=append /venv/bin/python -m launch.node --style torchrun --ranks-per-node 4 -- harness.train \\
   /runs/a/slurm/config.yaml
 """
@@ -364,9 +364,10 @@ def test_the_script_of_a_sweep_is_an_array_with_a_folder_for_each_task(
     text = capsys.readouterr().out
     folder = f"{tmp_path}/runs/sweep"
     lines = ["#SBATCH --array=0,1,2,3%2", f"#SBATCH --output={folder}/logs/slurm-%A_%a.log"]
-    lines += [f"  --run-directory {folder}/TASK \\", f"  --script {folder}/slurm/train.sbatch \\"]
+    lines += [f"  --run-directory {folder}/@TASK@ \\", f"  --script {folder}/slurm/train.sbatch \\"]
     assert set(text.splitlines()) >= set(lines)
-    assert own_run(f"{folder}/TASK/slurm/config.yaml", 7) == f"{folder}/007/slurm/config.yaml"
+    assert own_run(f"{folder}/@TASK@/slurm/config.yaml", 7) == f"{folder}/007/slurm/config.yaml"
+    assert own_run("/data/TASK,/runs/@TASK@,/code", 3) == "/data/TASK,/runs/003,/code"
 
 
 @pytest.mark.parametrize(("wandb", "group"), [("{}", "sweep"), ("{group: mine}", "mine")])

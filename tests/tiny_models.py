@@ -30,6 +30,36 @@ def write_model(directory: Path, *, family: str = "bert", **options: Any) -> Pat
     return directory
 
 
+END = "<|endoftext|>"
+
+
+def write_language_model(directory: Path, texts: list[str], *, family: str = "gpt2", **options: Any) -> Path:
+    """Write a causal language model of two blocks with random weights and byte-level BPE, as transformers does."""
+    import tokenizers
+    import transformers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=290, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END).save_pretrained(directory)
+    end = tokenizer.token_to_id(END)
+    # Three tokens more than the tokenizer makes, as models have that round their vocabulary up.
+    sizes: dict[str, Any] = {"vocab_size": tokenizer.get_vocab_size() + 3, "bos_token_id": end, "eos_token_id": end}
+    if family == "gpt2":
+        sizes |= {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 32}
+    else:
+        sizes |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+        sizes |= {"intermediate_size": 64, "max_position_embeddings": 32}
+    torch.manual_seed(1)
+    config = transformers.AutoConfig.for_model(family, **{**sizes, **options})
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    return directory
+
+
 def write_tokenizer(directory: Path) -> None:
     """Write a tokenizer that puts [CLS] before the words of a text and [SEP] behind."""
     import tokenizers

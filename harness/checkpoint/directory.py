@@ -3,6 +3,7 @@
 A save is written to `.tmp-step-N-NONCE/`, synced, and renamed: whoever looks sees all of it or nothing.
 """
 
+import errno
 import os
 import re
 import shutil
@@ -14,6 +15,13 @@ from harness.errors import StorageError
 from harness.files import json_bytes, make_directory_durably, replace_durably, sync_directory, write_durably
 
 _STEP = re.compile(r"step-(\d{8,})")
+
+
+def _size_of(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
 
 
 class CheckpointDirectory:
@@ -49,9 +57,19 @@ class CheckpointDirectory:
         """Make a checkpoint of what was written: COMMIT.json last, then the rename.
 
         If it is there, an earlier try has failed only after that.
+
+        Raises:
+            OSError: the disk refuses, or does not have here what every rank wrote.
         """
         if self.step(manifest.step).exists():
             return
+        for entry in manifest.files:
+            if (size := _size_of(temporary / entry.name)) != entry.size:
+                raise OSError(
+                    errno.EIO,
+                    f"{entry.name} has {size} bytes here, the rank that wrote it wrote {entry.size:,} (is "
+                    "run.output_root on a disk that all machines share?)",
+                )
         write_durably(temporary / COMMIT, [manifest.to_bytes()])
         sync_directory(temporary)
         os.rename(temporary, self.step(manifest.step))

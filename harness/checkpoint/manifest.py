@@ -5,6 +5,7 @@ step-00000040/
   trainer.json             counters, stopping, where the ledger stood, optimizer settings, versions
   model-00000.safetensors  the parameters and buffers by name that rank 0 wrote
   optim-00000.safetensors  NAME/MOMENT of trainable parameters that rank 0 wrote
+  ema-00000.safetensors    if the weights are averaged: weight/NAME of the average, and count, that rank 0 wrote
   rng-00000.safetensors    the random state of rank 0; one file a rank
 """
 
@@ -19,7 +20,9 @@ from typing import Any
 from harness.errors import CheckpointError
 from harness.files import json_bytes
 
-SCHEMA = 2
+SCHEMA = 3
+KINDS = ("model", "optim", "ema")
+"""Of files of tensors that belong to no rank; there are always some of the first two."""
 COMMIT, TRAINER = "COMMIT.json", "trainer.json"
 MAX_JSON_BYTES = 64 * 2**20
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -46,7 +49,7 @@ class Manifest:
     step: int
     files: tuple[FileEntry, ...]
     tensors: Mapping[str, str]
-    """The digest of every tensor by its key, `model/NAME` or `optim/NAME/MOMENT`, whichever file it lies in."""
+    """The digest of every tensor by its key, such as `model/NAME` (see `Strategy.state`), whichever file it lies in."""
 
     def names(self, kind: str) -> list[str]:
         """Return the files of tensors of one kind, in order of rank."""

@@ -34,13 +34,19 @@ def capture() -> dict[str, Tensor]:
 
 
 def restore(state: dict[str, Tensor]) -> None:
-    """Put every generator where `capture` found it."""
+    """Put every generator where `capture` found it.
+
+    Raises:
+        KeyError, RuntimeError, TypeError, ValueError: that is not what `capture` returns.
+    """
     torch.set_rng_state(state["torch"])
     version, *words = state["python/words"].tolist()
     gauss = state["python/gauss"].tolist()
     random.setstate((version, tuple(words), gauss[0] if gauss else None))
     position, has_gauss = state["numpy/position"].tolist()
     keys = state["numpy/keys"].numpy().astype(np.uint32)
+    if not 0 <= position <= len(keys):  # numpy would read whatever lies there
+        raise ValueError(f"numpy's generator has {len(keys)} words and cannot stand at {position}")
     np.random.set_state(("MT19937", keys, position, has_gauss, state["numpy/gauss"].item()))
     if torch.cuda.is_available() and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor
 
 from harness.checkpoint import rng
 from harness.checkpoint.directory import CheckpointDirectory
 from harness.checkpoint.manifest import (
+    COMMIT,
+    KINDS,
     TRAINER,
     FileEntry,
     Manifest,
@@ -28,10 +29,11 @@ from harness.checkpoint.manifest import (
     tensor_file,
 )
 from harness.checkpoint.snapshot import Snapshot
-from harness.checkpoint.tensors import SavedState, tensor_digest, write_tensors
+from harness.checkpoint.tensors import SavedState, TensorFiles, tensor_digest, write_tensors
 from harness.config.run import Checkpoint
 from harness.errors import CheckpointError, StorageError
 from harness.files import json_bytes, storage_errors, write_durably
+from harness.optim import moment_shape
 from harness.strategy.base import Strategy
 
 SECONDS_BETWEEN_VOTES = 1.0
@@ -200,9 +202,9 @@ class CheckpointStore:
         rank, files = self._strategy.rank, []
         with storage_errors("write", temporary):
             temporary.mkdir(exist_ok=True)
-            for kind in ("model", "optim"):
+            for kind in KINDS:
                 part = {name: share[key] for key in share if (name := key.removeprefix(f"{kind}/")) != key}
-                if part or rank == 0:
+                if part or (rank == 0 and kind != "ema"):
                     files.append(write_tensors(temporary / tensor_file(kind, rank), part))
             files.append(write_tensors(temporary / tensor_file("rng", rank), random_state))
             if rank == 0:
@@ -232,13 +234,16 @@ class CheckpointStore:
 
     # -------------------------------------------------------- load
 
-    def load(self) -> Loaded | None:
+    def load(self, *, on_broken: Callable[[str], None] = lambda _: None) -> Loaded | None:
         """Find the newest checkpoint whose every file is what was written; None on a fresh start. Collective.
 
         Broken ones are moved to `quarantine/`.
 
+        Args:
+            on_broken: hears on rank zero which one and why, before it is moved.
         Raises:
             CheckpointError: there are checkpoints, none can be used.
+            StorageError: a broken one cannot be moved.
         """
         strategy, names = self._strategy, []
         with strategy.together("looking for checkpoints"), storage_errors("clean", self.directory.path):
@@ -254,9 +259,11 @@ class CheckpointStore:
             if not problems:
                 return self._found(directory, rejected)
             rejected.append(f"{name}: {problems[0]}")
-            with strategy.together("setting a broken checkpoint aside"), storage_errors("move", directory):
+            with strategy.together("setting a broken checkpoint aside"):
                 if strategy.rank == 0:
-                    self.directory.quarantine(directory)
+                    on_broken(rejected[-1])
+                    with storage_errors("set aside the broken checkpoint", directory):
+                        self.directory.quarantine(directory)
         in_quarantine = strategy.broadcast(self.directory.num_in_quarantine())
         if in_quarantine:
             reasons = "".join(f"\n  {reason}" for reason in rejected)
@@ -268,8 +275,9 @@ class CheckpointStore:
         return None
 
     def _found(self, directory: Path, rejected: list[str]) -> Loaded:
-        loaded = Loaded(directory, read_manifest(directory), read_trainer(directory), rejected)
-        with self._strategy.together("looking for checkpoints"), storage_errors("write in", directory.parent):
+        with self._strategy.together("reading a checkpoint"), storage_errors("read", directory):
+            loaded = Loaded(directory, read_manifest(directory), read_trainer(directory), rejected)
+        with self._strategy.together("mending LATEST and BEST"), storage_errors("write in", directory.parent):
             if self._strategy.rank == 0:
                 self.directory.mend_pointers(directory, is_best=loaded.trainer.get("is_best", False))
         self._source, self._newest_step = directory, loaded.step
@@ -282,23 +290,43 @@ class CheckpointStore:
             CheckpointError: its tensors are not those of this model, or do not read back from it as they were saved.
         """
         strategy = self._strategy
-        saved = SavedState(loaded.directory, loaded.manifest)
         with strategy.together("loading a checkpoint"):
+            saved = SavedState(loaded.directory, loaded.manifest)
             self._check_shapes(saved, loaded.directory)
         strategy.restore(saved)
         self._check_restored(saved, loaded)
-        own = tensor_file("rng", strategy.rank)
-        if own in loaded.manifest.names("rng"):  # at another world size, ranks beyond the old ones keep their seed
-            rng.restore(safetensors.torch.load_file(loaded.directory / own))
+        with strategy.together("restoring the random state"):
+            self._restore_random(loaded)
+
+    def _restore_random(self, loaded: Loaded) -> None:
+        own = tensor_file("rng", self._strategy.rank)
+        if own not in loaded.manifest.names("rng"):  # at another world size, ranks beyond the old ones keep their seed
+            return
+        try:
+            rng.restore(dict(TensorFiles(loaded.directory, [own])))
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{loaded.directory / own} is no random state ({error!r}), though its digest is the one in {COMMIT}: "
+                "this harness has not written it. Take another checkpoint"
+            ) from error
 
     def _check_shapes(self, saved: SavedState, directory: Path) -> None:
-        wanted = {name: list(shape) for name, shape in self._strategy.model_shapes().items()}
-        found = saved.kinds["model"].shapes()
-        different = [
-            f"{name}: saved {found.get(name, 'none')}, wanted {wanted.get(name, 'none')}"
-            for name in sorted(wanted.keys() | found.keys())
-            if wanted.get(name) != found.get(name)
-        ]
+        shapes, moments = self._strategy.model_shapes(), saved.kinds["optim"].shapes()
+        wanted = {name: list(shape) for name, shape in shapes.items()}
+        # Moments may be missing, but the kernels that use them trust their sizes.
+        fitting = {
+            key: moment_shape(moment, shapes[name])
+            for key in moments
+            for name, _, moment in [key.rpartition("/")]
+            if name in self._strategy.parameter_names
+        }
+        averages = saved.kinds["ema"].shapes() if self._strategy.average is not None else {}
+        averaged = {f"weight/{name}": wanted[name] for name in self._strategy.parameter_names} | {"count": []}
+        different = (
+            _differences(saved.kinds["model"].shapes(), wanted)
+            or _differences(moments, fitting)
+            or (_differences(averages, averaged) if averages else [])
+        )
         if different:
             raise CheckpointError(
                 f"{directory} was made by another model; {len(different)} tensors differ, such as "
@@ -306,13 +334,15 @@ class CheckpointStore:
             )
 
     def _check_restored(self, saved: SavedState, loaded: Loaded) -> None:
-        """Compare what the strategy holds now with the digests of the manifest, each rank its share of the tensors."""
+        """Compare everything that this rank holds now with the digests of the manifest."""
         strategy, wanted = self._strategy, dict(loaded.manifest.tensors)
+        if strategy.average is None:  # the run goes on without one
+            wanted = {key: digest for key, digest in wanted.items() if not key.startswith("ema/")}
         different = []
-        for index, (key, tensor) in enumerate(strategy.state()):
+        for key, tensor in strategy.state():
             digest = wanted.pop(key, None)
-            if digest is None or index % strategy.world_size != strategy.rank:
-                continue  # without a digest: state of an optimizer that had none then
+            if digest is None:
+                continue  # state of an optimizer that had none then
             if saved[key].dtype != tensor.dtype:  # the run goes on in another precision
                 digest = tensor_digest(saved[key].to(tensor.dtype))
             if tensor_digest(tensor) != digest:
@@ -325,3 +355,11 @@ class CheckpointStore:
                     f"{different[0]}. That is a bug of the harness: report it, and resume with the strategy and number "
                     f"of ranks that saved ({loaded.trainer.get('strategy')} on {loaded.trainer.get('world_size')})"
                 )
+
+
+def _differences(found: Mapping[str, list[int]], wanted: Mapping[str, list[int]]) -> list[str]:
+    return [
+        f"{name}: saved {found.get(name, 'none')}, wanted {wanted.get(name, 'none')}"
+        for name in sorted(wanted.keys() | found.keys())
+        if wanted.get(name) != found.get(name)
+    ]

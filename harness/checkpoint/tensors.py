@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 import xxhash
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from harness.checkpoint.manifest import FileEntry, Manifest
+from harness.checkpoint.manifest import COMMIT, KINDS, FileEntry, Manifest
+from harness.errors import CheckpointError
 from harness.files import write_durably
 
 _TYPES = {
@@ -69,16 +70,30 @@ def tensor_digest(tensor: Tensor) -> str:
 
 
 class TensorFiles(Mapping[str, Tensor]):
-    """The tensors of some files by name, each read from disk when it is asked for."""
+    """The tensors of some files by name, each read from disk when it is asked for.
 
-    def __init__(self, directory: Path, file_names: Iterable[str]) -> None:
+    Args:
+        prefix: only what begins with it is here, by the rest of its name.
+    Raises:
+        CheckpointError: a file holds something else.
+    """
+
+    def __init__(self, directory: Path, file_names: Iterable[str], *, prefix: str = "") -> None:
+        self._prefix = prefix
         self._file_of: dict[str, Any] = {}
         for file_name in file_names:
-            file: Any = safe_open(directory / file_name, framework="pt")
-            self._file_of |= dict.fromkeys(file.keys(), file)
+            try:
+                file: Any = safe_open(directory / file_name, framework="pt")
+            except SafetensorError as error:
+                raise CheckpointError(
+                    f"{directory / file_name} is no file of tensors ({error}), though its digest is the one in "
+                    f"{COMMIT}: this harness has not written it. Take another checkpoint"
+                ) from error
+            names: list[str] = file.keys()
+            self._file_of |= {name.removeprefix(prefix): file for name in names if name.startswith(prefix)}
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._file_of[name].get_tensor(name)
+        tensor: Tensor = self._file_of[name].get_tensor(self._prefix + name)
         return tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -89,14 +104,14 @@ class TensorFiles(Mapping[str, Tensor]):
 
     def shapes(self) -> dict[str, list[int]]:
         """Return the shape of every tensor, without reading any."""
-        return {name: list(file.get_slice(name).get_shape()) for name, file in self._file_of.items()}
+        return {name: list(file.get_slice(self._prefix + name).get_shape()) for name, file in self._file_of.items()}
 
 
 class SavedState(Mapping[str, Tensor]):
     """The tensors of a verified checkpoint by the keys of `Strategy.state`, each read when it is asked for."""
 
     def __init__(self, directory: Path, manifest: Manifest) -> None:
-        self.kinds = {kind: TensorFiles(directory, manifest.names(kind)) for kind in ("model", "optim")}
+        self.kinds = {kind: TensorFiles(directory, manifest.names(kind)) for kind in KINDS}
 
     def __getitem__(self, key: str) -> Tensor:
         kind, _, name = key.partition("/")

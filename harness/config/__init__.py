@@ -18,7 +18,7 @@ from harness.config.run import Checkpoint, Diagnostics, EarlyStopping, Evaluatio
 from harness.config.strategy import DdpStrategy, Strategy
 from harness.config.tasks import Task
 from harness.config.tracking import Tracking
-from harness.config.training import Clip, ConstantSchedule, NoClip, Optim, Schedule
+from harness.config.training import Clip, ConstantSchedule, Ema, GradientNoise, NoClip, Optim, Schedule
 
 
 class RunConfig(Section):
@@ -31,6 +31,8 @@ class RunConfig(Section):
     optim: Optim
     schedule: Schedule = ConstantSchedule(kind="constant")
     clip: Clip = NoClip(kind="none")
+    gradient_noise: GradientNoise | None = None
+    ema: Ema | None = None
     early_stopping: EarlyStopping | None = None
     evaluation: Evaluation = Evaluation(every_epochs=1)
     strategy: Strategy = DdpStrategy(kind="ddp")
@@ -44,9 +46,11 @@ class RunConfig(Section):
         model, data = (values.get(name) for name in ("model", "data")) if isinstance(values, dict) else (None, None)
         if not (isinstance(model, dict) and isinstance(data, dict)):
             return values
-        if model.get("kind") != "pretrained" or data.get("source") != "text_table" or data.get("tokenizer") is not None:
+        path = model.get("path")
+        own = {"text_table": path, "text": {"kind": "pretrained", "path": path}}
+        if model.get("kind") != "pretrained" or data.get("source") not in own or data.get("tokenizer") is not None:
             return values
-        return {**values, "data": {**data, "tokenizer": model.get("path")}}
+        return {**values, "data": {**data, "tokenizer": own[data["source"]]}}
 
     @property
     def run_directory(self) -> Path:

@@ -5,6 +5,7 @@ from harness.config.data import Data, ShardedTableData, TableData, TextData, Tex
 from harness.config.gpt import GptModel
 from harness.config.models import CnnModel, MlpModel, Model, PerceptronModel, PretrainedModel
 from harness.config.tasks import CausalLmTask, ClassificationTask, RegressionTask
+from harness.config.text import PretrainedTokenizer
 from harness.config.training import AdafactorOptim, MuonOptim, PlateauSchedule, Schedule, WsdSchedule
 
 
@@ -31,6 +32,11 @@ def contradictions(config: RunConfig) -> list[str]:
         problems.append(
             f"optim.kind: {config.optim.kind} looks at whole weight matrices, which {config.strategy.kind} cuts into "
             "pieces; use strategy.kind=ddp, or optim.kind=adamw"
+        )
+    if config.gradient_noise is not None and config.strategy.kind != "ddp":
+        problems.append(
+            f"gradient_noise: {config.strategy.kind} clips within its step, and the noise is of the clipped gradient; "
+            "use strategy.kind=ddp, or gradient_noise=null"
         )
     if isinstance(config.optim, MuonOptim) and isinstance(config.model, PretrainedModel):
         problems.append("optim.kind: muon is for networks that start from nothing; use optim.kind=adamw")
@@ -65,6 +71,9 @@ def _softmax_outputs(config: RunConfig) -> list[tuple[str, str]]:
 
 def _language_problems(config: RunConfig) -> list[str]:
     """Running text, the task causal_lm and a model of sequences go together or not at all."""
+    model, data = config.model, config.data
+    if isinstance(model, PretrainedModel) and isinstance(data, TextData) and isinstance(config.task, CausalLmTask):
+        return _pretrained_language_problems(model, data)
     parts = {
         "data.source": (config.data.source, isinstance(config.data, TextData), "text"),
         "task.kind": (config.task.kind, isinstance(config.task, CausalLmTask), "causal_lm"),
@@ -80,6 +89,18 @@ def _language_problems(config: RunConfig) -> list[str]:
     ]
 
 
+def _pretrained_language_problems(model: PretrainedModel, data: TextData) -> list[str]:
+    problems = []
+    if model.head != "causal_lm":
+        problems.append(f"model.head: {model.head} does not fit task.kind causal_lm; use model.head=causal_lm")
+    if not isinstance(data.tokenizer, PretrainedTokenizer):
+        problems.append(
+            f"data.tokenizer.kind: a pretrained model knows its own tokens, not those of {data.tokenizer.kind}; leave "
+            "data.tokenizer out"
+        )
+    return problems
+
+
 def _predicts_tokens(model: Model) -> bool:
     return isinstance(model, GptModel) or (isinstance(model, PretrainedModel) and model.head == "causal_lm")
 
@@ -88,6 +109,9 @@ def _text_problems(config: RunConfig) -> list[str]:
     """Return where texts, tokens and the task do not meet."""
     model, data, task = config.model, config.data, config.task
     problems = []
+    is_of_a_model = isinstance(data, TextData) and isinstance(data.tokenizer, PretrainedTokenizer)
+    if is_of_a_model and not isinstance(model, PretrainedModel):
+        problems.append(f"data.tokenizer.kind: pretrained goes with model.kind=pretrained, not {model.kind}; use bpe")
     if isinstance(data, TextTableData) and not isinstance(task, ClassificationTask):
         problems.append("task.kind: text_table has labels; use task.kind=classification")
     if isinstance(data, TextTableData) and not isinstance(model, PretrainedModel):

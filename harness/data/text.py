@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.config.data import TextData
-from harness.config.text import ByteTokenizer
+from harness.config.text import ByteTokenizer, PretrainedTokenizer
 from harness.data.batches import Columns
 from harness.data.documents import Document, cut_at, divide_documents, find_corpus
 from harness.data.tokenizers import TextTokenizer, tokenizer_from_json, train_tokenizer
@@ -96,6 +96,9 @@ def token_folder(data: TextData, *, seed: int, environment: Mapping[str, str] = 
     settings: dict[str, Any] = {"layout": LAYOUT, "tokenizer": data.tokenizer.model_dump()}
     if data.tokenizer.kind != "byte":
         settings["tokenizers"] = tokenizers.__version__  # which may merge otherwise
+    if isinstance(data.tokenizer, PretrainedTokenizer):
+        files = [(Path(data.tokenizer.path) / name).read_bytes() for name in (TOKENIZER, "config.json")]
+        settings["model"] = [hashlib.sha256(content).hexdigest() for content in files]
     if data.validation_path is not None:
         corpora.append(find_corpus(data.validation_path, text_column=data.text_column, key="data.validation_path"))
     else:
@@ -140,13 +143,19 @@ def _build(folder: Path, data: TextData, *, seed: int) -> None:
 
 
 def _with_ends(documents: Iterator[Document], tokenizer: TextTokenizer) -> Iterator[NDArray[np.int32]]:
-    end = np.array([tokenizer.num_tokens - 1], np.int32)
+    end = np.array([tokenizer.end], np.int32)
     bytes_of = tokenizer.token_bytes()
     yield end
     for document in documents:
         tokens = tokenizer.encode(document.content)
         # What bits per byte rest on: the tokens stand for every byte of the text.
-        assert bytes_of[tokens].sum() == len(document.content), f"{document.name}: the tokenizer lost some bytes"
+        num_bytes = int(bytes_of[tokens].sum())
+        if num_bytes != len(document.content):
+            raise DataError(
+                f"{document.name}: data.tokenizer does not give this text back; its tokens stand for {num_bytes:,} "
+                f"bytes of {len(document.content):,}. Take out what it changes (its normalizer, in tokenizer.json, "
+                "says what), or use another model"
+            )
         yield tokens
         yield end
 

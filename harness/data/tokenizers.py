@@ -1,13 +1,14 @@
 """Tokenizers: documents to token ids and back, without loss, and how many bytes of text each token stands for.
 
-The last id of each is the end of a document, which stands for no byte. Byte-pair encoding and characters are
-`tokenizers.Tokenizer`s; a text's bytes need no library.
+One id of each is the end of a document, which stands for no byte: the last one, or what a pretrained model has for it.
+All but a text's bytes are `tokenizers.Tokenizer`s.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from harness.config.text import BpeTokenizer, ByteTokenizer, Tokenizer
+from harness.config.pretrained import TOKENIZER, end_token_id, vocabulary_size
+from harness.config.text import BpeTokenizer, ByteTokenizer, PretrainedTokenizer, Tokenizer
 from harness.errors import DataError
 
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -27,6 +29,8 @@ class TextTokenizer(Protocol):
 
     num_tokens: int
     """The end of a document included."""
+    end: int
+    """The id of the end of a document."""
 
     def encode(self, document: bytes) -> NDArray[np.int32]:
         """Return the (n,) ids of a document, which is UTF-8 unless the tokens are bytes; without its end."""
@@ -49,6 +53,7 @@ class Bytes:
     """Each byte is its own id."""
 
     num_tokens = 257
+    end = 256
 
     def encode(self, document: bytes) -> NDArray[np.int32]:
         return np.frombuffer(document, np.uint8).astype(np.int32)
@@ -73,12 +78,13 @@ class Subwords:
     def __init__(self, tokenizer: LibraryTokenizer) -> None:
         self._tokenizer = tokenizer
         self.num_tokens: int = tokenizer.get_vocab_size() + 1
+        self.end = self.num_tokens - 1
 
     def encode(self, document: bytes) -> NDArray[np.int32]:
         return np.array(self._tokenizer.encode(document.decode()).ids, np.int32)
 
     def decode(self, ids: Iterable[int]) -> bytes:
-        tokens = [token for token in ids if token < self.num_tokens - 1]
+        tokens = [token for token in ids if token < self.end]
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=False)
         return text.encode()
 
@@ -95,10 +101,58 @@ class Subwords:
         return text
 
 
+class ModelTokens:
+    """The tokens of a pretrained model with byte-level BPE, those that its tokenizer never makes included.
+
+    What a text has of the names of special tokens is text. Nothing is put before a document or behind it.
+
+    Args:
+        directory: of tokenizer.json and config.json, which are as config/pretrained.py wants them.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self._directory = str(directory)
+        self._tokenizer = LibraryTokenizer.from_file(str(Path(directory) / TOKENIZER))
+        self._tokenizer.encode_special_tokens = True
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.num_tokens, self.end = vocabulary_size(self._directory), end_token_id(self._directory)
+        largest = max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        if max(largest, self.end) >= self.num_tokens:
+            raise DataError(
+                f"data.tokenizer.path: the tokens of {directory} go up to {max(largest, self.end):,}, but its "
+                f"config.json has a vocab_size of {self.num_tokens:,}; use the tokenizer that it was trained with"
+            )
+
+    def encode(self, document: bytes) -> NDArray[np.int32]:
+        return np.array(self._tokenizer.encode(document.decode(), add_special_tokens=False).ids, np.int32)
+
+    def decode(self, ids: Iterable[int]) -> bytes:
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text.encode()
+
+    def token_bytes(self) -> NDArray[np.int64]:
+        bytes_of = np.zeros(self.num_tokens, np.int64)
+        for name, token in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            bytes_of[token] = len(name)  # the byte-level alphabet has one character for each byte
+        for token, added in self._tokenizer.get_added_tokens_decoder().items():
+            bytes_of[token] = 0 if added.special else len(added.content.encode())
+        bytes_of[self.end] = 0
+        return bytes_of
+
+    def to_json(self) -> str:
+        return json.dumps({"kind": "pretrained", "path": self._directory})
+
+
 def tokenizer_from_json(text: str) -> TextTokenizer:
     """Return the tokenizer that `to_json` described."""
     described: Any = json.loads(text)
-    return Bytes() if described.get("kind") == "byte" else Subwords(LibraryTokenizer.from_str(text))
+    match described.get("kind"):
+        case "byte":
+            return Bytes()
+        case "pretrained":
+            return ModelTokens(described["path"])
+    return Subwords(LibraryTokenizer.from_str(text))
 
 
 def train_tokenizer(config: Tokenizer, texts: Iterable[str]) -> TextTokenizer:
@@ -109,6 +163,8 @@ def train_tokenizer(config: Tokenizer, texts: Iterable[str]) -> TextTokenizer:
     """
     if isinstance(config, ByteTokenizer):
         return Bytes()
+    if isinstance(config, PretrainedTokenizer):
+        return ModelTokens(config.path)
     if not isinstance(config, BpeTokenizer):
         return Subwords(_characters(texts))
     tokenizer = LibraryTokenizer(models.BPE())

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.config.models import Lora, PretrainedModel
-from harness.config.pretrained import pad_token_id
+from harness.config.pretrained import pad_token_id, read_config
 from harness.errors import ConfigError
 
 PREFIX = "network."
@@ -27,22 +27,26 @@ class Pretrained(nn.Module):
 
     Args:
         network: takes `input_ids` and `attention_mask`, returns `logits`.
-        pad_token_id: tokens that no other token attends to.
+        pad_token_id: tokens that no other token attends to; None where rows are full, as those of running text are.
         lr_factors: of the learning rate, by the names of this module's parameters; 1 where there is none.
     """
 
-    def __init__(self, network: nn.Module, *, pad_token_id: int, lr_factors: Mapping[str, float]) -> None:
+    def __init__(self, network: nn.Module, *, pad_token_id: int | None, lr_factors: Mapping[str, float]) -> None:
         super().__init__()
         self.network = network
         self.pad_token_id = pad_token_id
         self.lr_factors = lr_factors
 
     def forward(self, tokens: Tensor) -> Tensor:
+        logits: Tensor
+        if self.pad_token_id is None:
+            logits = self.network(input_ids=tokens).logits
+            return logits
         is_token = tokens != self.pad_token_id  # (B, T)
         if tokens.device.type == "cpu":  # reading a length would make a GPU wait
             longest = int(is_token.any(dim=0).nonzero().max()) + 1
             tokens, is_token = tokens[:, :longest], is_token[:, :longest]
-        logits: Tensor = self.network(input_ids=tokens, attention_mask=is_token.long()).logits
+        logits = self.network(input_ids=tokens, attention_mask=is_token.long()).logits
         return logits
 
 
@@ -67,7 +71,8 @@ def build(config: PretrainedModel, *, num_outputs: int) -> nn.Module:
             if depths[name] > architecture.num_hidden_layers - config.frozen_layers:
                 parameter.requires_grad_(False)
     factors = {f"{PREFIX}{name}": config.layer_lr_decay**depth for name, depth in depths.items()}
-    return Pretrained(network, pad_token_id=pad_token_id(config.path), lr_factors=factors)
+    pad = pad_token_id(config.path) if config.head == "sequence_classification" else None
+    return Pretrained(network, pad_token_id=pad, lr_factors=factors)
 
 
 def describe(config: PretrainedModel, *, num_outputs: int, classes: Sequence[str] | None) -> dict[str, Any]:
@@ -77,8 +82,8 @@ def describe(config: PretrainedModel, *, num_outputs: int, classes: Sequence[str
     if config.head == "sequence_classification" and classes is not None:
         architecture.id2label = dict(enumerate(classes))
         architecture.label2id = {name: label for label, name in enumerate(classes)}
+    architecture.use_cache = read_config(config.path).get("use_cache", True)  # training alone has no use for it
     architecture.architectures = [_family(transformers, config)._model_mapping[type(architecture)].__name__]
-    architecture.pad_token_id = pad_token_id(config.path)
     described: dict[str, Any] = architecture.to_dict()
     return described
 
@@ -160,13 +165,13 @@ def _architecture(transformers: Any, config: PretrainedModel, *, num_outputs: in
     if config.head == "sequence_classification":
         architecture.num_labels = num_outputs
         architecture.problem_type = None
+        architecture.pad_token_id = pad_token_id(config.path)
     elif architecture.vocab_size != num_outputs:
         raise ConfigError(
             f"model.path: {config.path} has a vocabulary of {architecture.vocab_size:,}, the data one of "
             f"{num_outputs:,}; use the tokenizer of the model"
         )
     architecture.use_cache = False
-    architecture.pad_token_id = pad_token_id(config.path)
     if config.dropout is not None:
         rates = [
             name

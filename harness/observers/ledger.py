@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness.errors import StorageError
 from harness.files import storage_errors, sync_directory
-from harness.json_lines import event_line, json_line, read_lines, whole_lines
+from harness.json_lines import event_line, json_line, missing_newline, read_lines, whole_lines
 from harness.observers.base import Line, Observer
 from harness.stopping import Patience
 
@@ -92,6 +92,8 @@ class _Appender:
         self._written = self._file.seek(0, os.SEEK_END)
         self._pending = b""
         self._problem: OSError | None = None
+        if keep_bytes is None:
+            self.append(missing_newline(path))
 
     @property
     def length(self) -> int:

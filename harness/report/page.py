@@ -144,6 +144,8 @@ def _incidents(record: Record) -> Iterator[Row]:
             text = f"{event.get('updates')} updates ({event['seconds']:.2g} s) were lost and are made again"
         elif kind == "nonfinite":
             text = f"update {event.get('step')} was not applied: the gradient is not finite in {event.get('parameter')}"
+        elif kind == "overflow":
+            text = f"update {event['step']} was not applied: the gradient overflowed fp16, whose loss scale is halved"
         elif kind == "notice":
             text = str(event.get("text"))
         else:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from harness.errors import HarnessError, PeerError
 from harness.state import GradNorm
+from harness.strategy.average import WeightAverage
+from harness.strategy.loss_scale import LossScale
 
 # torch.nn.utils.clip_grad_norm_ and DeepSpeed both add this to the norm they divide by.
 CLIP_EPSILON = 1e-6
@@ -99,10 +101,14 @@ class Strategy(Ranks, ABC):
     """The type that matrix products are computed in, where it is not that of the weights."""
     tells_reduction: bool = True
     """Whether the reduction over ranks ends after the backward pass, so that the wait for it can be told from that."""
+    loss_scale: LossScale | None = None
+    """Where matrix products are computed in fp16, what keeps small gradients from vanishing."""
     parameter_names: list[str]
     """Trainable parameters, in the order of every list of gradients or norms."""
     optimizer: torch.optim.Optimizer
     """The one of torch that makes the update, of whole parameters or of partitions of them."""
+    average: WeightAverage | None = None
+    """Of the weights, if one is kept."""
 
     def warm_up(self, inputs: Tensor) -> None:
         """Settle what a library settles in its first pass, so that the first update of a launch is as all others.
@@ -115,6 +121,18 @@ class Strategy(Ranks, ABC):
         return
 
     # -------------------------------------------------------- one update
+
+    def _unscaled(self) -> Tensor | None:
+        """Return the () factor that makes an average over ranks of scaled gradients their sum; None without scaling."""
+        return None if self.loss_scale is None else self.world_size / self.loss_scale.scale
+
+    def _settle_scale(self, applied: Tensor) -> Tensor | None:
+        """Return the () scale that an update was made with, and have the next one's follow from it."""
+        if self.loss_scale is None:
+            return None
+        scale = self.loss_scale.scale
+        self.loss_scale.settle(applied)
+        return scale
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the network's outputs for training, at least fp32. Collective under ZeRO-3."""
@@ -132,6 +150,12 @@ class Strategy(Ranks, ABC):
             outputs = network(inputs)
         return outputs.float()
 
+    def penalty(self) -> Tensor | None:
+        """Return what the network itself adds to the mean loss of the rows that last went forward, (), or None."""
+        own = getattr(self.module, "penalty", None)
+        penalty: Tensor | None = own() if own else None
+        return penalty
+
     @abstractmethod
     def accumulate(self, *, is_last: bool) -> AbstractContextManager[object]:
         """Enter around one micro-batch; gradients are reduced over ranks with the last one only."""
@@ -148,22 +172,48 @@ class Strategy(Ranks, ABC):
         """Yield (name, whole gradient), reduced over ranks and unclipped. Collective: every rank must use it up."""
 
     @abstractmethod
-    def update(self, learning_rate: Tensor) -> GradNorm:
+    def update(self, learning_rate: Tensor, *, position: int) -> GradNorm:
         """Clip, step and zero; a gradient whose norm is not finite changes nothing. Collective.
 
         Args:
             learning_rate: () on the device.
+            position: attempted updates before this one; what is drawn at random in it follows from this.
         """
 
     def release(self) -> None:
         """Let go of weights that forwards without a backward have gathered (ZeRO-3). Collective."""
         return
 
+    # -------------------------------------------------------- the average of the weights
+
+    @abstractmethod
+    def keep_average(self, *, decay: float) -> None:
+        """Average the weights from the next update on."""
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Have the average, if one is kept, in the place of the weights inside. Collective under ZeRO."""
+        if self.average is None:
+            yield
+            return
+        self._show(average=True)
+        try:
+            yield
+        finally:
+            self._show(average=False)
+
+    @abstractmethod
+    def _show(self, *, average: bool) -> None:
+        """Put the average in the place of the weights that it is shown for, or them back."""
+
     # -------------------------------------------------------- state by parameter name
 
     @abstractmethod
     def state(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield (key, whole tensor) of everything learned: `model/NAME` and `optim/NAME/MOMENT`. Collective."""
+        """Yield (key, whole tensor) of everything learned. Collective.
+
+        Keys are `model/NAME`, `optim/NAME/MOMENT` and, where an average is kept, `ema/weight/NAME` and `ema/count`.
+        """
 
     @abstractmethod
     def restore(self, state: Mapping[str, Tensor]) -> None:

@@ -12,16 +12,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 from harness.config import RunConfig
 from harness.errors import ConfigError
+from harness.host_memory import keep_freed_memory
 from harness.optim import build_optimizer
 from harness.strategy.activation_checkpointing import recompute_blocks
 from harness.strategy.base import Ranks, Strategy, peers_answer
 from harness.strategy.checks import check
 from harness.strategy.ddp import DdpStrategy
 from harness.strategy.env import Placement
+from harness.strategy.loss_scale import LossScale
+from harness.strategy.noise import NoiseSource
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
-"""The type of weights and rows under each precision; bf16 is autocast."""
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp64": None}
+DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp16": torch.float32, "fp64": torch.float64}
+"""The type of weights and rows under each precision; bf16 and fp16 are autocast."""
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": None}
 
 
 def join_ranks(place: Placement, *, timeout_seconds: float, alone_in_group: bool = False) -> Ranks:
@@ -32,7 +35,9 @@ def join_ranks(place: Placement, *, timeout_seconds: float, alone_in_group: bool
     """
     on_gpu = torch.cuda.is_available()
     device = torch.device("cpu")
-    if on_gpu:
+    if not on_gpu:
+        keep_freed_memory()
+    else:
         # A launcher that shows each rank one GPU still counts local ranks upwards.
         index = place.local_rank % torch.cuda.device_count()
         os.environ["LOCAL_RANK"] = str(index)  # Accelerate binds the device by this
@@ -56,16 +61,28 @@ def build_strategy(config: RunConfig, module: nn.Module, ranks: Ranks) -> Strate
     Raises:
         ConfigError: what came out is not what was asked for.
     """
-    module = module.to(device=ranks.device, dtype=DTYPES[config.strategy.precision])
+    strategy = _build(config, module.to(device=ranks.device, dtype=DTYPES[config.strategy.precision]), ranks)
+    if config.ema is not None:
+        strategy.keep_average(decay=config.ema.decay)
+    return strategy
+
+
+def _build(config: RunConfig, module: nn.Module, ranks: Ranks) -> Strategy:
     module = _with_options(module, config, ranks)
     optimizer = build_optimizer(module, config.optim)
+    strategy: Strategy
     if config.strategy.kind != "ddp":
         from harness.strategy.build_zero import build_zero  # DeepSpeed takes seconds to import, and may not be there
 
-        return build_zero(config, module, optimizer, ranks)
-    model = _wrap(module, ranks) if ranks.world_size > 1 else module
-    strategy = DdpStrategy(module, model, optimizer, ranks=ranks, clip=config.clip)
+        strategy = build_zero(config, module, optimizer, ranks)
+    else:
+        model = _wrap(module, ranks) if ranks.world_size > 1 else module
+        noise = None
+        if config.gradient_noise is not None:
+            noise = NoiseSource(config.gradient_noise, seed=config.run.seed, device=ranks.device)
+        strategy = DdpStrategy(module, model, optimizer, ranks=ranks, clip=config.clip, noise=noise)
     strategy.autocast_dtype = AUTOCAST[config.strategy.precision]
+    strategy.loss_scale = LossScale(ranks.device) if config.strategy.precision == "fp16" else None
     return strategy
 
 

@@ -50,6 +50,9 @@ def build_zero(config: RunConfig, module: nn.Module, optimizer: Optimizer, ranks
         wanted = deepspeed_config(config, world_size=ranks.world_size)
     accumulation = wanted["gradient_accumulation_steps"]
     plugin = DeepSpeedPlugin(hf_ds_config=wanted, zero3_init_flag=False, gradient_accumulation_steps=accumulation)
+    if config.strategy.precision == "fp16":
+        # DeepSpeed's own autocast to fp16 brings a scaler that hears of an update once a parameter group.
+        module.forward = torch.autocast(ranks.device.type, dtype=torch.float16)(module.forward)
     with warnings.catch_warnings(), _refusals():
         warnings.simplefilter("ignore")
         accelerator = Accelerator(
@@ -64,7 +67,6 @@ def build_zero(config: RunConfig, module: nn.Module, optimizer: Optimizer, ranks
     _check_engine(engine, accelerator, config, ranks, stage=stage)
     strategy = ZeroStrategy(engine, stage=stage, ranks=ranks, clip=config.clip)
     strategy.notices = notices
-    strategy.autocast_dtype = torch.bfloat16 if config.strategy.precision == "bf16" else None
     return strategy
 
 

@@ -10,7 +10,9 @@ from torch.optim import Optimizer
 
 from harness.config.training import Clip, NormClip, ValueClip
 from harness.state import GradNorm
+from harness.strategy.average import WeightAverage
 from harness.strategy.base import CLIP_EPSILON, Ranks, Strategy, model_tensors, moments_by_parameter
+from harness.strategy.noise import NoiseSource
 
 
 class DdpStrategy(Strategy):
@@ -20,9 +22,19 @@ class DdpStrategy(Strategy):
         module: the bare network, on its device.
         model: the same, wrapped if there are several ranks.
         optimizer: one of torch's fused ones, over `module`.
+        noise: is added to the clipped gradient.
     """
 
-    def __init__(self, module: nn.Module, model: nn.Module, optimizer: Optimizer, *, ranks: Ranks, clip: Clip) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        ranks: Ranks,
+        clip: Clip,
+        noise: NoiseSource | None = None,
+    ) -> None:
         super().__init__(rank=ranks.rank, world_size=ranks.world_size, device=ranks.device)
         self.module = module
         self.model = model
@@ -30,7 +42,7 @@ class DdpStrategy(Strategy):
             # Rank zero's buffers count (share_buffers), and are needed at evaluations and saves only.
             model.forward_sync_buffers = False
         self.optimizer = optimizer
-        self._clip = clip
+        self._clip, self._noise = clip, noise
         named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
         self.parameter_names = [name for name, _ in named]
         self._parameters = [parameter for _, parameter in named]
@@ -69,27 +81,38 @@ class DdpStrategy(Strategy):
 
     def backward(self, loss: Tensor) -> None:
         # 0 * loss is 0 for a finite loss and NaN for any other.
-        loss.backward(torch.add(self._seed, loss.detach(), alpha=0))  # type: ignore[no-untyped-call]
+        seed = self._seed if self.loss_scale is None else self.loss_scale.scale
+        loss.backward(torch.add(seed, loss.detach(), alpha=0))  # type: ignore[no-untyped-call]
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
-        yield from zip(self.parameter_names, self._gradients(), strict=True)
+        factor = self._unscaled()
+        for name, gradient in zip(self.parameter_names, self._gradients(), strict=True):
+            yield name, gradient if factor is None else gradient * factor
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters]
 
-    def update(self, learning_rate: Tensor) -> GradNorm:
+    def update(self, learning_rate: Tensor, *, position: int) -> GradNorm:
         gradients = self._gradients()
+        factor = self._unscaled()
+        if factor is not None:
+            torch._foreach_mul_(gradients, factor)
         per_parameter = torch.stack(torch._foreach_norm(gradients))  # (P,)
         norm = torch.linalg.vector_norm(per_parameter)  # ()
         coefficient = self._clip_gradients(gradients, norm)
         difference = norm - norm  # 0 for a finite norm and NaN for any other
         torch.ne(difference, 0, out=self._found_inf)
+        if self._noise is not None:
+            self._noise.add(gradients, position=position)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_factor"] if "lr_factor" in group else learning_rate
         self.optimizer.step()
         for parameter in self._parameters:
             parameter.grad = None
-        return GradNorm(norm, per_parameter, coefficient, applied=difference == 0)
+        applied = difference == 0
+        if self.average is not None:
+            self.average.update(applied)
+        return GradNorm(norm, per_parameter, coefficient, applied, self._settle_scale(applied))
 
     def _clip_gradients(self, gradients: list[Tensor], norm: Tensor) -> Tensor:
         match self._clip:
@@ -104,6 +127,14 @@ class DdpStrategy(Strategy):
                 return (clipped / norm).nan_to_num(nan=1.0)  # nothing of nothing is all of it
             case _:
                 return torch.ones_like(norm)
+
+    def keep_average(self, *, decay: float) -> None:
+        self.average = WeightAverage(self._parameters, decay=decay)
+
+    def _show(self, *, average: bool) -> None:
+        assert self.average is not None, "there is no average to show"
+        for parameter, value in zip(self._parameters, self.average.values, strict=True):
+            parameter.data, value.data = value.data, parameter.data  # a swap either way, and no copy
 
     def group_indices(self) -> list[int]:
         group_of = {
@@ -120,6 +151,10 @@ class DdpStrategy(Strategy):
             for moment, tensor in self.optimizer.state[parameter].items():
                 if tensor is not None:
                     yield f"optim/{name}/{moment}", tensor
+        if self.average is not None:
+            yield "ema/count", self.average.count
+            for name, value in zip(self.parameter_names, self.average.values, strict=True):
+                yield f"ema/weight/{name}", value
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -132,3 +167,9 @@ class DdpStrategy(Strategy):
                 value = state[key].to(self.device)
                 moments[moment] = value.to(parameter.dtype) if value.dim() else value  # counts stay what they are
         self._start_momentum()
+        if self.average is not None:
+            self.average.start_again()
+            if "ema/count" in state:
+                self.average.count.copy_(state["ema/count"])
+                for name, value in zip(self.parameter_names, self.average.values, strict=True):
+                    value.copy_(state[f"ema/weight/{name}"])

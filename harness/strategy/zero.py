@@ -12,6 +12,7 @@ from torch import Tensor
 
 from harness.config.training import Clip, NormClip, ValueClip
 from harness.state import GradNorm
+from harness.strategy.average import WeightAverage
 from harness.strategy.base import CLIP_EPSILON, Ranks, Strategy, model_tensors, moments_by_parameter
 from harness.strategy.zero_fragments import fragment_of, group_index, local_gradient, partitions, wait_for_offload
 
@@ -36,6 +37,8 @@ class ZeroStrategy(Strategy):
         self.parameter_names = [name for name, _ in named]
         self._parameters = [parameter for _, parameter in named]
         self._fragments = [fragment_of(p, engine.optimizer, stage=stage) for p in self._parameters]
+        places = self.gather_objects([(piece.start, piece.numel) if piece else None for piece in self._fragments])
+        self._places = list(zip(*places, strict=True))  # of each parameter, (start, numel) of each rank's piece
         # DeepSpeed averages over ranks; a loss that is world_size times as large makes that the sum.
         self._scale = float(self.world_size)
 
@@ -49,16 +52,24 @@ class ZeroStrategy(Strategy):
 
     def backward(self, loss: Tensor) -> None:
         # 0 * loss is 0 for a finite loss and NaN for any other.
-        self._engine.backward(loss * (self._scale + 0 * loss.detach()), scale_wrt_gas=False)
+        scale = self._scale if self.loss_scale is None else self.loss_scale.scale
+        self._engine.backward(loss * (scale + 0 * loss.detach()), scale_wrt_gas=False)
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
+        factor = self._unscaled()
         for name, parameter in zip(self.parameter_names, self._parameters, strict=True):
-            yield name, safe_get_full_grad(parameter)
+            gradient = safe_get_full_grad(parameter)
+            yield name, gradient if factor is None else gradient * factor
 
-    def update(self, learning_rate: Tensor) -> GradNorm:
+    def update(self, learning_rate: Tensor, *, position: int) -> GradNorm:
         """Clip, step and zero. Reads the rate and whether the norm is finite to the host; DeepSpeed reads its norm."""
         wait_for_offload(self._engine.optimizer)
         pieces = self._local_gradients()
+        factor = self._unscaled()
+        if factor is not None:
+            for piece in pieces:
+                if piece is not None:
+                    piece.mul_(factor)
         per_parameter = self._norms(pieces)  # (P,)
         norm = torch.linalg.vector_norm(per_parameter)
         coefficient = torch.ones_like(norm)
@@ -81,7 +92,10 @@ class ZeroStrategy(Strategy):
         assert bool(applied) != self._engine.optimizer.overflow, (
             f"the norm is {norm.item()}, DeepSpeed thought otherwise"
         )
-        return GradNorm(norm, per_parameter, coefficient, applied=norm.isfinite())
+        is_finite = norm.isfinite()
+        if self.average is not None:
+            self.average.update(is_finite)
+        return GradNorm(norm, per_parameter, coefficient, is_finite, self._settle_scale(is_finite))
 
     def _local_gradients(self) -> list[Tensor | None]:
         pairs = zip(self._parameters, self._fragments, strict=True)
@@ -102,6 +116,44 @@ class ZeroStrategy(Strategy):
     def release(self) -> None:
         self._engine.empty_partition_cache()
 
+    # -------------------------------------------------------- the average of the weights
+
+    def keep_average(self, *, decay: float) -> None:
+        """Average this rank's partitions of the weights."""
+        self.average = WeightAverage(self._partitions(), decay=decay)
+
+    def _show(self, *, average: bool) -> None:
+        """Gather one parameter after the other from the pieces of all ranks, and write it. Collective."""
+        held = self._averages() if average else {flat: flat for flat in self._partitions()}
+        self.release()
+        for index, parameter in enumerate(self._parameters):
+            whole = self._gathered(index, held)
+            with torch.no_grad(), self._whole(parameter, is_written=True):
+                parameter.copy_(whole)
+
+    def _averages(self) -> dict[Tensor, Tensor]:
+        """Return what stands for each partition in the average."""
+        assert self.average is not None, "there is no average to show"
+        return dict(zip(self._partitions(), self.average.values, strict=True))
+
+    def _partitions(self) -> list[Tensor]:
+        return partitions(self._engine.optimizer, stage=self._stage)
+
+    def _gathered(self, index: int, held: Mapping[Tensor, Tensor]) -> Tensor:
+        """Return what all ranks hold of something that is cut up like parameter number `index`. Collective.
+
+        Args:
+            held: by partition of the weights, this rank's tensor that is laid out like it.
+        """
+        shape, fragment = self._shape(self._parameters[index]), self._fragments[index]
+        whole = torch.empty(shape.numel(), dtype=self._partitions()[0].dtype, device=self.device)
+        if fragment:
+            whole.narrow(0, fragment.start, fragment.numel).copy_(fragment.piece_of(held[fragment.flat]))
+        for owner, place in enumerate(self._places[index]):
+            if place:
+                dist.broadcast(whole.narrow(0, *place), src=owner)
+        return whole.view(shape)
+
     # -------------------------------------------------------- state by parameter name
 
     def group_indices(self) -> list[int]:
@@ -112,26 +164,21 @@ class ZeroStrategy(Strategy):
             with self._whole(tensor):
                 whole = tensor.detach().clone()
             yield f"model/{name}", whole
-        flats = partitions(self._engine.optimizer, stage=self._stage)
-        moments = self.optimizer.state.get(flats[0], {})
-        places = self.gather_objects([(piece.start, piece.numel) if piece else None for piece in self._fragments])
-        owners_of = list(zip(*places, strict=True))  # of each parameter, the place of each rank's piece
-        for index, (name, parameter) in enumerate(zip(self.parameter_names, self._parameters, strict=True)):
-            shape, fragment = self._shape(parameter), self._fragments[index]
+        moments = self.optimizer.state.get(self._partitions()[0], {})
+        for index, name in enumerate(self.parameter_names):
             for moment, value in moments.items():
                 if value is None:
                     continue
                 if value.dim() == 0:
                     yield f"optim/{name}/{moment}", value.clone()  # one for all parameters of a partition
                     continue
-                whole = torch.empty(shape.numel(), dtype=value.dtype, device=self.device)
-                if fragment:
-                    own = fragment.piece_of(self.optimizer.state[fragment.flat][moment])
-                    whole.narrow(0, fragment.start, fragment.numel).copy_(own)
-                for owner, place in enumerate(owners_of[index]):
-                    if place:
-                        dist.broadcast(whole.narrow(0, *place), src=owner)
-                yield f"optim/{name}/{moment}", whole.view(shape)
+                held = {flat: self.optimizer.state[flat][moment] for flat in self._partitions()}
+                yield f"optim/{name}/{moment}", self._gathered(index, held)
+        if self.average is not None:
+            averages = self._averages()
+            yield "ema/count", self.average.count
+            for index, name in enumerate(self.parameter_names):
+                yield f"ema/weight/{name}", self._gathered(index, averages)
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -142,7 +189,7 @@ class ZeroStrategy(Strategy):
         keys = moments_by_parameter(state)
         # Every rank has every moment of every partition, also where it holds no piece of a parameter.
         some = {moment: state[key] for moment, key in next(iter(keys.values()), {}).items()}
-        for flat in partitions(self._engine.optimizer, stage=self._stage):
+        for flat in self._partitions():
             self.optimizer.state[flat] = {
                 moment: torch.zeros_like(flat) if value.dim() else value.to(flat.device, copy=True)
                 for moment, value in some.items()
@@ -152,8 +199,15 @@ class ZeroStrategy(Strategy):
                 continue
             for moment, key in keys.get(name, {}).items():
                 if some[moment].dim():
-                    flat = self.optimizer.state[fragment.flat][moment]
-                    fragment.piece_of(flat).copy_(state[key].reshape(-1).narrow(0, fragment.start, fragment.numel))
+                    fragment.take(state[key], into=self.optimizer.state[fragment.flat][moment])
+        if self.average is not None:
+            self.average.start_again()
+            if "ema/count" in state:
+                self.average.count.copy_(state["ema/count"])
+                averages = self._averages()
+                for name, fragment in zip(self.parameter_names, self._fragments, strict=True):
+                    if fragment is not None:
+                        fragment.take(state[f"ema/weight/{name}"], into=averages[fragment.flat])
 
     def model_shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(self._shape(tensor)) for name, tensor in model_tensors(self.module)}

@@ -26,6 +26,10 @@ class Fragment:
         """Return this fragment's (numel,) view of a tensor that is laid out as `flat`."""
         return flat.narrow(0, self.start_in_flat, self.numel)
 
+    def take(self, whole: Tensor, *, into: Tensor) -> None:
+        """Copy this fragment of a whole tensor to its place in one that is laid out as `flat`."""
+        self.piece_of(into).copy_(whole.reshape(-1).narrow(0, self.start, self.numel))
+
 
 def fragment_of(parameter: nn.Parameter, optimizer: Any, *, stage: int) -> Fragment | None:
     """Return the piece of a trainable parameter that this rank updates, if it has one."""

@@ -32,12 +32,12 @@ def norm_of_the_local_gradient(run: Run, model: torch.nn.Module) -> Step:
     coefficient, update = _local_coefficient(run, model), strategy.update
     _never_clip(strategy)
 
-    def clip_and_update(learning_rate: Tensor) -> GradNorm:
+    def clip_and_update(learning_rate: Tensor, *, position: int) -> GradNorm:
         pieces = strategy._local_gradients() if hasattr(strategy, "_local_gradients") else strategy._gradients()
         for piece in pieces:
             if piece is not None:
                 piece.mul_(coefficient)
-        found: GradNorm = update(learning_rate)
+        found: GradNorm = update(learning_rate, position=position)
         return found
 
     strategy.update = clip_and_update
@@ -57,7 +57,7 @@ def loss_averaged_per_rank(run: Run, model: torch.nn.Module) -> Step:
                 loss = loss_sum(run, batch) / (max(1, rows) * run.task.targets_per_row * strategy.world_size)
                 strategy.backward(loss)
             losses.append(loss.detach())
-        return UpdateReport(torch.stack(losses).sum(), strategy.update(learning_rate))
+        return UpdateReport(torch.stack(losses).sum(), strategy.update(learning_rate, position=position))
 
     return step
 

@@ -3,7 +3,7 @@
 import contextlib
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -28,8 +28,9 @@ from harness.models.registry import build_model
 from harness.run import Run
 from harness.stopping import StopSignals
 from harness.strategy.base import Ranks
-from harness.strategy.build import DTYPES, join_ranks
+from harness.strategy.build import AUTOCAST, DTYPES, join_ranks
 from harness.strategy.env import placement
+from harness.strategy.loss_scale import LossScale
 
 MODELS: dict[str, dict[str, Any]] = {
     "perceptron": {"kind": "perceptron", "activation": "sigmoid"},
@@ -44,7 +45,10 @@ BLOCK = 6
 GPT: dict[str, Any] = {"kind": "gpt", "layers": 2, "width": 16, "heads": 2}
 GPT_FORMS: dict[str, dict[str, Any]] = {
     "gpt": GPT,
-    "gpt_swiglu": {**GPT, "norm": "rms", "activation": "swiglu", "tied_embeddings": False},
+    "gpt_swiglu": {**GPT, "norm": "rms", "activation": "swiglu", "tied_embeddings": False, "positions": "rotary"},
+    "gpt_ngrams": {**GPT, "ngrams": {"rows": 7, "longest": 3}},
+    "gpt_experts": {**GPT, "experts": {"count": 4, "top_k": 2, "load_balance": 0.0}},
+    "gpt_many_experts": {**GPT, "experts": {"count": 100, "top_k": 1, "load_balance": 0.5}},
 }
 
 
@@ -64,9 +68,13 @@ class Spec:
     strategy: str = "ddp"
     activation_checkpointing: bool = False
     kept_whole: int = 0
+    ema_decay: float | None = None
+    noise_eta: float | None = None
     task: tuple[tuple[str, Any], ...] = ()
     """More keys of the task's section."""
     mutant: str | None = None
+    loss_scale: tuple[tuple[str, Any], ...] = (("init_scale", 2.0**16), ("growth_interval", 2000))
+    """Options of torch's GradScaler, for fp16."""
 
     @property
     def config(self) -> RunConfig:
@@ -84,6 +92,8 @@ class Spec:
             "optim": {"kind": self.optimizer, "peak_lr": 1e-3, **weight_decay, **momentum},
             "schedule": {"kind": "cosine", "warmup_steps": 4} if self.updates > 4 else {"kind": "constant"},
             "clip": clip,
+            "gradient_noise": None if self.noise_eta is None else {"eta": self.noise_eta},
+            "ema": None if self.ema_decay is None else {"decay": self.ema_decay},
             "strategy": {
                 "kind": self.strategy,
                 "micro_batch": self.micro_batch,
@@ -136,7 +146,7 @@ class Spec:
                 return nn.Sequential(nn.Linear(10, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 5))
             case "transformer" | "odd" | "steep":
                 return {"transformer": TinyTransformer, "odd": OddOneOut, "steep": Steep}[self.network]()
-            case "gpt" | "gpt_swiglu":
+            case name if name in GPT_FORMS:
                 return build_model(self.config.model, input_shape=(BLOCK,), num_outputs=Bytes.num_tokens)
             case name if name in MODELS:
                 shape = tuple(self.columns().inputs.shape[1:])
@@ -208,6 +218,8 @@ class Trace:
     coefficients: list[float]
     gradients: list[dict[str, Tensor]]
     parameters: dict[str, Tensor]
+    scales: list[float] = field(default_factory=list)
+    """Of the loss, before each update."""
 
 
 def plain_loss(spec: Spec, targets: Tensor) -> Callable[..., Tensor]:
@@ -226,6 +238,23 @@ def plain_loss(spec: Spec, targets: Tensor) -> Callable[..., Tensor]:
     return partial(nn.functional.cross_entropy, weight=weight, label_smoothing=options.get("label_smoothing", 0.0))
 
 
+def plain_optimizer(spec: Spec, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """Return torch's optimizer for the spec; matrices decay."""
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": 0.1},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    match spec.optimizer:
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=1e-3, fused=True)
+        case "sgd":
+            optimizer = torch.optim.SGD(groups, lr=1e-3, momentum=0.9, fused=True)
+            for parameter in parameters:  # where the first update is skipped, torch's fused one starts from anything
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            return optimizer
+    raise ValueError(spec.optimizer)
+
+
 def plain_pytorch(spec: Spec, num_slices: int = 1) -> Trace:
     """Train on the whole global batch in one process, with nothing of the harness but its order of rows.
 
@@ -239,23 +268,14 @@ def plain_pytorch(spec: Spec, num_slices: int = 1) -> Trace:
         for column in (columns.inputs, columns.targets)
     )
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decayed = [p for _, p in named if p.dim() >= 2]
-    others = [p for _, p in named if p.dim() < 2]
-    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    optimizer: torch.optim.Optimizer
-    match spec.optimizer:
-        case "adamw":
-            optimizer = torch.optim.AdamW(groups, lr=1e-3, fused=True)
-        case "sgd":
-            optimizer = torch.optim.SGD(groups, lr=1e-3, momentum=0.9, fused=True)
-        case _:
-            raise ValueError(spec.optimizer)
+    optimizer = plain_optimizer(spec, [p for _, p in named])
     schedule: torch.optim.lr_scheduler.LRScheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     if spec.updates > 4:
         warm = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / 4, total_iters=3)
         decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=spec.updates - 4)
         schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warm, decay], milestones=[4])
     loss_of = plain_loss(spec, targets)
+    scaler = torch.amp.GradScaler("cpu", enabled=spec.precision == "fp16", **dict(spec.loss_scale))
     plan = BatchPlan(
         num_rows=spec.rows, global_batch=spec.global_batch, world_size=1, micro_batch=None, seed=config.run.seed
     )
@@ -265,22 +285,26 @@ def plain_pytorch(spec: Spec, num_slices: int = 1) -> Trace:
         outputs = []
         cuts = [index * len(ids) // num_slices for index in range(num_slices + 1)]
         for part in (ids[start:stop] for start, stop in pairwise(cuts)):
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=spec.precision == "bf16"):
+            with torch.autocast("cpu", dtype=AUTOCAST[spec.precision], enabled=AUTOCAST[spec.precision] is not None):
                 outputs.append(model(inputs[part]).to(dtype))
         predicted, wanted = torch.cat(outputs), targets[ids]
         if spec.network in GPT_FORMS:
             predicted, wanted = predicted.flatten(0, 1), wanted.flatten()
         loss = loss_of(predicted, wanted)
         optimizer.zero_grad()
-        loss.backward()
+        trace.scales.append(scaler.get_scale())
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
         trace.gradients.append({name: p.grad.clone() for name, p in named})
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), spec.max_norm or float("inf"))
         coefficient = min(1.0, (spec.max_norm or float("inf")) / (norm.item() + 1e-6))
         if spec.max_value is not None:
             torch.nn.utils.clip_grad_value_(model.parameters(), spec.max_value)
             coefficient = (torch.nn.utils.get_total_norm([p.grad for _, p in named]) / norm).item()
-        optimizer.step()
-        schedule.step()
+        scaler.step(optimizer)
+        scaler.update()
+        if norm.isfinite():  # the rate follows the updates that were applied
+            schedule.step()
         trace.losses.append(loss.item())
         trace.norms.append(norm.item())
         trace.coefficients.append(coefficient)
@@ -309,17 +333,26 @@ def harness_trace(spec: Spec, updates: int | None = None) -> Trace:
     if spec.mutant:
         step = MUTANTS[spec.mutant](run, spec.model())
     strategy = run.strategy
+    if spec.precision == "fp16":
+        options: dict[str, Any] = dict(spec.loss_scale)
+        strategy.loss_scale = LossScale(
+            strategy.device, scale=options["init_scale"], growth_interval=options["growth_interval"]
+        )
     trace = Trace([], [], [], [], {})
+    applied = 0
     update = strategy.update
 
-    def look_then_update(learning_rate: Tensor) -> Any:
+    def look_then_update(learning_rate: Tensor, *, position: int) -> Any:
         trace.gradients.append({name: gradient.clone() for name, gradient in strategy.gradients()})
-        return update(learning_rate)
+        return update(learning_rate, position=position)
 
     strategy.update = look_then_update  # type: ignore[method-assign]
     for position in range(updates or spec.updates):
-        rate = strategy.tensor(run.learning_rate(position + 1), dtype=torch.float64)
+        rate = strategy.tensor(run.learning_rate(applied + 1), dtype=torch.float64)
         report = step(run, position, rate)
+        applied += int(report.gradient.applied)
+        if report.gradient.loss_scale is not None:
+            trace.scales.append(report.gradient.loss_scale.item())
         trace.losses.append(strategy.sum(report.loss.double().reshape(1)).item())
         trace.norms.append(report.gradient.total.item())
         trace.coefficients.append(report.gradient.coefficient.item())
@@ -444,9 +477,9 @@ def neuron_update(learning_rate: float, rows: int) -> dict[str, float]:
     gradients: dict[str, Tensor] = {}
     update = run.strategy.update
 
-    def look_then_update(rate: Tensor) -> Any:
+    def look_then_update(rate: Tensor, *, position: int) -> Any:
         gradients.update({name: gradient.clone() for name, gradient in run.strategy.gradients()})
-        return update(rate)
+        return update(rate, position=position)
 
     run.strategy.update = look_then_update  # type: ignore[method-assign]
     report = train_step(run, 0, run.strategy.tensor(learning_rate, dtype=torch.float64))

@@ -18,17 +18,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from harness.checkpoint import manifest, rng
 from harness.checkpoint.store import CheckpointStore, Loaded
+from harness.checkpoint.tensors import tensor_digest
 from harness.config import RunConfig
 from harness.config.run import Checkpoint
 from harness.data.order import BatchPlan
 from harness.data.sources import DataSplits
 from harness.errors import CheckpointError, StorageError
 from harness.loop import fit, train_step
+from harness.optim import moment_shape
 from harness.run import Run
 from harness.state import TrainState
 from harness.strategy.base import Ranks, Strategy
@@ -220,7 +222,11 @@ def test_the_commit_lists_every_file_with_its_size_and_hash(saved: Path) -> None
         for path in sorted(directory.iterdir())
         if path.name != "COMMIT.json"
     ]
-    assert {key: commit[key] for key in ("schema", "step", "files")} == {"schema": 2, "step": 20, "files": wanted}
+    assert {key: commit[key] for key in ("schema", "step", "files")} == {
+        "schema": manifest.SCHEMA,
+        "step": 20,
+        "files": wanted,
+    }
     written = {
         f"{kind}/{name}" for kind, file in (("model", MODEL), ("optim", OPTIM)) for name in load_file(directory / file)
     }
@@ -387,8 +393,8 @@ WAYS_TO_BREAK: dict[str, Callable[[Path], object]] = {
     "a commit that is null": lambda d: set_commit(d, "null"),
     "a commit that is a list": lambda d: set_commit(d, "[1]"),
     "a commit that is text": lambda d: set_commit(d, '"files"'),
-    "a commit whose files are null": lambda d: seal_commit(d, {"schema": 2, "step": 20, "files": None}),
-    "a commit whose files are text": lambda d: seal_commit(d, {"schema": 2, "step": 20, "files": "name"}),
+    "a commit whose files are null": lambda d: seal_commit(d, {"schema": manifest.SCHEMA, "step": 20, "files": None}),
+    "a commit whose files are text": lambda d: seal_commit(d, {"schema": manifest.SCHEMA, "step": 20, "files": "name"}),
     "a commit nested deeply": lambda d: set_commit(d, "[" * 1_000_000),
     "a commit with a huge number": lambda d: set_commit(d, '{"schema": ' + "9" * 100_000 + "}"),
     "a commit that is huge": lambda d: os.truncate(d / "COMMIT.json", manifest.MAX_JSON_BYTES + 1),
@@ -567,6 +573,116 @@ def test_another_models_checkpoint_is_refused_with_the_tensors_that_differ(world
         assert "was made by another model; 7 tensors differ" in message
         assert "0.weight: saved [8, 10], wanted [9, 10]" in message
         assert is_unchanged
+
+
+# ---------------------------------------------------------------- a whole checkpoint from a stranger
+
+
+def seal_again(directory: Path, name: str) -> None:
+    """Have the commit say what is in a file now, whatever that is."""
+    content = (directory / name).read_bytes()
+    entry = {"name": name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+    def put(commit: dict[str, Any]) -> None:
+        commit["files"] = [entry if old["name"] == name else old for old in commit["files"]]
+
+    edit_commit(directory, put)
+
+
+def rewrite(directory: Path, name: str, change: Callable[[dict[str, Tensor]], object]) -> None:
+    """Put other tensors into a file, with digests that are right."""
+    tensors = load_file(directory / name)
+    change(tensors)
+    save_file(tensors, directory / name)
+    seal_again(directory, name)
+    kind = name.partition("-")[0]
+    if kind in ("model", "optim"):
+        digests = {f"{kind}/{key}": tensor_digest(tensor) for key, tensor in tensors.items()}
+        edit_commit(directory, lambda commit: commit["tensors"].update(digests))
+
+
+def restore_as_said(directory: str) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load_and_restore(assemble_spec(SPEC, directory).checkpoints)
+    return str(caught.value)
+
+
+SHORT, SCALAR = torch.zeros(3, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("key", "tensor", "sentence"),
+    [
+        ("0.weight/exp_avg", SHORT, "0.weight/exp_avg: saved [3], wanted [8, 10]"),
+        ("0.weight/exp_avg_sq", SCALAR, "0.weight/exp_avg_sq: saved [], wanted [8, 10]"),
+        ("0.bias/step", SHORT, "0.bias/step: saved [3], wanted []"),
+        ("0.nothing/exp_avg", SHORT, "0.nothing/exp_avg: saved [3], wanted none"),
+    ],
+)
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_moment_of_another_size_is_refused_before_a_kernel_trusts_it(
+    world_size: int, key: str, tensor: Tensor, sentence: str, checkpoints: Path
+) -> None:
+    rewrite(checkpoints / "step-00000020", OPTIM, lambda tensors: tensors.update({key: tensor.clone()}))
+    for said in run_ranks(world_size, restore_as_said, str(checkpoints.parent)):
+        assert "1 tensors differ" in said
+        assert sentence in said
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "adafactor", "muon"])
+def test_the_moments_of_every_optimizer_have_the_shapes_that_are_expected(optimizer: str) -> None:
+    run = assemble_spec(DropoutSpec(optimizer=optimizer))
+    train(run, range(1))
+    shapes, num_moments = run.strategy.model_shapes(), 0
+    for key, tensor in run.strategy.state():
+        kind, _, rest = key.partition("/")
+        name, _, moment = rest.rpartition("/")
+        if kind == "optim":
+            num_moments += 1
+            assert list(tensor.shape) == moment_shape(moment, shapes[name]), key
+    assert num_moments >= len(run.strategy.parameter_names)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        (MODEL, b"no tensors at all", "is no file of tensors"),
+        (OPTIM, (2**40).to_bytes(8, "little") + b"{}", "is no file of tensors"),
+        ("rng-00000.safetensors", b"", "is no file of tensors"),
+    ],
+)
+def test_a_sealed_file_that_holds_no_tensors_is_refused(
+    name: str, content: bytes, sentence: str, checkpoints: Path
+) -> None:
+    (checkpoints / "step-00000020" / name).write_bytes(content)
+    seal_again(checkpoints / "step-00000020", name)
+    said = restore_as_said(str(checkpoints.parent))
+    assert sentence in said
+    assert name in said
+
+
+RANDOM_STATES: dict[str, Callable[[dict[str, Tensor]], object]] = {
+    "no state of torch": lambda tensors: tensors.pop("torch"),
+    "a state of torch that is cut off": lambda tensors: tensors.update(torch=tensors["torch"][:100].clone()),
+    "a state of torch that is zeros": lambda tensors: tensors.update(torch=torch.zeros_like(tensors["torch"])),
+    "too few words of python": lambda tensors: tensors.update({"python/words": tensors["python/words"][:10].clone()}),
+    "numpy beyond its words": lambda tensors: tensors.update({"numpy/position": torch.tensor([10**9, 0])}),
+    "numpy before its words": lambda tensors: tensors.update({"numpy/position": torch.tensor([-5, 0])}),
+    "numpy without words": lambda tensors: tensors.update({"numpy/keys": torch.zeros(0, dtype=torch.int64)}),
+}
+
+
+@pytest.mark.parametrize("way", RANDOM_STATES)
+def test_a_random_state_that_no_generator_can_have_is_refused(way: str, checkpoints: Path) -> None:
+    rewrite(checkpoints / "step-00000020", "rng-00000.safetensors", RANDOM_STATES[way])
+    assert "is no random state" in restore_as_said(str(checkpoints.parent))
+
+
+def test_a_checkpoint_of_another_version_is_refused_and_left_where_it_is(checkpoints: Path) -> None:
+    edit_commit(checkpoints / "step-00000020", lambda commit: commit.update(schema=manifest.SCHEMA - 1))
+    said = restore_as_said(str(checkpoints.parent))
+    assert f"has schema {manifest.SCHEMA - 1}, this harness reads {manifest.SCHEMA}" in said
+    assert (checkpoints / "step-00000020").is_dir()
 
 
 def test_a_tensor_that_only_one_side_has_is_named(saved: Path) -> None:

@@ -150,7 +150,9 @@ def test_an_update_with_a_nan_is_skipped_by_all_ranks_and_counts_as_none(
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.05)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(applied + 1, spec.config.schedule, peak_lr=1e-3, total_updates=8)
+            group["lr"] = learning_rate(
+                applied + 1, spec.config.schedule, peak_lr=1e-3, total_updates=8, updates_per_epoch=5
+            )
         optimizer.step()
         applied += 1
     for result in results:
@@ -229,9 +231,11 @@ def test_rank_zeros_scores_count_whatever_the_others_compute() -> None:
 # ---------------------------------------------------------------- cost
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_an_update_reads_nothing_to_the_host_and_the_interval_reads_once(tmp_path: Path, world_size: int) -> None:
-    spec = Spec(updates=1000, rows=640)
+@pytest.mark.parametrize(("world_size", "precision"), [(1, "fp32"), (2, "fp32"), (2, "fp16")])
+def test_an_update_reads_nothing_to_the_host_and_the_interval_reads_once(
+    tmp_path: Path, world_size: int, precision: str
+) -> None:
+    spec = Spec(updates=1000, rows=640, precision=precision)
     for cost in run_ranks(world_size, cost_of_spec, spec, str(tmp_path)):
         assert cost["length"] == 10
         assert "host reads" not in cost["updates"]

@@ -176,15 +176,16 @@ def test_a_run_in_two_parts_has_the_bits_of_a_run_in_one(bert: Path, tmp_path: P
 
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("zero3", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    ("family", "lora"),
+    ("family", "lora", "ema"),
     [
-        ("bert", None),
-        ("bert", {"rank": 2, "dropout": 0.1}),
-        ("gpt2", {"rank": 2, "alpha": 3.0, "target_modules": ["c_attn", "c_proj"]}),  # one of c_proj is square
+        ("bert", None, None),
+        ("bert", {"rank": 2, "dropout": 0.1}, None),
+        ("bert", {"rank": 2, "dropout": 0.1}, {"decay": 0.7}),
+        ("gpt2", {"rank": 2, "alpha": 3.0, "target_modules": ["c_attn", "c_proj"]}, None),  # one of c_proj is square
     ],
 )
 def test_transformers_loads_what_was_exported_and_gives_the_scores_of_the_run(
-    tmp_path: Path, strategy: str, family: str, lora: dict[str, Any] | None
+    tmp_path: Path, strategy: str, family: str, lora: dict[str, Any] | None, ema: dict[str, float] | None
 ) -> None:
     import transformers
 
@@ -192,6 +193,8 @@ def test_transformers_loads_what_was_exported_and_gives_the_scores_of_the_run(
         pytest.importorskip("peft")
     model = write_model(tmp_path / "model", family=family)
     config = write_config(tmp_path, model, model={"lora": lora}, strategy={"kind": strategy})
+    values = yaml.safe_load(Path(config).read_text())
+    Path(config).write_text(yaml.safe_dump({**values, "ema": ema}))
     assert run_ranks(1, train_main, config) == [0]
     out = tmp_path / "out"
     assert main([str(tmp_path / "runs/tiny"), "--to", str(out), "--from", "latest"]) == 0

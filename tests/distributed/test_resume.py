@@ -15,6 +15,7 @@ import pytest
 from harness.observers.ledger import MEASURED, read_lines
 from tests.distributed.ranks import collect, free_port, run_ranks, start_rank
 from tests.distributed.scenarios import train_main, train_main_and_listen
+from tests.distributed.test_checkpoints import seal_trainer
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +24,7 @@ UPDATES = 600
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with everything in it that a resume could forget: dropout, momentum, a plateau, early stopping, a best."""
+    """A run with all that a resume could forget: dropout, momentum, an average, a plateau, early stopping, a best."""
     folder = tmp_path_factory.mktemp("resume")
     rng = np.random.default_rng(0)
     inputs = rng.standard_normal((203, 6)).astype(np.float32)
@@ -42,6 +43,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "optim": {"kind": "adamw", "peak_lr": 0.003},
         "schedule": {"kind": "plateau", "warmup_steps": 20, "patience_evaluations": 2, "factor": 0.7},
         "clip": {"kind": "norm", "max_norm": 0.5},
+        "ema": {"decay": 0.95},
         "early_stopping": {"patience_evaluations": 1000},
         "evaluation": {"every_steps": 25},
         "checkpoint": {"every_steps": 40},
@@ -174,6 +176,54 @@ def test_other_data_are_refused_and_the_old_ones_go_on(config: Path, tmp_path: P
     assert "the data are not those" in message
     rows.to_parquet(path)
     assert run_ranks(2, train_main, *arguments, "run.max_steps=40") == [0, 0]
+
+
+def test_a_run_keeps_its_id_where_run_json_is_lost(config: Path) -> None:
+    directory = config.parent / "lost"
+    arguments = (str(config), f"run.name={directory.name}")
+    assert run_ranks(2, train_main, *arguments, "run.max_steps=30") == [0, 0]
+    run_id = json.loads((directory / "run.json").read_bytes())["id"]
+    newest = directory / "checkpoints/step-00000030"
+    assert json.loads((newest / "trainer.json").read_bytes())["run_id"] == run_id
+    for step, budget in ((30, 40), (40, 50)):
+        (directory / "run.json").unlink()
+        if step == 40:  # the newest is broken, the one before knows it as well
+            os.truncate(directory / "checkpoints/step-00000040/trainer.json", 100)
+        assert run_ranks(2, train_main, *arguments, f"run.max_steps={budget}") == [0, 0]
+        assert json.loads((directory / "run.json").read_bytes())["id"] == run_id
+
+
+@pytest.mark.parametrize("change", ["run.seed=6", "data.global_batch=32"])
+def test_another_order_of_rows_is_refused_even_where_the_stored_config_is_lost(config: Path, change: str) -> None:
+    directory = config.parent / f"order-{change.replace('=', '-')}"
+    arguments = (str(config), f"run.name={directory.name}")
+    assert run_ranks(1, train_main, *arguments, "run.max_steps=30") == [0]
+    (directory / "config.yaml").unlink()
+    (code, said), (other_code, _) = run_ranks(2, train_main_and_listen, *arguments, "run.max_steps=40", change)
+    assert code == other_code == 2
+    assert "stands in the order of rows of {'seed': 5, 'global_batch': 16}" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"position": -1}, "has no position"),
+        ({"step": True, "judge": []}, "has no step and no judge"),
+        ({"order": None, "ledger_bytes": "0"}, "has no ledger_bytes and no order"),
+    ],
+)
+def test_what_no_run_of_ours_would_save_is_refused_however_well_sealed(
+    config: Path, change: dict[str, Any], sentence: str
+) -> None:
+    directory = config.parent / f"stranger-{'-'.join(change)}"
+    arguments = (str(config), f"run.name={directory.name}")
+    assert run_ranks(1, train_main, *arguments, "run.max_steps=30") == [0]
+    checkpoint = directory / "checkpoints/step-00000030"
+    trainer = json.loads((checkpoint / "trainer.json").read_bytes())
+    seal_trainer(checkpoint, json.dumps({**trainer, **change}))
+    (code, said), (other_code, _) = run_ranks(2, train_main_and_listen, *arguments, "run.max_steps=40")
+    assert code == other_code == 4
+    assert sentence in said
 
 
 def test_a_run_may_go_on_in_another_precision(config: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -21,7 +22,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from harness.checkpoint import snapshot
+from harness.checkpoint import snapshot, store
 from harness.checkpoint.manifest import checkpoint_problems
 from harness.checkpoint.store import CheckpointStore
 from harness.config import RunConfig
@@ -255,6 +256,75 @@ def test_ranks_wait_for_a_slow_disk_longer_than_for_a_peer_that_does_not_answer(
     assert checkpoint_problems(tmp_path / "run/checkpoints/step-00000040") == []
 
 
+# ---------------------------------------------------------------- what a checkpoint refers to
+
+
+def syncs_are_seen(run: Run) -> Witness:
+    """Ledgers and commits are seen with their length when the disk has them."""
+    witness, fsync = Witness(), os.fsync
+
+    def seen(descriptor: int) -> None:
+        fsync(descriptor)
+        name = Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+        if name in ("ledger.jsonl", "COMMIT.json"):
+            witness.seen.append((name, os.fstat(descriptor).st_size))
+
+    os.fsync = seen
+    return witness
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_the_disk_has_the_ledger_that_a_checkpoint_refers_to_before_its_commit(
+    asynchronous: bool, tmp_path: Path
+) -> None:
+    spec = SavingSpec(updates=8, every_steps=2, asynchronous=asynchronous)
+    ((how, seen), _) = run_ranks(2, fit_under, spec, str(tmp_path), syncs_are_seen)
+    assert how == "budget"
+    commits = [index for index, (name, _) in enumerate(seen) if name == "COMMIT.json"]
+    assert steps_in(tmp_path) == [2, 4, 6, 8]
+    for step, commit in zip(steps_in(tmp_path), commits, strict=True):
+        trainer = json.loads((tmp_path / f"checkpoints/step-{step:08d}/trainer.json").read_bytes())
+        lengths = [length for name, length in seen[:commit] if name == "ledger.jsonl"]
+        assert max(lengths) >= trainer["ledger_bytes"] > 0, f"the checkpoint of step {step}"
+
+
+def delete_the_ledger(run: Run) -> None:
+    if run.strategy.rank == 0:
+        (run.checkpoints.directory.path.parent / "ledger.jsonl").unlink()
+
+
+def test_without_the_ledger_that_it_refers_to_no_checkpoint_is_made(tmp_path: Path) -> None:
+    spec = SavingSpec(every_steps=5)
+    for how, _ in run_ranks(2, fit_under, spec, str(tmp_path), happens_at, ("saved", 5), delete_the_ledger):
+        assert how.startswith("5 StorageError: 3 saves in a row failed")
+        assert "it was deleted while the run wrote to it" in how
+    assert steps_in(tmp_path) == [5]
+    assert hidden_in(tmp_path) == []
+
+
+def its_files_are_elsewhere(run: Run, name: str) -> Witness:
+    """What a rank writes under this name is not where rank zero looks, as on a disk that machines do not share."""
+    write = store.write_tensors
+
+    def elsewhere(path: Path, tensors: Any) -> Any:
+        entry = write(path, tensors)
+        if path.name == name:
+            path.unlink()
+        return entry
+
+    store.write_tensors = elsewhere  # type: ignore[assignment]
+    return Witness()
+
+
+def test_what_a_rank_wrote_where_rank_zero_does_not_see_it_is_no_checkpoint(tmp_path: Path) -> None:
+    name = "rng-00001.safetensors"
+    for how, _ in run_ranks(2, fit_under, SavingSpec(every_steps=5), str(tmp_path), its_files_are_elsewhere, name):
+        assert how.startswith("5 StorageError: 3 saves in a row failed")
+        assert f"{name} has None bytes here, the rank that wrote it wrote" in how
+    assert steps_in(tmp_path) == []
+    assert hidden_in(tmp_path) == []
+
+
 # ---------------------------------------------------------------- disks that fail
 
 
@@ -366,6 +436,77 @@ def test_a_run_does_not_start_where_not_one_checkpoint_fits(tmp_path: Path) -> N
         assert not (disk / "run/ledger.jsonl").exists()
 
 
+def cut_off_the_last_byte(run: Path, step: int) -> None:
+    path = run / f"checkpoints/step-{step:08d}/model-00000.safetensors"
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def told_of_broken_ones(run: Path) -> list[str]:
+    texts = [line.get("text", "") for line in read_lines(run / "events.jsonl")]
+    return [text for text in texts if "checkpoint not used" in text]
+
+
+@pytest.fixture
+def saved_twice(tmp_path: Path) -> tuple[str, Path]:
+    """The config and the directory of a run that was saved at updates 10 and 20 and is to go on to 30."""
+    config = write_config(tmp_path, checkpoint={"every_steps": 10})
+    assert run_ranks(1, train_main, str(config), "run.max_steps=20") == [0]
+    assert steps_in(tmp_path / "run") == [10, 20]
+    return str(config), tmp_path / "run"
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_why_every_checkpoint_is_broken_is_in_events_jsonl_when_the_run_ends_with_4(
+    world_size: int, saved_twice: tuple[str, Path]
+) -> None:
+    config, run = saved_twice
+    for step in (10, 20):
+        cut_off_the_last_byte(run, step)
+    assert [code for code, _ in run_ranks(world_size, train_main_and_listen, config)] == [4] * world_size
+    newest, older = told_of_broken_ones(run)
+    assert "step-00000020: model-00000.safetensors has" in newest
+    assert "step-00000010: model-00000.safetensors has" in older
+
+
+def test_why_a_checkpoint_was_passed_over_is_in_events_jsonl_once_and_said(saved_twice: tuple[str, Path]) -> None:
+    config, run = saved_twice
+    cut_off_the_last_byte(run, 20)
+    ((code, said),) = run_ranks(1, train_main_and_listen, config, "run.max_steps=30")
+    assert code == 0
+    (text,) = told_of_broken_ones(run)
+    assert "goes to quarantine/: step-00000020: model-00000.safetensors has" in text
+    assert text in said
+
+
+def test_why_a_checkpoint_was_passed_over_is_told_where_the_start_comes_to_nothing(
+    saved_twice: tuple[str, Path],
+) -> None:
+    config, run = saved_twice
+    cut_off_the_last_byte(run, 20)
+    rows = Path(config).with_name("rows.csv")
+    rows.write_text(rows.read_text() + "\n1,1,1\n2,2,2")
+    assert run_ranks(1, train_main, config) == [3]
+    assert len(told_of_broken_ones(run)) == 1
+
+
+def test_a_broken_checkpoint_that_cannot_be_set_aside_stays_and_is_told_and_the_run_ends_with_5(
+    saved_twice: tuple[str, Path],
+) -> None:
+    config, run = saved_twice
+    cut_off_the_last_byte(run, 20)
+    with mounted("--bind", str(run / "checkpoints"), at=run / "checkpoints") as checkpoints:
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(checkpoints)], check=True)
+        (code, said), (other_code, _) = run_ranks(2, train_main_and_listen, config)
+        assert code == other_code == 5
+        assert "cannot set aside the broken checkpoint" in said
+        assert "Read-only file system" in said
+        assert steps_in(run) == [10, 20]
+        (text,) = told_of_broken_ones(run)
+        assert "step-00000020: model-00000.safetensors has" in text
+    assert run_ranks(2, train_main, config) == [0, 0]
+    assert len(read_lines(run / "ledger.jsonl")) == 41, "40 updates and the evaluation at the end"
+
+
 # ---------------------------------------------------------------- what is kept
 
 
@@ -420,21 +561,16 @@ def test_a_large_state_is_written_by_all_ranks_and_read_by_any_number_of_them(tm
 # ---------------------------------------------------------------- after the load
 
 
-def restore_all_but(key: str) -> Callable[[Run], None]:
-    def break_restore(run: Run) -> None:
-        restore = run.strategy.restore
-
-        def broken(state: Any) -> None:
-            restore({**dict(state), key: torch.zeros_like(state[key])})
-
-        run.strategy.restore = broken  # type: ignore[method-assign]
-
-    return break_restore
-
-
-def load_with_a_bug(spec: Spec, directory: str, key: str) -> str:
+def load_with_a_bug(spec: Spec, directory: str, key: str, only_on: int | None = None) -> str:
+    """Load where one tensor becomes zeros, on every rank or on one; return what is said of it."""
     run = assemble_spec(spec, directory)
-    restore_all_but(key)(run)
+    restore = run.strategy.restore
+
+    def broken(state: Any) -> None:
+        restore({**dict(state), key: torch.zeros_like(state[key])})
+
+    if only_on in (None, run.strategy.rank):
+        run.strategy.restore = broken  # type: ignore[method-assign]
     loaded = run.checkpoints.load()
     assert loaded is not None
     with pytest.raises(CheckpointError) as caught:
@@ -466,6 +602,16 @@ def test_a_state_that_is_not_the_saved_one_after_loading_is_noticed_by_all_ranks
         f"1 tensors are not what {tmp_path}/checkpoints/step-00000002 holds after loading it, such as {key}"
         in messages[0]
     )
+
+
+@pytest.mark.parametrize("key", ["model/0.bias", "model/2.weight", "optim/0.weight/exp_avg", "optim/2.bias/exp_avg"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_under_ddp_every_rank_compares_its_own_copy(rank: int, key: str, tmp_path: Path) -> None:
+    run_ranks(2, train_and_save, Spec(), str(tmp_path))
+    first, second = run_ranks(2, load_with_a_bug, Spec(), str(tmp_path), key, rank)
+    assert first == second
+    assert f"after loading it, such as {key}" in first
+    assert f"(on rank {rank} of 2" in first
 
 
 # ---------------------------------------------------------------- settings of the optimizer

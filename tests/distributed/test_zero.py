@@ -30,13 +30,23 @@ STRATEGIES = ("ddp", *STAGES)
 # A bias before BatchNorm and the bias of attention's keys have no gradient but rounding, which Adam would scale up.
 OPTIMIZER = {
     **{"mlp": "adamw", "cnn": "adamw", "odd": "adamw", "norm_mlp": "sgd", "transformer": "sgd"},
-    **{"gpt": "sgd", "gpt_swiglu": "sgd"},
+    **{"gpt": "sgd", "gpt_swiglu": "sgd", "gpt_experts": "sgd", "gpt_ngrams": "sgd"},
 }
 
 
 @pytest.mark.parametrize(
     ("network", "accumulation"),
-    [("mlp", 3), ("cnn", 1), ("cnn", 3), ("transformer", 3), ("odd", 3), ("gpt", 3), ("gpt_swiglu", 1)],
+    [
+        ("mlp", 3),
+        ("cnn", 1),
+        ("cnn", 3),
+        ("transformer", 3),
+        ("odd", 3),
+        ("gpt", 3),
+        ("gpt_swiglu", 1),
+        ("gpt_experts", 3),
+        ("gpt_ngrams", 3),
+    ],
 )
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_an_update_is_that_of_plain_pytorch_under_every_strategy(
@@ -140,7 +150,7 @@ def test_bf16_is_autocast_with_fp32_weights_and_fp32_reduction_under_every_strat
     assert trace.losses == pytest.approx(fp32.losses, rel=2e-2)
 
 
-@pytest.mark.parametrize("network", ["transformer", "gpt"])
+@pytest.mark.parametrize("network", ["transformer", "gpt", "gpt_many_experts"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_recomputing_activations_changes_no_number(strategy: str, network: str) -> None:
     spec = Spec(strategy=strategy, network=network, optimizer="sgd", updates=8)

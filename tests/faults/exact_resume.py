@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,20 @@ STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
 MODELS: dict[str, dict[str, Any]] = {
     "mlp": {"kind": "mlp", "hidden": [16, 16], "norm": "batch", "dropout": 0.3},
     "cnn": {"kind": "cnn", "channels": [4, 8], "hidden": [16], "dropout": 0.2},
+    "gpt": {"kind": "gpt", "layers": 2, "width": 16, "heads": 2, "dropout": 0.2},
 }
 WORLD_SIZES = (1, 2, 8)
 UPDATES = 10
 """Two and a half epochs of 64 rows in batches of 16."""
+BLOCK = 6
+"""Bytes of a row of gpt."""
 
 
-def write_images(folder: Path) -> None:
-    """Eighty small images of two classes."""
+def write_data(folder: Path) -> None:
+    """Eighty small images of two classes, and as many blocks of text."""
     chance = np.random.default_rng(0)
+    letters = chance.choice(list("abcd "), 80 * BLOCK + 2)  # the target of a last byte is one more, on either side
+    (folder / "text.txt").write_text("".join(letters))
     for label in ("dark", "light"):
         (folder / "images" / label).mkdir(parents=True)
         for index in range(40):
@@ -46,11 +52,16 @@ def write_images(folder: Path) -> None:
 
 def write_config(folder: Path, *, model: str, strategy: str) -> Path:
     """A run with everything in it that a resume could forget."""
+    data: dict[str, Any] = {"source": "imagefolder", "path": str(folder / "images")}
+    task: dict[str, Any] = {"kind": "classification", "num_classes": 2}
+    if model == "gpt":
+        data = {"source": "text", "path": str(folder / "text.txt"), "block": BLOCK, "split": "tail"}
+        task = {"kind": "causal_lm"}
     values = {
         "run": {"name": "placeholder", "output_root": str(folder), "max_steps": UPDATES, "seed": 5},
         "model": MODELS[model],
-        "data": {"source": "imagefolder", "path": str(folder / "images"), "global_batch": 16},
-        "task": {"kind": "classification", "num_classes": 2},
+        "data": {**data, "global_batch": 16},
+        "task": task,
         "optim": {"kind": "adamw", "peak_lr": 0.01},
         "schedule": {"kind": "plateau", "warmup_steps": 3, "patience_evaluations": 0, "factor": 0.7},
         "clip": {"kind": "norm", "max_norm": 0.3},
@@ -126,12 +137,12 @@ def chain(folder: Path, *, model: str, strategy: str, world_size: int) -> Counte
     return +counts
 
 
-def campaign(strategy: str) -> Counter[str]:
+def campaign(strategy: str, models: Iterable[str] = MODELS) -> Counter[str]:
     """Every model at every number of ranks; the outcomes that begin with a capital must not be."""
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as temporary:
-        write_images(Path(temporary))
-        for model in MODELS:
+        write_data(Path(temporary))
+        for model in models:
             for world_size in WORLD_SIZES:
                 found = chain(Path(temporary), model=model, strategy=strategy, world_size=world_size)
                 print(f"{strategy} {model} on {world_size}: {dict(found)}", file=sys.stderr, flush=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from tests.distributed.ranks import RankFailed
 from tests.faults import corruption, exact_resume, kills
+from tests.faults.__main__ import main
 
 pytestmark = pytest.mark.slow
 
@@ -16,6 +19,26 @@ def test_whatever_is_damaged_all_ranks_fall_back_to_the_same_whole_checkpoint_or
     outcomes = {name: count for name, count in counts.items() if not name.startswith("way: ")}
     assert set(outcomes) == {"detected, all fell back alike", "detected, all refused"}
     assert sum(outcomes.values()) == 60
+
+
+def test_a_part_that_breaks_off_is_counted_as_wrong_and_the_others_are_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def break_off(strategy: str, *_: object) -> Counter[str]:
+        raise RankFailed(f"a rank of {strategy} died")
+
+    monkeypatch.setattr(kills, "campaign", break_off)
+    monkeypatch.setattr(
+        exact_resume,
+        "campaign",
+        lambda *_: Counter({"runs": 1, "runs equal to the bit": 1, "kills after an update": 9}),
+    )
+    assert main(["ddp", "zero1", "--parts", "kills", "resume"]) == 1
+    said = capsys.readouterr()
+    assert said.err.count("RankFailed: a rank of ") == 2
+    last = said.out.splitlines()[-1]
+    assert "18 kills after an update, 2 of 2 runs equal to the bit; 2 wrong" in last
+    assert main(["ddp", "--parts", "resume"]) == 0
 
 
 @pytest.mark.parametrize(("strategy", "every"), [("ddp", 9), ("zero1", 40), ("zero3", 40)])
@@ -30,11 +53,12 @@ def test_wherever_a_save_is_killed_the_run_goes_on_from_a_whole_checkpoint_to_th
 
 
 @pytest.mark.parametrize(
-    ("model", "strategy", "world_size"), [("mlp", "ddp", 2), ("cnn", "ddp", 8), ("mlp", "zero2", 2)]
+    ("model", "strategy", "world_size"),
+    [("mlp", "ddp", 2), ("cnn", "ddp", 8), ("mlp", "zero2", 2), ("gpt", "ddp", 2), ("gpt", "zero3", 2)],
 )
 def test_a_run_killed_after_every_update_is_the_run_that_was_left_alone(
     model: str, strategy: str, world_size: int, tmp_path: Path
 ) -> None:
-    exact_resume.write_images(tmp_path)
+    exact_resume.write_data(tmp_path)
     counts = exact_resume.chain(tmp_path, model=model, strategy=strategy, world_size=world_size)
     assert counts == {"kills after an update": exact_resume.UPDATES - 1, "runs": 1, "runs equal to the bit": 1}

@@ -99,6 +99,14 @@ class SlurmCluster:
         process.kill()
         process.wait(timeout=20)
 
+    def pause_controller(self) -> None:
+        """Let the controller answer nobody."""
+        self._processes["slurmctld"].send_signal(signal.SIGSTOP)
+
+    def resume_controller(self) -> None:
+        """Let the controller go on."""
+        self._processes["slurmctld"].send_signal(signal.SIGCONT)
+
     def wait_for_nodes(self, *, seconds: float = 60) -> None:
         """Wait until every node takes jobs."""
         wait_until(lambda: set(self.node_states()) <= {"idle", "mixed", "allocated"}, "all nodes up", seconds=seconds)
@@ -189,6 +197,7 @@ SlurmctldParameters=preempt_send_user_signal
 AccountingStorageType=accounting_storage/none
 PartitionName=main Nodes={names} Default=YES PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE State=UP
 PartitionName=preempt Nodes={names} PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace} MaxTime=INFINITE State=UP
+PartitionName=ended Nodes={names} PriorityTier=1 PreemptMode=CANCEL GraceTime={grace} MaxTime=INFINITE State=UP
 PartitionName=urgent Nodes={names} PriorityTier=100 PreemptMode=OFF MaxTime=INFINITE State=UP
 """
 

@@ -21,6 +21,7 @@ from launch import cli
 from launch.slurm_client import field
 from tests.slurm.cluster import SlurmCluster, wait_until
 
+KILL = int(signal.SIGKILL)
 CLUSTER = {
     "gpus_per_node": 0,
     "ranks_per_node": 1,
@@ -103,8 +104,8 @@ class Run:
         """Send the ranks a signal, as Slurm does before the time limit."""
         self.cluster.ask("scancel", f"--signal={name}", self.job)
 
-    def kill_rank(self) -> None:
-        """Kill one rank of the run as the kernel does when memory runs out."""
+    def kill_rank(self, number: int = KILL) -> None:
+        """Kill one rank of the run, as the kernel does when memory runs out, or send it another signal."""
         config = str(self.directory / "slurm" / "config.yaml").encode()
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             try:
@@ -112,7 +113,7 @@ class Run:
             except OSError:
                 continue  # it has just ended
             if b"harness.train" in words and config in words and b"srun" not in words and b"launch.node" not in words:
-                os.kill(int(path.parent.name), signal.SIGKILL)
+                os.kill(int(path.parent.name), number)
                 return
         raise AssertionError(f"no rank of {self.directory} runs\n{self.story()}")
 
@@ -138,8 +139,12 @@ class Run:
         return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines]
 
     @property
+    def exit_file(self) -> Path:
+        return self.directory / "exit.json"
+
+    @property
     def exit_code(self) -> int:
-        return int(json.loads((self.directory / "exit.json").read_text())["code"])
+        return int(json.loads(self.exit_file.read_text())["code"])
 
     def causes(self) -> list[tuple[int, str]]:
         """Return the exit code and what was done about it, of every attempt."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shlex
+import signal
 import socket
 import time
 
@@ -62,11 +63,12 @@ def test_a_cancelled_job_stays_cancelled(site: Site) -> None:
     run.wait_for_step(50)
     assert "running, 0 restarts" in status_of(run.directory).line()
     assert newest_log(run.directory).name == "rank-0.log"
-    assert "is cancelled" in cancel(run.directory)
+    assert "is cancelled" in cancel([run.directory])[0]
     run.ends_as("CANCELLED")
     assert "cancelled, 0 restarts" in status_of(run.directory).line()
+    assert run.causes() == [(75, "leave")]
     with pytest.raises(ConfigError, match="no job that waits or runs"):
-        cancel(run.directory)
+        cancel([run.directory])
     time.sleep(8)  # longer than Slurm waits before it starts a requeued job
     assert run.shown("JobState") == "CANCELLED"
     assert run.restarts == 0
@@ -117,6 +119,48 @@ def test_a_preempted_job_is_requeued_once_and_goes_on(site: Site) -> None:
     assert run.events("started")[1]["step"] == run.events("job ended")[0]["step"] > 0
 
 
+def test_a_preempted_job_comes_back_where_slurm_only_ends_such_jobs(site: Site) -> None:
+    run = site.submit("ended", LONG, partition="ended")
+    run.wait_for_step(50)
+    first = run.job
+    site.cluster.ask("sbatch", "--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=true")
+    run.wait_for(lambda: len(run.events("submitted")) == 2, "another job")
+    run.finish_soon()
+    run.job = run.events("submitted")[1]["job"]
+    assert run.events("submitted")[1]["after"] == first
+    run.ends_as("COMPLETED")
+    assert run.causes() == [(75, "leave"), (0, "end")]
+
+
+def test_a_job_comes_back_though_the_controller_was_away_when_its_attempt_ended(site: Site) -> None:
+    run = site.submit("alone", LONG)
+    run.wait_for_step(50)
+    site.cluster.pause_controller()
+    try:
+        run.kill_rank(signal.SIGUSR1)
+        run.wait_for(lambda: run.exit_file.exists() and run.exit_code == 75, "the end of the ranks")
+        time.sleep(5)
+        assert not run.events("job ended"), "nothing is decided before Slurm has said how the job stands"
+    finally:
+        site.cluster.resume_controller()
+    run.wait_for(lambda: run.events("job ended"), "a decision", seconds=150)
+    run.finish_soon()
+    run.ends_as("COMPLETED")
+    assert run.causes() == [(75, "requeue"), (0, "end")]
+
+
+def test_a_check_writes_nothing_and_a_finished_run_that_is_to_go_on_is_not_taken_for_done(site: Site) -> None:
+    run = site.submit("more", "run.max_steps=100")
+    run.ends_as("COMPLETED")
+    site.submit("more", "run.max_steps=7", options=("--check",))
+    assert "max_steps: 100" in (run.directory / "slurm" / "config.yaml").read_text()
+    site.submit("more", "run.max_steps=300")
+    run = Run(site.cluster, run.directory)
+    run.requeue()  # before a rank has begun
+    run.ends_as("COMPLETED")
+    assert run.step() == 300
+
+
 def test_a_job_that_lost_a_node_goes_on_from_the_last_periodic_save(site: Site) -> None:
     run = site.submit("lost", LONG, nodes=2)
     run.wait_for(lambda: len(run.events("saved")) > 1, "two saves")
@@ -128,6 +172,7 @@ def test_a_job_that_lost_a_node_goes_on_from_the_last_periodic_save(site: Site) 
     finally:
         site.cluster.start_node("node2")
     assert run.events("job started")[1]["nodes"] == ["node1", "node3"]
+    assert not run.events("job ended")[:-1] or run.events("job ended")[0]["cause"].startswith(("lost node2", "Slurm"))
     step = run.events("started")[1]["step"]
     assert step == max(line["step"] for line in run.events("saved") if line["time"] < run.events("started")[1]["time"])
     assert step % 200 == 0
@@ -141,6 +186,7 @@ def test_a_job_that_reaches_its_time_limit_saves_before_it_and_comes_back(site: 
     run.ends_as("COMPLETED")
     *interrupted, last = run.causes()  # where the machine is so busy that a start takes half a minute, more than one
     assert set(interrupted) == {(75, "requeue")}
+    assert run.events("ended")[0]["signal"] == "SIGUSR1"
     assert last == (0, "end")
     assert run.restarts == len(interrupted)
     starts = [line["step"] for line in run.events("started")]
