@@ -36,8 +36,9 @@ check: $(STAMP) ## Lint, format and types
 	@$(BIN)/python -m ruff format --check --quiet .
 	@$(BIN)/python -m mypy --no-error-summary
 
-bench: $(STAMP) ## Measure an update beside a hand-written loop: make bench [ARGS="--rounds 21"]
+bench: $(STAMP) ## Measure an update beside a hand-written loop, and what tracking adds: make bench [ARGS="--rounds 21"]
 	@$(BIN)/python -m tests.benchmarks.step_cost $(ARGS)
+	@$(BIN)/python -m tests.benchmarks.tracking_cost $(ARGS)
 
 clean: ## Remove caches and build outputs; runs/ and .venv stay
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from harness.agenda import Agenda
@@ -14,11 +15,14 @@ from harness.data.order import BalancedRows, BatchPlan, RowOrder, ShardedRows
 from harness.data.shards import ShardedColumns
 from harness.data.sources import DataSplits
 from harness.errors import ConfigError
+from harness.models.flops import training_flops_per_row
 from harness.models.registry import batch_norms
 from harness.observers.base import Observers
+from harness.peak_flops import peak_flops
 from harness.run import Run
 from harness.schedule import check_fits
 from harness.stopping import Judge, StopSignals
+from harness.stopwatch import Stopwatch
 from harness.strategy.base import Ranks
 from harness.strategy.build import DTYPES, build_strategy
 from harness.tasks.build import build_task
@@ -44,6 +48,7 @@ def assemble(
     with ranks.together("putting the run together"):
         check_fits(config.schedule, total_updates=agenda.total_updates)
         check_batch_norm(model, plan, input_shape=splits.input_shape)
+    share_of_peak_per_row = _share_of_peak_per_row(config, ranks, splits, model)
     strategy = build_strategy(config, model, ranks)
     device, dtype = ranks.device, DTYPES[config.strategy.precision]
     with ranks.together("preparing the task"):
@@ -78,6 +83,8 @@ def assemble(
             "tokenizer": splits.tokenizer and splits.tokenizer.to_json(),
         },
         observers=Observers(),
+        stopwatch=Stopwatch(device, tells_reduction=strategy.tells_reduction),
+        share_of_peak_per_row=share_of_peak_per_row,
     )
 
 
@@ -100,6 +107,16 @@ def check_batch_norm(model: nn.Module, plan: BatchPlan, *, input_shape: tuple[in
                     f"{layers[0]}) wants two or more; with {plan.num_rows:,} training rows use another "
                     "data.global_batch, strategy.micro_batch or number of ranks, or model.norm=none"
                 )
+
+
+def _share_of_peak_per_row(config: RunConfig, ranks: Ranks, splits: DataSplits, model: nn.Module) -> float | None:
+    if ranks.device.type != "cuda":
+        return None
+    name, allows_tf32 = torch.cuda.get_device_name(ranks.device), torch.backends.cuda.matmul.allow_tf32
+    peak = peak_flops(name, precision=config.strategy.precision, allows_tf32=allows_tf32)
+    if peak is None:
+        return None
+    return training_flops_per_row(model, splits.validation.inputs[:1]) / (peak * ranks.world_size)
 
 
 def _row_order(config: RunConfig, splits: DataSplits) -> RowOrder | None:

@@ -19,7 +19,7 @@ from harness.state import TrainState, UpdateReport
 from harness.stopping import StopSignals
 from harness.strategy.loss_scale import LEAST
 
-_BALLOT = 5
+_BALLOT = 7
 
 
 class Interval:
@@ -38,6 +38,7 @@ class Interval:
         self._reports: list[UpdateReport] = []
         self._started = time.perf_counter()
         self._seconds_waited = run.batches.seconds_waited
+        run.stopwatch.position = self.positions[length // 2]
 
     def learning_rate(self) -> Tensor:
         """Return the () rate of the next update on the device: it moves on only with applied updates."""
@@ -80,20 +81,29 @@ class Interval:
             hear_of_save(run, state, run.checkpoints.advance())
 
     def _of_interval(self, rows: list[list[float]], *, seconds: float) -> dict[str, float]:
-        """Return what is known of the interval as a whole, by the ballots; its last line tells it."""
-        plan = self._run.plan
+        """Return what is known of the interval as a whole, by the ballots; its last line tells it.
+
+        The fractions are of the time of an update, on the rank that waited longest for its rows, and add up to 1.
+        """
+        run, plan = self._run, self._run.plan
         num_samples = plan.samples_before(self.positions.stop) - plan.samples_before(self.positions.start)
-        return {
-            "samples_per_second": num_samples / (seconds * len(self._reports)),
-            "memory_bytes": int(max(row[3] for row in rows)),
-            "data_wait_fraction": max(row[4] for row in rows),
-        }
+        samples_per_second = num_samples / (seconds * len(self._reports))
+        figures = {"samples_per_second": samples_per_second, "memory_bytes": int(max(row[3] for row in rows))}
+        if run.task.counts_tokens:
+            figures["tokens_per_second"] = samples_per_second * run.task.targets_per_row
+        if run.share_of_peak_per_row is not None:
+            figures["mfu"] = samples_per_second * run.share_of_peak_per_row
+        waited, compute, reduction = max((row[4:_BALLOT] for row in rows), key=lambda parts: parts[0])
+        parts = {"data_wait": waited, "compute": (1 - waited) * compute, "reduction": (1 - waited) * reduction}
+        known = {f"{name}_fraction": share for name, share in parts.items() if not math.isnan(share)}
+        rest = {"rest_fraction": 1 - math.fsum(known.values())} if "compute_fraction" in known else {}
+        return {**figures, **known, **rest}
 
     def _read(self) -> tuple[list[list[float]], list[float]]:
         """Return the ballot and the losses of every rank; norm, coefficient and, in fp16, loss scale of every update.
 
         A ballot is (stop vote, next interval, whether the save in flight may advance, most bytes of memory in use so
-        far, share of the interval that was spent waiting for rows).
+        far, share of the interval that was spent waiting for rows, and of the rest computing and reducing).
         """
         strategy = self._run.strategy
         seconds = time.perf_counter() - self._started  # as the next interval will take, more or less
@@ -101,9 +111,10 @@ class Interval:
         is_written = self._run.checkpoints.vote()
         votes = [vote, self._run.agenda.updates_in_a_second(), is_written]
         waited = (self._run.batches.seconds_waited - self._seconds_waited) / (time.perf_counter() - self._started)
-        ballot = strategy.tensor([*votes, strategy.peak_memory_bytes(), waited], dtype=torch.float64)
+        measured = [strategy.peak_memory_bytes(), waited, *self._run.stopwatch.parts()]
+        ballot = strategy.tensor([*votes, *measured], dtype=torch.float64)
         losses = torch.stack([report.loss for report in self._reports])
-        mine = torch.cat([ballot, losses])  # (5 + updates,) in float64, which holds every float32
+        mine = torch.cat([ballot, losses])  # (_BALLOT + updates,) in float64, which holds every float32
         gradients = [report.gradient for report in self._reports]
         figures = [x for norm in gradients for x in (norm.total, norm.coefficient, norm.loss_scale) if x is not None]
         replicated = torch.stack(figures)

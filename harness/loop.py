@@ -10,7 +10,7 @@ from harness.interval import Interval
 from harness.resume import finish_saving, save
 from harness.run import Run
 from harness.state import FitResult, TrainState, UpdateReport
-from harness.tasks.base import Scores
+from harness.tasks.base import Scores, evenly_spread
 
 
 def fit(run: Run, state: TrainState) -> FitResult:
@@ -22,7 +22,7 @@ def fit(run: Run, state: TrainState) -> FitResult:
             interval.count(train_step(run, position, interval.learning_rate()))
         interval.settle()  # the only collective and host read besides those of the updates themselves
         if run.agenda.evaluation_is_due(state):
-            state.metrics = evaluate(run)
+            state.metrics = evaluate(run, step=state.step)
             state.is_best = run.judge.observe(state.metrics, step=state.step)
             state.evaluated_step = state.step
             run.observers.evaluated(state, best=run.judge.score)
@@ -43,14 +43,20 @@ def train_step(run: Run, position: int, learning_rate: Tensor) -> UpdateReport:
     strategy = run.strategy
     micro_batches = run.batches.at(position)
     weight = weight_of_global_batch(run, position, micro_batches)
+    run.stopwatch.start(position)  # in one update an interval; it reads nothing either
     losses = []
     for index, batch in enumerate(micro_batches, start=1):
-        with strategy.accumulate(is_last=index == len(micro_batches)):
+        is_last = index == len(micro_batches)
+        with strategy.accumulate(is_last=is_last):
             loss = loss_sum(run, batch) / weight
+            if is_last:
+                run.stopwatch.note_gradients_of(loss)
             strategy.backward(loss)
         losses.append(loss.detach())
     # Gradients are now the sum over micro-batches and ranks, whole and unclipped; update() measures, clips and applies.
+    run.stopwatch.note()
     gradient = strategy.update(learning_rate, position=position)
+    run.stopwatch.note()
     return UpdateReport(loss=sum(losses[1:], start=losses[0]), gradient=gradient)
 
 
@@ -76,17 +82,20 @@ def loss_sum(run: Run, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(run: Run) -> dict[str, Any]:
+def evaluate(run: Run, *, step: int) -> dict[str, Any]:
     """Return the validation scores over the rows of all ranks, each seen once. Collective."""
     strategy = run.strategy
     strategy.share_buffers()
     strategy.model.eval()
-    scores = Scores(run.task, device=strategy.device)
+    shown_rows = evenly_spread(run.config.tracking.sample_table_rows, run.validation.num_rows)
+    scores = Scores(run.task, device=strategy.device, shown_rows=shown_rows, first_row=run.validation.first_row)
     with strategy.averaged():
         for batch in run.validation:
             outputs = strategy.predict(batch.inputs)
             if not batch.is_padding:
                 scores.update(outputs, batch.targets)
+    if examples := scores.examples(strategy.gather_objects):
+        run.observers.happened("samples", step=step, **examples)
     strategy.release()
     strategy.model.train()
     result: dict[str, Any] = strategy.broadcast(scores.compute(strategy.gather))

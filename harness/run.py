@@ -12,6 +12,7 @@ from harness.observers.base import Observers
 from harness.schedule import learning_rate
 from harness.state import StopReason, TrainState
 from harness.stopping import Judge, StopSignals
+from harness.stopwatch import Stopwatch
 from harness.strategy.base import Strategy
 from harness.tasks.base import TaskLoss
 
@@ -35,6 +36,9 @@ class Run:
     facts: dict[str, Any]
     """What a checkpoint says of the data, besides: what is needed to build the network without them."""
     observers: Observers
+    stopwatch: Stopwatch
+    share_of_peak_per_row: float | None = None
+    """What share of its device's peak each rank uses when the run trains one row a second; None where it is unknown."""
 
     def learning_rate(self, update: int) -> float:
         """Return the rate of the `update`-th applied update, from 1."""

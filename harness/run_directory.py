@@ -7,7 +7,9 @@ import re
 import socket
 import uuid
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from harness.checkpoint.directory import CheckpointDirectory
 from harness.checkpoint.manifest import checkpoint_problems, read_trainer
@@ -73,8 +75,10 @@ class RunDirectory:
         """Write run.json once and config.yaml; return what changed since the run was last started and is worth a word.
 
         Raises:
-            ConfigError: the directory holds a run that this config cannot continue.
+            ConfigError: the directory holds a run that this config, or this version, cannot continue.
         """
+        if (self.path / "run.json").exists():
+            read_identity(self.path)
         stored = self.path / "config.yaml"
         notices: list[str] = []
         # Before anything was saved there is no run to continue: a first start may be mended in any way.
@@ -108,3 +112,27 @@ class RunDirectory:
         """Write how the run ended, since torchrun itself exits with 1 for everything."""
         with storage_errors("write", self.path / "exit.json"):
             replace_durably(self.path / "exit.json", json_bytes({"code": code, "reason": reason, "step": step}))
+
+
+def read_identity(directory: Path) -> dict[str, Any]:
+    """Return what run.json says: `id`, `created` and `schema`.
+
+    Raises:
+        ConfigError: there is none, it is broken, or another version of this harness wrote it.
+    """
+    path = directory / "run.json"
+    try:
+        identity = json.loads(path.read_bytes())
+        schema, _ = identity["schema"], identity["id"]
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{directory} is not a run directory: it has no run.json. Give one such as runs/mnist-cnn"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is broken ({error!r}); put it back from a copy, or use another run.name") from error
+    if schema != SCHEMA:
+        raise ConfigError(
+            f"{path} is of schema {schema!r}, this harness knows {SCHEMA}; use the version that wrote it, or another "
+            "run.name. harness report draws what it can of any"
+        )
+    return dict(identity)

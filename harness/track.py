@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
+import math
 import os
 import select
 import signal
 import sys
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +28,7 @@ from harness.observers.base import Line
 from harness.observers.build import TRACKERS, build_tracker
 from harness.observers.rows import Rows
 from harness.observers.tracker import TrackedRun, Tracker
+from harness.run_directory import read_identity
 from harness.stopping import StopSignals
 
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -87,8 +90,10 @@ def follow(given: argparse.Namespace) -> None:
     projection = Projection(tracker, last_step=opened.last_step, events_from=given.events_from)
     if _is_told_to_follow():
         projection.advance(is_past=given.restarted)
+        silence = Silence(tracker.run.config.tracking.stall_alert_seconds)
         while not select.select([sys.stdin], [], [], SECONDS_BETWEEN_LOOKS)[0] or os.read(sys.stdin.fileno(), 64):
-            projection.advance()
+            if silence.is_too_long(now=time.monotonic(), has_news=projection.advance()):
+                tracker.alert("stalled", projection.last_sign())
     signal.alarm(END_SECONDS)
     projection.advance()
     if text := projection.end():
@@ -117,11 +122,9 @@ def tracked_run(directory: Path, *, trainer_pid: int | None = None, run_id: str 
     """Return the run of a directory.
 
     Raises:
-        ConfigError: it holds none.
+        ConfigError: it holds none that this version knows.
     """
-    if not (directory / "run.json").exists():
-        raise ConfigError(f"{directory} is not a run directory: it has no run.json. Give one such as runs/mnist-cnn")
-    identity = json.loads((directory / "run.json").read_bytes())
+    identity = read_identity(directory)
     config = load_config(directory / "config.yaml").config
     return TrackedRun(directory, config, run_id or identity["id"], trainer_pid)
 
@@ -141,15 +144,16 @@ class Projection:
         self._events = _Tail(tracker.run.directory / "events.jsonl")
         self._last_step, self._events_from = last_step, events_from
         self._exit_code: int | None = None
+        self._step = 0
 
-    def advance(self, *, is_past: bool = False) -> None:
-        """Bring what was added since the last time.
+    def advance(self, *, is_past: bool = False) -> bool:
+        """Bring what was added since the last time; return whether anything was.
 
         Args:
             is_past: an earlier process has alerted people of it.
         """
-        lines = list(self._ledger.lines())
-        for offset, event in self._events.lines():  # read second: norms stand there before their ledger line
+        lines, events = list(self._ledger.lines()), list(self._events.lines())
+        for offset, event in events:  # read second: norms stand there before their ledger line
             self._rows.take_event(event)
             if event["event"] == "started":
                 self._tracker.describe({key: value for key, value in event.items() if key not in FACTS_LEFT_OUT})
@@ -159,6 +163,16 @@ class Projection:
                     self._tracker.alert(*alert)
         for _, line in lines:
             self._log(self._rows.take(line))
+            self._step = line["step"]
+        return bool(lines or events)
+
+    def last_sign(self) -> str:
+        """Return a sentence about a run that has not said anything for too long."""
+        seconds = self._tracker.run.config.tracking.stall_alert_seconds
+        return (
+            f"no update, evaluation or save in {seconds:g} s after update {self._step:,}: a rank, a disk or the "
+            "network hangs, or an evaluation takes longer than tracking.stall_alert_seconds"
+        )
 
     def end(self) -> str:
         """Bring the last row, unless the run was killed and will come to it again, and close the tracker."""
@@ -170,6 +184,32 @@ class Projection:
         for row in rows:
             if row.step > self._last_step:
                 self._tracker.log(row)
+
+
+class Silence:
+    """Tells once when a run has said nothing for too long, and once more when it stalls again.
+
+    Args:
+        limit_seconds: None never tells.
+    """
+
+    def __init__(self, limit_seconds: float | None) -> None:
+        self._limit_seconds = math.inf if limit_seconds is None else limit_seconds
+        self._since: float | None = None
+
+    def is_too_long(self, *, now: float, has_news: bool) -> bool:
+        """Return whether this is the moment to tell.
+
+        Args:
+            now: in seconds, of a clock that goes on while the run stands still.
+            has_news: the run has said something since the last call.
+        """
+        if has_news or self._since is None:
+            self._since = now
+        if now - self._since < self._limit_seconds:
+            return False
+        self._since = math.inf  # until there is news
+        return True
 
 
 class _Tail:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config.io import LoadedConfig, load_config
-from harness.config.sweep import sweep_run_id, swept
+from harness.config.sweep import chosen_run_id, swept
 from harness.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -98,7 +98,7 @@ def train(path: str, overrides: Sequence[str], place: Placement, *, when_all_is_
         ranks = join_ranks(place, timeout_seconds=timeout_seconds, alone_in_group=is_zero)
         stack.callback(leave_ranks)
         loaded = _as_swept(loaded, path, overrides, ranks)
-        directory = RunDirectory(loaded.config, new_id=sweep_run_id())
+        directory = RunDirectory(loaded.config, new_id=chosen_run_id() if loaded.config.tracking.wandb else None)
         session = Session(loaded.config, ranks, directory, signals, place.command(path, overrides))
         with ranks.together("opening the run directory"):
             if ranks.rank == 0:
@@ -248,6 +248,7 @@ class Session:
             samples_seen=trainer.get("samples_seen", 0),
             command=self.command,
             report=self.directory.path / "report.html" if self.config.tracking.report else None,
+            links=Observers(self.trackers).links,
         )
         for tracker in self.trackers:
             tracker.follow()

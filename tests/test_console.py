@@ -1,9 +1,11 @@
 """What a person reads, on a terminal and in a pipe."""
 
 import io
+import json
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,9 +20,11 @@ from harness.agenda import Agenda
 from harness.config import RunConfig
 from harness.config.io import load_config
 from harness.observers.console import Console
+from harness.observers.ledger import read_lines
 from harness.observers.pace import Pace
 from harness.state import FitResult, TrainState
 from harness.stopping import Patience
+from tests.conftest import run_to_the_end
 
 REPOSITORY = Path(__file__).parent.parent
 CONFIG = """\
@@ -75,7 +79,7 @@ class Told:
             samples_seen=64 * step,
             command="harness launch a.yaml --gpus 2",
             report=Path("runs/a/report.html"),
-            links=lambda: ["https://tracker/run"],
+            links=lambda: [("tracker", "https://tracker/run")],
             terminal=terminal,
         )
 
@@ -109,6 +113,11 @@ def test_the_first_line_in_a_pipe_has_step_and_throughput(told: Tell) -> None:
     assert "loss 0.2500  norm 1.500  rate 1.0e-03" in line
     rows_a_second = float(line.split(" samples/s")[0].split()[-1].replace(",", ""))
     assert 100 < rows_a_second <= 128  # 64 rows in half a second
+
+
+def test_a_language_model_is_told_in_tokens(told: Tell) -> None:
+    line = told(is_terminal=False).settle(1, samples_per_second=100.0, tokens_per_second=1600.0)
+    assert 16 * 100 < float(line.split(" tokens/s")[0].split()[-1].replace(",", "")) <= 16 * 128
 
 
 def test_throughput_and_eta_of_a_resumed_run_count_its_own_updates(told: Tell) -> None:
@@ -189,8 +198,8 @@ def test_a_start_says_where_the_run_is_where_it_can_be_seen_and_how_to_resume_it
     run.console.on_event({"event": "started"})
     assert run.lines == [
         "run directory: runs/a",
-        "report: runs/a/report.html when it ends; until then: harness report runs/a",
-        "tracking: https://tracker/run",
+        "report: harness report runs/a (drawn at the end anyway)",
+        "tracker: https://tracker/run",
         "to resume: harness launch a.yaml --gpus 2",
     ]
     run = told(is_terminal=True)
@@ -226,8 +235,39 @@ def test_a_finished_run_says_why_how_good_and_where(told: Tell) -> None:
         "done after update 30 of 100, no better evaluation within the patience: val/loss 0.5000; no best",
         "run directory: runs/a",
         "report: runs/a/report.html",
-        "tracking: https://tracker/run",
+        "tracker: https://tracker/run",
+        "to train longer: harness launch a.yaml --gpus 2 early_stopping=null",
     ]
+
+
+def test_a_failed_run_says_with_what_code_and_how_to_go_on(told: Tell) -> None:
+    run = told(is_terminal=False)
+    run.console.on_event({"event": "failed", "step": 7, "code": 6, "reason": "NaN"})
+    assert run.lines[0] == "failed after update 7: exit code 6"
+    assert run.lines[-1] == "to resume: harness launch a.yaml --gpus 2"
+
+
+@pytest.mark.parametrize(
+    ("words", "reason", "steps"),
+    [("run.max_steps=4", "budget", 8), ("run.max_steps=9 early_stopping.patience_evaluations=1", "early_stopping", 9)],
+)
+def test_the_command_that_trains_longer_does_so(
+    told: Tell, tmp_path: Path, words: str, reason: Any, steps: int
+) -> None:
+    config = tmp_path / "a.yaml"
+    given = [f"run.output_root={tmp_path}", *words.split(), "evaluation.every_steps=2", "early_stopping.min_delta=9"]
+    run = told(is_terminal=False)
+    run.console._pace._agenda.config = load_config(config, given).config
+    run.console._command = shlex.join(["harness", "train", str(config), *given])
+    run_to_the_end(config, *given)
+    assert read_lines(tmp_path / "a/events.jsonl")[-1]["reason"] == reason
+    run.console.on_end(FitResult(reason, 4, {}))
+    label, _, command = run.lines[-1].partition(": ")
+    program, verb, path, *overrides = shlex.split(command)
+    assert (label, program, verb) == ("to train longer", "harness", "train")
+    run_to_the_end(Path(path), *overrides)
+    last = json.loads((tmp_path / "a/exit.json").read_text())
+    assert (last["step"], last["reason"]) == (steps, "budget")
 
 
 def test_a_reader_that_goes_away_ends_nothing(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ TARGETS = torch.tensor([[0, 1, 2], [3, 1, 1], [0, 0, 3]])  # 6 + 6 + 2 bytes
 
 
 def scores(outputs: Tensor, targets: Tensor, *, rows_at_once: int = 2) -> dict[str, float]:
-    counted = Scores(CausalLm(targets.shape[1], TOKEN_BYTES), device=torch.device("cpu"))
+    counted = Scores(CausalLm(targets.shape[1], TOKEN_BYTES, decode=bytes), device=torch.device("cpu"))
     for start in range(0, len(targets), rows_at_once):
         counted.update(outputs[start : start + rows_at_once], targets[start : start + rows_at_once])
     return counted.compute(lambda own: own.unsqueeze(0))
@@ -46,6 +46,6 @@ def test_early_stopping_may_ask_for_each_score_and_for_no_other() -> None:
 
 
 def test_the_loss_of_an_update_counts_every_token() -> None:
-    task = CausalLm(3, TOKEN_BYTES)
+    task = CausalLm(3, TOKEN_BYTES, decode=bytes)
     assert task.targets_per_row * len(TARGETS) == TARGETS.numel()
     assert task.loss_sum(torch.zeros(3, 3, 4), TARGETS).item() == pytest.approx(9 * math.log(4))

@@ -18,6 +18,7 @@ LAYERS = {
         "harness/files.py",
         "harness/host_memory.py",
         "harness/json_lines.py",
+        "harness/peak_flops.py",
         "harness/process.py",
         "harness/provenance.py",
     ),
@@ -38,7 +39,7 @@ LAYERS = {
     3: ("harness/strategy/",),
     # Which rank brought a NaN is a question to every rank, so this diagnosis stands above the seam.
     4: ("harness/checkpoint/", "harness/observers/", "harness/diagnostics/nonfinite.py"),
-    5: ("harness/loop.py", "harness/interval.py", "harness/resume.py", "harness/run.py"),
+    5: ("harness/loop.py", "harness/interval.py", "harness/resume.py", "harness/run.py", "harness/stopwatch.py"),
     6: (
         "harness/train.py",
         "harness/assemble.py",

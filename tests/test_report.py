@@ -28,7 +28,7 @@ from harness.report.accounting import wall_time
 from harness.report.charts import charts, thin
 from harness.report.page import differing
 from harness.report.read import Record, read_run
-from harness.report.shapes import HeatMap
+from harness.report.shapes import ConfusionMatrix, HeatMap, LineChart
 from tests import browser
 from tests.conftest import run_to_the_end
 from tests.distributed.ranks import run_ranks
@@ -169,12 +169,53 @@ def test_a_thinned_curve_keeps_every_spike_in_its_band() -> None:
 def test_figures_that_are_told_once_an_interval_are_a_line(tmp_path: Path) -> None:
     lines = updates(1, 20, seconds=0.5)
     for line in lines[::5]:
-        line |= {"samples_per_second": 100.0, "memory_bytes": 2**30, "data_wait_fraction": 0.25}
+        parts = {"data_wait_fraction": 0.25, "compute_fraction": 0.5, "rest_fraction": 0.25}
+        line |= {"samples_per_second": 100.0, "tokens_per_second": 700.0, "memory_bytes": 2**30, "mfu": 0.4, **parts}
     record = made(tmp_path / "a", events=[], ledger=lines)
-    found = {chart.slug: chart.series[0] for chart in charts([record]) if chart.slug != "loss"}  # type: ignore[union-attr]
-    assert found["throughput"].x.tolist() == [1, 6, 11, 16]
-    assert found["memory"].y.tolist() == [1.0] * 4
-    assert found["data-wait-fraction"].y.tolist() == [0.25] * 4
+    found = {chart.slug: chart for chart in charts([record]) if isinstance(chart, LineChart)}
+    assert found["throughput"].title == "Tokens a second, while updating"
+    assert found["throughput"].series[0].x.tolist() == [1, 6, 11, 16]
+    for slug, wanted in (
+        ("throughput", [700.0]),
+        ("memory", [1.0]),
+        ("mfu", [0.4]),
+        ("update-parts", [0.25, 0.5, 0.25]),
+    ):
+        assert [series.y.tolist() for series in found[slug].series] == [[value] * 4 for value in wanted]
+    assert [series.label for series in found["update-parts"].series] == ["waiting for data", "computing", "rest"]
+
+
+def test_the_confusion_matrix_and_the_validation_rows_that_count_are_those_of_the_last_evaluation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def samples(step: int, prediction: str) -> dict[str, Any]:
+        columns = ["row", "target", "prediction", "probability"]
+        rows = [[0, "ant", "ant", 0.5], [1, "bee", prediction, 0.75]]
+        return {"event": "samples", "time": at(step), "step": step, "columns": columns, "rows": rows}
+
+    def scores(step: int, matrix: list[list[int]]) -> dict[str, Any]:
+        return {"event": "evaluation", "step": step, "metrics": {"val/loss": 1.0, "val/confusion_matrix": matrix}}
+
+    start = {"event": "started", "time": at(0)}
+    record = made(
+        tmp_path / "a",
+        events=[
+            {**start, "step": 0},
+            samples(10, "fox"),
+            samples(20, "elk"),
+            {**start, "step": 15},
+            samples(20, "cow"),
+        ],
+        ledger=[*updates(1, 10, seconds=1), scores(10, [[9, 0], [0, 9]]), scores(20, [[3, 1], [0, 4]])],
+    )
+    (matrix,) = [chart for chart in charts([record]) if isinstance(chart, ConfusionMatrix)]
+    assert matrix.counts.tolist() == [[3, 1], [0, 4]]
+    page, _ = drawn(capsys, tmp_path / "a")
+    assert "final val/confusion_matrix" not in page
+    assert '<tr class="wrong"><td>1</td><td>bee</td><td>cow</td><td>0.75</td></tr>' in page
+    assert "<tr><td>0</td><td>ant</td><td>ant</td><td>0.5</td></tr>" in page
+    assert "fox" not in page
+    assert "elk" not in page
 
 
 def test_the_heat_map_has_the_norm_of_each_layer_and_what_was_made_again_once(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The rows of a tracker, from a ledger's lines."""
 
+import inspect
 import json
 import math
 from pathlib import Path
@@ -9,10 +10,11 @@ import pytest
 
 from harness.config.io import dump_config, load_config
 from harness.errors import StorageError
+from harness.observers.build import TRACKERS
 from harness.observers.rows import Row, Rows
 from harness.observers.tensorboard import TensorBoardTracker
 from harness.observers.tracker import Opened, TrackedRun, Tracker
-from harness.track import Projection, exit_code_of
+from harness.track import Projection, Silence, exit_code_of
 
 MNIST = Path(__file__).parents[1] / "configs/mnist_cnn.yaml"
 
@@ -73,6 +75,18 @@ def test_a_matrix_of_an_evaluation_is_no_figure() -> None:
     assert row.matrices == {"val/confusion_matrix": [[3, 1], [0, 4]]}
     assert row.figures["val/loss"] == 0.5
     assert "val/confusion_matrix" not in row.figures
+
+
+def test_validation_rows_come_in_the_row_of_their_evaluation() -> None:
+    rows = Rows(load_config(MNIST).config, every_steps=5)
+    rows.take_event({"event": "samples", "step": 7, "columns": ["row", "target"], "rows": [[0, 3]]})
+    lines = [*(update(step) for step in range(1, 8)), evaluation(7, 0.5), *(update(step) for step in range(8, 12))]
+    found = [row for line in lines for row in rows.take(line)]
+    assert [(row.step, row.tables) for row in found] == [
+        (5, {}),
+        (7, {"val/samples": (["row", "target"], [[0, 3]])}),
+        (10, {}),
+    ]
 
 
 def test_what_is_told_once_an_interval_is_in_every_row() -> None:
@@ -191,6 +205,13 @@ def test_a_damaged_ledger_is_named_with_its_place(run: TrackedRun) -> None:
         Projection(tracker, last_step=0).advance()
 
 
+def test_a_silent_run_is_told_of_once_until_it_speaks_again() -> None:
+    silence = Silence(10)
+    told = [silence.is_too_long(now=now, has_news=now in (0, 5, 40)) for now in range(60)]
+    assert [now for now, is_told in enumerate(told) if is_told] == [15, 50]
+    assert not any(Silence(None).is_too_long(now=now, has_news=False) for now in (0, 1e9))
+
+
 def test_how_a_run_ended_is_told_by_its_last_events() -> None:
     assert exit_code_of({"event": "ended", "reason": "early_stopping"}, before=None) == 0
     assert exit_code_of({"event": "ended", "reason": "interrupted"}, before=None) == 75
@@ -199,6 +220,12 @@ def test_how_a_run_ended_is_told_by_its_last_events() -> None:
 
 
 # ---------------------------------------------------------------- TensorBoard
+
+
+def test_a_tracker_is_one_file_of_under_120_lines() -> None:
+    for tracker in TRACKERS.values():
+        assert len(Path(inspect.getfile(tracker)).read_text().splitlines()) < 120
+        assert tracker.__module__ == f"harness.observers.{tracker.name}"
 
 
 def test_tensorboard_has_the_ledger_once_however_often_it_was_opened(run: TrackedRun) -> None:

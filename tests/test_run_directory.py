@@ -23,6 +23,7 @@ from harness.config.io import dump_config, load_config
 from harness.errors import ConfigError, NonFiniteError, RunInUseError, StorageError
 from harness.observers.ledger import Ledger
 from harness.run_directory import RunDirectory
+from harness.track import tracked_run
 
 
 def a_config(root: Path, **sections: dict[str, Any]) -> RunConfig:
@@ -286,3 +287,29 @@ def test_no_temporary_file_stays(tmp_path: Path) -> None:
         directory.write_exit(code=0, reason="budget", step=1)
         found = {path.name for path in directory.path.iterdir()}
     assert found == {"lock", "run.json", "config.yaml", "exit.json"}
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (
+            b'{"id": "0", "created": "", "schema": 7}',
+            "is of schema 7, this harness knows 1; use the version that wrote it",
+        ),
+        (b'{"id": "0"}', "is broken .*; put it back from a copy, or use another run.name"),
+        (b"[]", "is broken"),
+        (b'{"id"', "is broken"),
+    ],
+)
+def test_a_run_that_another_version_wrote_or_that_is_broken_is_left_alone(
+    tmp_path: Path, content: bytes, problem: str
+) -> None:
+    config = a_config(tmp_path)
+    described(config)
+    (config.run_directory / "run.json").write_bytes(content)
+    before = content_of(config.run_directory)
+    with pytest.raises(ConfigError, match=problem):
+        described(config)
+    with pytest.raises(ConfigError, match=problem):
+        tracked_run(config.run_directory)
+    assert content_of(config.run_directory) == before

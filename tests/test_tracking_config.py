@@ -41,6 +41,13 @@ def test_a_variable_that_its_setting_does_not_allow_is_named() -> None:
     assert problem.startswith("WANDB_MODE: ")
 
 
+def test_an_id_that_names_no_folder_is_refused() -> None:
+    (problem,) = tracking_problems(tracking(), {"WANDB_RUN_ID": "a/b"})
+    assert problem.startswith("WANDB_RUN_ID: 'a/b' has more in it than letters")
+    assert tracking_problems(tracking(), {"WANDB_RUN_ID": "a-1"}) == []
+    assert tracking_problems(Tracking(), {"WANDB_RUN_ID": "a/b"}) == []
+
+
 @pytest.mark.parametrize("project", ["a/b", "", " ", "x" * 129, "50%"])
 def test_a_project_that_wandb_would_refuse_is_refused_first(project: str) -> None:
     with pytest.raises(ConfigError, match=r"tracking\.wandb\.project: .* 1 to 128 characters and none of"):

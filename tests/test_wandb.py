@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -36,6 +37,9 @@ def train_with(environment: dict[str, str], *arguments: str) -> tuple[int, bool]
 
     TrainingBatches.at = from_a_slow_disk  # type: ignore[method-assign]
     os.environ.update(environment)
+    with Path(environment[MARK], "said.txt").open("ab") as said:
+        sys.stdout.flush()
+        os.dup2(said.fileno(), sys.stdout.fileno())
     code = main(list(arguments))
     return code, "wandb" in sys.modules
 
@@ -87,6 +91,11 @@ class Trial:
     @property
     def run_id(self) -> str:
         return str(json.loads((self.directory / "run.json").read_bytes())["id"])
+
+    @property
+    def said(self) -> str:
+        """What the ranks have printed."""
+        return (self.folder / "said.txt").read_text()
 
     def segments(self) -> list[Path]:
         return sorted(self.directory.glob("wandb/*run-*-*/run-*.wandb"))
@@ -179,6 +188,18 @@ def test_a_run_is_in_wandb_as_it_is_in_the_ledger(tmp_path: Path) -> None:
     assert evaluation["best/step"] == 25
 
 
+def test_both_panels_say_how_to_look_at_an_offline_run_and_how_to_send_it(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    assert trial.train("run.max_steps=5") == [0]
+    panels = trial.said.split("done after update 5")
+    assert len(panels) == 2
+    for panel in panels:
+        look = re.search(r"^to look at it: wandb leet (.*)$", panel, flags=re.MULTILINE)
+        assert look
+        assert len(list(Path(look[1]).glob("offline-run-*"))) == 1
+        assert f"\nto send it: harness track sync {trial.directory}\n" in panel
+
+
 def test_the_run_carries_its_configuration_its_facts_and_its_step_metric(tmp_path: Path) -> None:
     trial = Trial(tmp_path)
     assert trial.train(world_size=2) == [0, 0]
@@ -190,9 +211,27 @@ def test_the_run_carries_its_configuration_its_facts_and_its_step_metric(tmp_pat
     assert {key: summary["config"][key] for key in wanted} == wanted
     assert summary["config"]["world_size"] == 2
     assert summary["config"]["num_parameters"] == 28 * 28 * 16 + 16 + 16 * 10 + 10
+    (started,) = trial.events("started")
+    for fact in ("versions", "git", "hosts", "slurm", "device", "command", "precision"):
+        assert summary["config"].get(fact) == started[fact]
     metrics = [record["metric"] for record in trial.records() if record["type"] == "metric"]
     assert any(m.get("glob_name") == "*" and m.get("step_metric") == "trainer/global_step" for m in metrics)
     assert not any(record["type"] == "output_raw" for record in trial.records())
+
+
+def test_variables_of_wandb_name_the_run_its_id_and_its_folder(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    named = {"WANDB_RUN_ID": "my-id", "WANDB_NAME": "my name", "WANDB_DIR": str(tmp_path), "WANDB_RUN_GROUP": "mine"}
+    trial.environment |= named
+    assert trial.train("run.max_steps=5") == [0]
+    assert trial.run_id == "my-id"
+    (segment,) = tmp_path.glob("wandb/offline-run-*-my-id/run-my-id.wandb")
+    summary = inspect(segment, "--summary")
+    assert (summary["name"], summary["run_id"]) == ("my name", "my-id")
+    assert any(record.get("run", {}).get("run_group") == "mine" for record in inspect(segment))
+    trial.environment["WANDB_RUN_ID"] = "other"
+    assert trial.train("run.max_steps=6") == [0]
+    assert trial.run_id == "my-id"  # a run keeps the id it has
 
 
 def test_a_confusion_matrix_is_a_table_of_the_evaluation_it_belongs_to(tmp_path: Path) -> None:
@@ -206,6 +245,21 @@ def test_a_confusion_matrix_is_a_table_of_the_evaluation_it_belongs_to(tmp_path:
     cells = {(int(i), int(j)): count for i, j, count in json.loads(path.read_text())["data"]}
     assert cells == {(i, j): wanted[i][j] for i in range(10) for j in range(10)}
     assert sum(cells.values()) == 1000
+
+
+def test_validation_rows_are_a_table_of_their_evaluation_when_asked_for(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    assert trial.train("tracking.sample_table_rows=7", "run.max_steps=25", world_size=2) == [0, 0]
+    (told,) = trial.events("samples")
+    assert told["step"] == 25
+    (path,) = trial.directory.glob("wandb/offline-run-*/files/media/table/**/*samples*.json")
+    (row,) = [row for row in trial.rows() if "val/loss" in row]
+    assert str(row).count(path.name) == 1
+    table = json.loads(path.read_text())
+    assert table["columns"] == ["row", "target", "prediction", "probability"]
+    assert table["data"] == told["rows"]
+    assert [number for number, *_ in table["data"]] == [1000 * index // 7 for index in range(7)]
+    assert len({target for _, target, *_ in table["data"]}) > 4  # the split is sorted by class
 
 
 def test_tracking_changes_no_bit_of_the_training(tmp_path: Path) -> None:
@@ -300,10 +354,41 @@ def test_online_a_run_is_one_run_however_often_it_is_started(tmp_path: Path, ser
     assert list(server.runs) == [trial.run_id]
     run = server.runs[trial.run_id]
     assert run.steps == sorted({*DUE, 30})
+    assert run.rows[-1]["best/val/loss"] == min(row["val/loss"] for row in run.rows if "val/loss" in row)
     assert run.exit_code == 0
     assert run.config["optim"]["value"]["peak_lr"] == 0.01
     urls = [line["url"] for line in trial.events("notice") if line.get("url")]
     assert urls == [f"{server.url}/tester/trials/runs/{trial.run_id}"] * 2
+    *_, panel = trial.said.partition("done after update 60")
+    assert f"\nwandb: {urls[0]}\n" in panel
+
+
+def test_online_people_hear_of_a_stall_and_of_how_a_run_ended(tmp_path: Path, server: WandbServer) -> None:
+    def titles() -> list[str]:
+        return [alert["title"] for alert in server.alerts]
+
+    trial = Trial(tmp_path, server=server, pause_seconds=0.02)
+    ranks = trial.start(1, *LONG, "tracking.stall_alert_seconds=2")
+    wait_until(lambda: last_step(trial) >= 20)
+    os.kill(ranks[0][0].pid, signal.SIGSTOP)
+    wait_until(titles)
+    assert titles() == ["stalled"]
+    assert re.search(r"no update, evaluation or save in 2 s after update \d+: ", server.alerts[0]["text"])
+    os.kill(ranks[0][0].pid, signal.SIGCONT)
+    os.kill(ranks[0][0].pid, signal.SIGTERM)
+    assert collect(ranks, deadline_seconds=60) == [(75, False)]
+    run = server.runs[trial.run_id]
+    assert (run.preempting, run.exit_code, titles()) == (True, 75, ["stalled", "interrupted"])
+
+    stopping = ("early_stopping.patience_evaluations=1", "early_stopping.min_delta=9", "evaluation.every_steps=30")
+    assert trial.train(*LONG[:1], *stopping) == [0]
+    assert (run.exit_code, titles()[2:]) == (0, ["early stop"])
+
+    (tmp_path / "bad").mkdir()
+    trial = Trial(tmp_path / "bad", server=server)
+    assert trial.train("optim.peak_lr=1e30", "clip={kind: none}") == [6]
+    assert (server.runs[trial.run_id].exit_code, set(titles()[3:])) == (6, {"NaN or infinity", "failed"})
+    assert not server.runs[trial.run_id].preempting
 
 
 def test_the_key_is_nowhere_but_in_the_authorization(tmp_path: Path, server: WandbServer) -> None:
@@ -342,6 +427,7 @@ def test_a_server_that_does_not_answer_costs_one_warning_and_no_time(
     assert len(warnings) == 1
     assert trial.steps() == DUE
     assert server.runs == {}
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
     # Training did not wait: its first save came before the tracker gave up.
     first_save = trial.events("saved")[0]["time"]
     told = next(line["time"] for line in trial.events("notice") if "tracked offline" in line["text"])

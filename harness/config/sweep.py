@@ -18,9 +18,14 @@ from harness.errors import ConfigError
 SWEEP_ID, RUN_ID, PARAMETERS = "WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"
 
 
+def chosen_run_id(environment: Mapping[str, str] = os.environ) -> str | None:
+    """Return the id that a sweep, or whoever set WANDB_RUN_ID, has chosen for a new run; None if nobody has."""
+    return environment.get(RUN_ID, "").strip() or None
+
+
 def sweep_run_id(environment: Mapping[str, str] = os.environ) -> str | None:
     """Return the id that a sweep has given this run; None outside a sweep."""
-    return environment.get(RUN_ID) if environment.get(SWEEP_ID) else None
+    return chosen_run_id(environment) if environment.get(SWEEP_ID) else None
 
 
 def swept(overrides: Sequence[str], *, name: str, environment: Mapping[str, str] = os.environ) -> list[str]:

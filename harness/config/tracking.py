@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import netrc
 import os
+import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +17,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from harness.config.fields import PositiveFloat, PositiveInt, Section, looks_like_key
+from harness.config.fields import Int, PositiveFloat, PositiveInt, Section, looks_like_key
 
 VARIABLES = {
     "mode": "WANDB_MODE",
@@ -27,7 +28,11 @@ VARIABLES = {
     "notes": "WANDB_NOTES",
     "job_type": "WANDB_JOB_TYPE",
 }
-"""The variables of wandb that go before a setting of `tracking.wandb`."""
+"""The variables of wandb that go before a setting of `tracking.wandb`.
+
+WANDB_NAME goes before `run.name`, WANDB_RUN_ID names a run that has no id yet, WANDB_DIR is where its files are; wandb
+itself hears of all others.
+"""
 _FORBIDDEN_IN_PROJECTS = set("/\\#?%:")
 
 
@@ -84,6 +89,10 @@ class Tracking(Section):
     log_every_steps: PositiveInt = 10
     report: bool = True
     """Draw report.html in the run directory when a launch ends, which takes a second or two."""
+    sample_table_rows: Annotated[Int, Field(ge=0, le=1000)] = 0
+    """So many validation rows, evenly spread, are told with target and prediction at each evaluation."""
+    stall_alert_seconds: PositiveFloat | None = 900.0
+    """After so long without an update, an evaluation or a save people are alerted, where a tracker can do that."""
     wandb: Wandb | None = None
     tensorboard: TensorBoard | None = None
 
@@ -121,6 +130,11 @@ def tracking_problems(tracking: Tracking, environment: Mapping[str, str] = os.en
         return [str(error)]
     if wandb is not None and not is_installed("wandb"):
         problems.append("tracking.wandb: wandb is not installed; pip install 'harness[wandb]', or tracking.wandb=null")
+    run_id = environment.get("WANDB_RUN_ID", "").strip()
+    if wandb is not None and not re.fullmatch(r"[A-Za-z0-9_.-]{0,128}", run_id):
+        problems.append(
+            f"WANDB_RUN_ID: {run_id!r} has more in it than letters, digits, - _ and .; unset it, or set another"
+        )
     if wandb is not None and wandb.mode == "online" and not has_key(environment):
         problems.append(
             f"tracking.wandb.mode: online wants an API key for {_host(environment)}, and there is none in "

@@ -181,6 +181,13 @@ class ValidationBatches:
             num_rows=len(columns), global_batch=len(columns), world_size=world_size, micro_batch=batch_rows, seed=0
         )
         self._pieces = plan.micro_batches(0, rank)
+        self.num_rows = len(columns)
+        """Over all ranks."""
+
+    @property
+    def first_row(self) -> int:
+        """Where this rank's share begins."""
+        return self._pieces[0][0]
 
     def __len__(self) -> int:
         return len(self._pieces)

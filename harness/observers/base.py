@@ -10,6 +10,8 @@ from harness.state import FitResult, TrainState
 from harness.stopping import Patience
 
 Line = dict[str, Any]
+Link = tuple[str, str]
+"""What for, and where or what to type."""
 
 
 class Observer:
@@ -30,8 +32,8 @@ class Observer:
     def on_end(self, result: FitResult) -> None:
         """Hear how the run ended."""
 
-    def links(self) -> list[str]:
-        """Return where this observer shows the run, or what to type to see it there; a line each."""
+    def links(self) -> list[Link]:
+        """Return where this observer shows the run, and what to type to see it there."""
         return []
 
     def news(self) -> list[Line]:
@@ -97,6 +99,10 @@ class Observers:
             with own_random_numbers():
                 for member in self.members:
                     hear(member)
+
+    def links(self) -> list[Link]:
+        """Return where the run can be looked at."""
+        return [link for member in self.members for link in member.links()]
 
     def seal(self) -> int:
         """Return the length in bytes that the ledger has once all that was told is in it; 0 on ranks without one."""

@@ -1,6 +1,7 @@
 """What a person sees: a few moving lines on a terminal, plain lines elsewhere. It can never end a run."""
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,9 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.agenda import Agenda
-from harness.observers.base import Line, Observer
+from harness.observers.base import Line, Link, Observer
 from harness.observers.pace import Pace
-from harness.state import FitResult, TrainState
+from harness.state import FitResult, StopReason, TrainState
 from harness.stopping import Patience
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -44,7 +45,7 @@ class Console(Observer):
         samples_seen: before this launch.
         command: what starts the run again.
         report: where its report will be, if one is drawn.
-        links: where else the run can be looked at, a line each; asked at the start and again at the end.
+        links: where else the run can be looked at; asked at the start and again at the end.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Console(Observer):
         samples_seen: int,
         command: str,
         report: Path | None = None,
-        links: Callable[[], Sequence[str]] = list,
+        links: Callable[[], Sequence[Link]] = list,
         terminal: RichConsole | None = None,
     ) -> None:
         # Not what rich makes of FORCE_COLOR and the like: a log file gets plain lines whatever they say.
@@ -93,7 +94,7 @@ class Console(Observer):
 
     def on_event(self, line: Line) -> None:
         if line["event"] == "started":
-            self._print_panel(self._facts(is_over=False))
+            self._print_panel(self._facts())
         elif line["event"] == "nonfinite":
             ranks = ", ".join(map(str, line["ranks"])) or "none"
             self._print(
@@ -113,6 +114,10 @@ class Console(Observer):
             self._print(f"{line['updates']:,} updates after the last save were lost; they are made again")
         elif line["event"] == "notice":
             self._print(line["text"])
+        elif line["event"] == "failed":
+            self.close()
+            self._print(f"failed after update {line['step']:,}: exit code {line['code']}", style="bold red")
+            self._print_panel(self._facts())
 
     def on_end(self, result: FitResult) -> None:
         if self._pace.line and not self._live:
@@ -127,25 +132,38 @@ class Console(Observer):
             best = self._best or "no best"
             text = f"done {where}, {_REASONS[result.reason]}: {scores or 'not evaluated'}; {best}"
             self._print(text, style="bold green")
-        self._print_panel(self._facts(is_over=result.reason != "interrupted"))
+        self._print_panel(self._facts(None if result.reason == "interrupted" else result.reason))
 
     def close(self) -> None:
         if self._live:
             live, self._live = self._live, None
             self._safely(live.stop)
 
-    def _facts(self, *, is_over: bool) -> list[tuple[str, str]]:
-        """Return where things are and what to type, for a panel."""
+    def _facts(self, reason: StopReason | None = None) -> list[Link]:
+        """Return where things are and what to type, for a panel.
+
+        Args:
+            reason: why the run is over, if it is.
+        """
         facts = [("run directory", str(self._directory))]
         if self._report:
-            until_then = "" if is_over else f" when it ends; until then: harness report {self._directory}"
-            facts.append(("report", f"{self._report}{until_then}"))
-        facts += [("tracking", link) for link in self._links()]
-        if not is_over:
-            facts.append(("to resume", self._command))
+            draw = shlex.join(["harness", "report", str(self._directory)])
+            facts.append(("report", str(self._report) if reason else f"{draw} (drawn at the end anyway)"))
+        facts += self._links()
+        facts.append(("to resume", self._command) if reason is None else ("to train longer", self._longer(reason)))
         return facts
 
-    def _print_panel(self, facts: list[tuple[str, str]]) -> None:
+    def _longer(self, reason: StopReason) -> str:
+        """Return what makes a run that is over go on: the same command with twice the budget, or without patience."""
+        run = self._pace.config.run
+        budget = {"run.max_epochs": run.max_epochs, "run.max_steps": run.max_steps}
+        changes = {key: str(2 * count) for key, count in budget.items() if count}
+        if reason == "early_stopping":
+            changes = {"early_stopping": "null"}
+        given = [word for word in shlex.split(self._command) if not word.partition("=")[0].startswith(tuple(changes))]
+        return shlex.join([*given, *(f"{key}={value}" for key, value in changes.items())])
+
+    def _print_panel(self, facts: list[Link]) -> None:
         if not self._out.is_terminal:
             for name, text in facts:
                 self._print(f"{name}: {text}")
@@ -194,7 +212,7 @@ class Console(Observer):
         return [
             f"norm {line['grad_norm']:.3f}",
             f"rate {line['learning_rate']:.1e}",
-            f"{self._pace.samples_per_second:,.0f} samples/s",
+            self._pace.throughput,
         ]
 
     def _figures(self) -> str:

@@ -16,7 +16,10 @@ from harness.stopping import Patience
 
 __all__ = ["MEASURED", "Ledger", "read_lines"]
 
-MEASURED = {"seconds", "samples_per_second", "memory_bytes", "data_wait_fraction"}
+MEASURED = {
+    *("seconds", "samples_per_second", "tokens_per_second", "mfu", "memory_bytes"),
+    *("data_wait_fraction", "compute_fraction", "reduction_fraction", "rest_fraction"),
+}
 """Keys of an update's line that two runs of the same updates do not share; all but the first once an interval."""
 
 

@@ -6,6 +6,7 @@ from collections import deque
 from datetime import timedelta
 
 from harness.agenda import Agenda
+from harness.config import RunConfig
 from harness.observers.base import Line
 from harness.state import TrainState
 
@@ -27,6 +28,7 @@ class Pace:
         self._began: float | None = None
         self._losses: deque[float] = deque(maxlen=_REMEMBERED)
         self._told: list[float] = []
+        self._tokens_per_sample: float | None = None
         self.line: Line | None = None
         """The last update."""
 
@@ -36,6 +38,8 @@ class Pace:
             self._began = time.monotonic() - line["seconds"]
         self.line = line
         self._told.append(line["loss"])
+        if "tokens_per_second" in line:
+            self._tokens_per_sample = line["tokens_per_second"] / line["samples_per_second"]
 
     def settle(self) -> None:
         """Take the mean loss of the interval that is over for one point of the curve."""
@@ -43,6 +47,11 @@ class Pace:
         if losses:
             self._losses.append(math.fsum(losses) / len(losses))
         self._told = []
+
+    @property
+    def config(self) -> RunConfig:
+        """Of the run."""
+        return self._agenda.config
 
     @property
     def total(self) -> int:
@@ -62,10 +71,12 @@ class Pace:
         return _clock(updates * self.line["seconds"]) if self.line else "unknown"
 
     @property
-    def samples_per_second(self) -> float:
-        """Over all ranks, with all that a run does between updates."""
+    def throughput(self) -> str:
+        """Over all ranks, with all that a run does between updates; in tokens where those are what is learned."""
         seen = self.line["samples_seen"] - self._first_samples if self.line else 0
-        return float(seen / self._seconds)
+        if self._tokens_per_sample is None:
+            return f"{seen / self._seconds:,.0f} samples/s"
+        return f"{seen * self._tokens_per_sample / self._seconds:,.0f} tokens/s"
 
     @property
     def _seconds(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.config import RunConfig
 from harness.config.run import EarlyStopping
@@ -25,6 +25,13 @@ NAMES = {
 NOT_DRAWN = {"event", "step", "applied", "num_targets"}
 
 
+class Table(NamedTuple):
+    """Validation rows to be looked at."""
+
+    columns: list[str]
+    rows: list[list[Any]]
+
+
 @dataclass(frozen=True)
 class Row:
     """Figures of one step; `STEP` is one of them."""
@@ -33,6 +40,7 @@ class Row:
     figures: dict[str, float]
     matrices: dict[str, list[list[float]]] = field(default_factory=dict)
     """Scores that are matrices, such as (actual class, predicted class) counts."""
+    tables: dict[str, Table] = field(default_factory=dict)
 
 
 @dataclass
@@ -56,6 +64,7 @@ class Rows:
         self._best = Patience(rule.metric, rule.mode, rule.min_delta)
         self._current = _Step(0)
         self._norms: dict[int, dict[str, float]] = {}
+        self._tables: dict[int, dict[str, Table]] = {}
         self._lasting: dict[str, float] = {}
         self._num_skipped = self._num_since_row = self._num_clipped_since_row = 0
 
@@ -73,14 +82,16 @@ class Rows:
         self._updated(line)
 
     def take_event(self, line: Line) -> None:
-        """Take a line of events.jsonl: the norms of a step's gradients come in its row."""
+        """Take a line of events.jsonl: the norms and the validation rows of a step come in its row."""
         if line["event"] == "gradients":
             self._norms[line["step"]] = line["norms"]
+        elif line["event"] == "samples":
+            self._tables[line["step"]] = {"val/samples": Table(line["columns"], line["rows"])}
 
     def rest(self) -> Iterator[Row]:
         """Yield the row that no later update has completed yet, if it is due."""
         current, self._current = self._current, _Step(self._current.step)
-        norms = self._norms.pop(current.step, {})
+        norms, tables = self._norms.pop(current.step, {}), self._tables.pop(current.step, {})
         if not current.figures or not (current.is_due or norms):
             return
         figures: dict[str, Any] = {STEP: current.step, **self._lasting, **current.figures}
@@ -91,7 +102,7 @@ class Rows:
         # What was not finite is null in the ledger.
         numbers = {name: value for name, value in figures.items() if isinstance(value, int | float)}
         matrices = {name: value for name, value in figures.items() if isinstance(value, list)}
-        yield Row(current.step, numbers, matrices)
+        yield Row(current.step, numbers, matrices, tables)
 
     def _updated(self, line: Line) -> None:
         self._num_since_row += 1

@@ -14,11 +14,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.files import storage_errors
-from harness.observers.base import Line, Observer
+from harness.observers.base import Line, Link, Observer
 
 TRACK_MODULE = "harness.track"
 RESTARTS = 3
@@ -34,6 +35,7 @@ class Sidecar(Observer):
     Args:
         tracker: its name in observers/build.py.
         directory: of the run; run.json and config.yaml are there.
+        links: how to see the run whatever becomes of the process.
         start_timeout_seconds: how long the tracker may take to open before it is started again offline; None if there
             is no server that it could wait for.
     """
@@ -43,8 +45,10 @@ class Sidecar(Observer):
         tracker: str,
         directory: Path,
         *,
+        links: Sequence[Link] = (),
         start_timeout_seconds: float | None = None,
     ) -> None:
+        self._links, self._url = links, ""
         self._tracker, self._directory = tracker, directory
         self._start_timeout_seconds = start_timeout_seconds
         self._close_seconds = CLOSE_SECONDS if start_timeout_seconds is not None else OFFLINE_CLOSE_SECONDS
@@ -67,6 +71,9 @@ class Sidecar(Observer):
         """Have the tracker read the ledger, which is from here on only added to."""
         self._is_followed = True
         self._say_follow()
+
+    def links(self) -> list[Link]:
+        return [*([(self._tracker, self._url)] if self._url else []), *self._links]
 
     def news(self) -> list[Line]:
         with self._lock:
@@ -156,6 +163,7 @@ class Sidecar(Observer):
 
     def _pass_on(self, line: bytes) -> bool:
         said: dict[str, Any] = json.loads(line)
+        self._url = said.get("url") or self._url
         self._tell(**said)
         return True
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.observers.base import Link
 from harness.observers.rows import Row
 from harness.observers.tracker import Opened, Tracker
 
@@ -16,10 +19,11 @@ if TYPE_CHECKING:
 class TensorBoardTracker(Tracker):
     """Writes scalars by step, the configuration as a text; needs neither torch nor TensorFlow."""
 
-    @property
-    def every_steps(self) -> int:
-        tracking = self.run.config.tracking
-        return (tracking.tensorboard and tracking.tensorboard.log_every_steps) or tracking.log_every_steps
+    name = "tensorboard"
+
+    @classmethod
+    def links(cls, directory: Path) -> list[Link]:
+        return [("to look at it", shlex.join(["tensorboard", "--logdir", str(directory / "tensorboard")]))]
 
     def open(self, *, offline: bool) -> Opened:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -30,7 +34,7 @@ class TensorBoardTracker(Tracker):
             path.unlink()
         self._writer = EventFileWriter(str(self._directory))
         self._text("config", json.dumps(self.run.config.model_dump(mode="json"), indent=1))
-        return Opened(f"tensorboard: tensorboard --logdir {self._directory}")
+        return Opened(f"tensorboard: written to {self._directory}")
 
     def describe(self, facts: dict[str, Any]) -> None:
         self._text("facts", json.dumps(facts, indent=1))

@@ -9,9 +9,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from harness.config import RunConfig
+from harness.observers.base import Link
 from harness.observers.rows import Row
 
 
@@ -32,7 +33,7 @@ class Opened:
     """Where a run can be watched now."""
 
     text: str
-    """A sentence for the user: where to look, and what to type to send it on."""
+    """A sentence for the user."""
     url: str | None = None
     last_step: int = 0
     """The last step that is already there: rows up to it are not logged again."""
@@ -41,13 +42,22 @@ class Opened:
 class Tracker(ABC):
     """Hears of one run from its first step to its last, of which it may have heard some before."""
 
+    name: ClassVar[str]
+    """Of its section in the configuration."""
+
     def __init__(self, run: TrackedRun) -> None:
         self.run = run
 
     @property
-    @abstractmethod
     def every_steps(self) -> int:
         """Updates whose step is a multiple of this become rows."""
+        tracking = self.run.config.tracking
+        return getattr(getattr(tracking, self.name), "log_every_steps", None) or tracking.log_every_steps
+
+    @classmethod
+    def links(cls, directory: Path) -> list[Link]:
+        """Return what a person types to see or send the run of a directory, whether it is opened yet or not."""
+        return []
 
     @abstractmethod
     def open(self, *, offline: bool) -> Opened:

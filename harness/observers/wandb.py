@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import harness
 from harness.checkpoint.directory import CheckpointDirectory
 from harness.config.tracking import Wandb, wandb_settings
 from harness.errors import EXIT_DONE, EXIT_INTERRUPTED
+from harness.observers.base import Link
 from harness.observers.rows import STEP, Row
 from harness.observers.tracker import Opened, TrackedRun, Tracker
 
@@ -24,28 +26,33 @@ class WandbTracker(Tracker):
     memory when it is killed is lost, so nothing else can tell. Either way a row is there once and none is missing.
     """
 
+    name = "wandb"
+
     def __init__(self, run: TrackedRun) -> None:
         super().__init__(run)
         self._settings = wandb_settings(run.config.tracking) or Wandb()
 
-    @property
-    def every_steps(self) -> int:
-        return self._settings.log_every_steps or self.run.config.tracking.log_every_steps
+    @classmethod
+    def links(cls, directory: Path) -> list[Link]:
+        return [
+            ("to look at it", shlex.join(["wandb", "leet", str(_folder(directory) / "wandb")])),
+            ("to send it", shlex.join(["harness", "track", "sync", str(directory)])),
+        ]
 
     def open(self, *, offline: bool) -> Opened:
         import wandb
 
+        self._wandb = wandb
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # nothing goes anywhere but to the server that is named
         settings = self._settings
-        self._folder = Path(os.environ.get("WANDB_DIR") or self.run.directory).absolute()
         offline = offline or settings.mode == "offline"
         last_step = self._last_step_on_disk() if offline else 0
         self._wandb_run = wandb.init(
             id=self.run.id,
             resume="allow",
             mode="offline" if offline else "online",
-            dir=self._folder,
-            name=self.run.config.run.name,
+            dir=_folder(self.run.directory).absolute(),
+            name=os.environ.get("WANDB_NAME") or self.run.config.run.name,
             **settings.model_dump(include={"project", "entity", "group", "notes", "job_type"}),
             tags=settings.tags,
             settings=wandb.Settings(
@@ -61,16 +68,16 @@ class WandbTracker(Tracker):
         if settings.save_code:
             self._wandb_run.log_code(str(Path(harness.__file__).parent))
         if offline:
-            return Opened(f"wandb: {self._how_to_look()}", last_step=last_step)
-        url = self._wandb_run.url
-        return Opened(f"wandb: {url}", url=url, last_step=self._wandb_run.starting_step - 1)
+            return Opened(f"wandb: offline, in {_folder(self.run.directory)}", last_step=last_step)
+        return Opened(f"wandb: {(url := self._wandb_run.url)}", url=url, last_step=self._wandb_run.starting_step - 1)
 
     def describe(self, facts: dict[str, Any]) -> None:
         self._wandb_run.config.update(facts, allow_val_change=True)
 
     def log(self, row: Row) -> None:
-        charts = {name: _confusion_chart(matrix, title=name) for name, matrix in row.matrices.items()}
-        self._wandb_run.log({**row.figures, **charts}, step=row.step, commit=True)
+        charts = {name: self._confusion_chart(matrix, title=name) for name, matrix in row.matrices.items()}
+        tables = {name: self._wandb.Table(columns=table.columns, data=table.rows) for name, table in row.tables.items()}
+        self._wandb_run.log({**row.figures, **charts, **tables}, step=row.step, commit=True)
 
     def alert(self, title: str, text: str) -> None:
         self._wandb_run.alert(title, text, level="WARN", wait_duration=0)
@@ -81,24 +88,23 @@ class WandbTracker(Tracker):
         if exit_code == EXIT_DONE and self._settings.log_checkpoints:
             self._log_best_checkpoint()
         self._wandb_run.finish(exit_code=exit_code)
-        return f"wandb: {self._how_to_look()}" if self._wandb_run.offline else ""
-
-    def _how_to_look(self) -> str:
-        return (
-            f"offline; wandb leet {self._folder / 'wandb'} shows it, harness track sync {self.run.directory} sends it"
-        )
+        return ""
 
     def _log_best_checkpoint(self) -> None:
-        import wandb
-
         checkpoints = CheckpointDirectory(self.run.directory / "checkpoints")
         if best := checkpoints.named_by("BEST"):
-            artifact = wandb.Artifact(f"{self.run.config.run.name}-checkpoint", type="model")
+            artifact = self._wandb.Artifact(f"{self.run.config.run.name}-checkpoint", type="model")
             artifact.add_dir(str(checkpoints.path / best), name=best)
             self._wandb_run.log_artifact(artifact, aliases=["best"])
 
+    def _confusion_chart(self, matrix: list[list[float]], *, title: str) -> Any:
+        axes = ("Actual", "Predicted", "nPredictions")  # as wandb's own chart calls them
+        cells = [[str(i), str(j), count] for i, counts in enumerate(matrix) for j, count in enumerate(counts)]
+        table, fields = self._wandb.Table(columns=list(axes), data=cells), dict(zip(axes, axes, strict=True))
+        return self._wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": title})
+
     def _last_step_on_disk(self) -> int:
-        segments = self._folder.glob(f"wandb/*run-*-{self.run.id}/run-{self.run.id}.wandb")
+        segments = _folder(self.run.directory).glob(f"wandb/*run-*-{self.run.id}/run-{self.run.id}.wandb")
         # The folder of a segment is [offline-]run-DATE_TIME-ID; the newest comes first.
         for path in sorted(segments, key=lambda path: path.parent.name.removeprefix("offline-"), reverse=True):
             read = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
@@ -109,10 +115,5 @@ class WandbTracker(Tracker):
         return 0
 
 
-def _confusion_chart(matrix: list[list[float]], *, title: str) -> Any:
-    import wandb
-
-    axes = ("Actual", "Predicted", "nPredictions")  # as wandb's own chart calls them
-    cells = [[str(i), str(j), count] for i, counts in enumerate(matrix) for j, count in enumerate(counts)]
-    table = wandb.Table(columns=list(axes), data=cells)
-    return wandb.plot_table("wandb/confusion_matrix/v1", table, dict(zip(axes, axes, strict=True)), {"title": title})
+def _folder(directory: Path) -> Path:
+    return Path(os.environ.get("WANDB_DIR") or directory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
@@ -9,23 +10,36 @@ import numpy as np
 
 from harness.report.accounting import wall_time
 from harness.report.read import Record
-from harness.report.shapes import Chart, HeatMap, LineChart, Mark, Series, ShareChart
+from harness.report.shapes import Chart, ConfusionMatrix, HeatMap, LineChart, Mark, Series, ShareChart
 
 MAX_POINTS = 300
 """A line of more has a point for each of so many groups of updates: their mean, in a band from least to most."""
+
+PARTS = {
+    "data_wait": ("waiting for data", 1),
+    "compute": ("computing", 0),
+    "reduction": ("reduction over ranks", 3),
+    "rest": ("rest", 4),
+}
+"""Of an update's time, as the ledger calls them: label and number of the colour."""
 
 
 def charts(records: Sequence[Record]) -> Iterator[Chart]:
     """Yield the charts of these runs, what matters most first; none of figures that no run has."""
     yield from _losses(records)
     yield from _scores(records)
+    for record in records:
+        for name, counts in record.matrices.items():
+            title = f"{name}, last" + (f": {record.name}" if len(records) > 1 else "")
+            yield ConfusionMatrix(f"{name.replace('/', '-')}-{record.name}", title, counts)
     yield from _column(records, "learning_rate", "Learning rate", from_zero=True)
     yield from _column(records, "grad_norm", "Gradient norm before clipping", is_log=True, note=_clipped(records))
     yield from _column(records, "clip_coefficient", "Clip coefficient", note="1: not clipped", from_zero=True)
     yield from _heat_maps(records)
-    yield from _figure(records, "throughput", "Samples a second, while updating", samples_per_second, from_zero=True)
-    waits = "Share of an update spent waiting for data"
-    yield from _column(records, "data_wait_fraction", waits, from_zero=True)
+    unit, throughput = throughput_of(records)
+    yield from _figure(records, "throughput", f"{unit} a second, while updating", throughput, from_zero=True)
+    yield from _column(records, "mfu", "Share of the devices' peak that is used (MFU)", from_zero=True)
+    yield from _parts_of_an_update(records)
     yield from _figure(
         records,
         "memory",
@@ -50,6 +64,13 @@ def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, ...]:
     return np.array([x[group].mean() for group in groups]), mean, low, high
 
 
+def throughput_of(records: Sequence[Record]) -> tuple[str, Callable[[Record], np.ndarray]]:
+    """Return what the runs count, Tokens if all of them do, and the (N,) throughput of each update of one."""
+    if all(np.isfinite(record.updates["tokens_per_second"]).any() for record in records):
+        return "Tokens", lambda record: record.updates["tokens_per_second"]
+    return "Samples", samples_per_second
+
+
 def samples_per_second(record: Record) -> np.ndarray:
     """Return the (N,) throughput of each update over all ranks, as told or else from what the run had seen."""
     told, seen = record.updates["samples_per_second"], record.updates["samples_seen"]
@@ -63,7 +84,7 @@ def _curve(record: Record, y: np.ndarray, *, label: str, color: int) -> Series:
     is_known = np.isfinite(y)  # some figures are told once an interval
     x, y = record.updates["step"][is_known], y[is_known]
     if len(x) <= 2 * MAX_POINTS:
-        return Series(label, x, y, color)
+        return Series(label, x, y, color, is_marked=len(x) <= 3)  # a single point is no line
     x, mean, low, high = thin(x, y)
     return Series(label, x, mean, color, low, high)
 
@@ -93,13 +114,28 @@ def _column(records: Sequence[Record], name: str, title: str, **options: bool | 
     return _figure(records, slug, title, lambda record: record.updates[name], **options)  # type: ignore[arg-type]
 
 
+def _parts_of_an_update(records: Sequence[Record]) -> Iterator[LineChart]:
+    """Yield one chart with every part of one run, or the wait for data of several."""
+    if len(records) > 1:
+        yield from _column(records, "data_wait_fraction", "Share of an update spent waiting for data", from_zero=True)
+        return
+    (record,) = records
+    series = [
+        _curve(record, record.updates[f"{part}_fraction"], label=label, color=color)
+        for part, (label, color) in PARTS.items()
+        if np.isfinite(record.updates[f"{part}_fraction"]).any()
+    ]
+    if series:
+        yield LineChart("update-parts", "Where an update's time goes", series, "", _restarts(records), from_zero=True)
+
+
 def _losses(records: Sequence[Record]) -> Iterator[LineChart]:
     for chart in _figure(records, "loss", "Loss", lambda record: record.updates["loss"], is_log=True):
         values = np.concatenate([series.y for series in chart.series])
         spread = np.nanmax(values) / max(np.nanmin(values), 1e-12)
         series, marks, note = list(chart.series), list(chart.marks), "training"
         if len(records) == 1:
-            series = [Series("training", s.x, s.y, s.color, s.low, s.high) for s in series]
+            series = [dataclasses.replace(s, label="training") for s in series]
             marks += _skipped(records[0])
             if scores := _score_series(records[0], "val/loss", color=1, label="validation"):
                 series.append(scores)

@@ -14,14 +14,14 @@ import numpy as np
 
 from harness.json_lines import Line
 from harness.report.accounting import wall_time
-from harness.report.charts import charts, samples_per_second
+from harness.report.charts import charts, throughput_of
 from harness.report.draw import svg
 from harness.report.read import Record
 from harness.report.shapes import SERIES, Chart
 from harness.run_status import duration
 
 MAX_INCIDENTS = 100
-_QUIET = ("gradients", "saved", "verdict")
+_QUIET = ("gradients", "samples", "saved", "verdict")
 """Events that are drawn, counted, or have a table of their own."""
 _REASONS = {"budget": "the budget is spent", "early_stopping": "no better evaluation within the patience"}
 
@@ -85,6 +85,7 @@ def _about(record: Record) -> dict[str, Any]:
         "num_more": max(0, len(incidents) - MAX_INCIDENTS),
         "verdicts": [_details(event) for event in record.events if event["event"] == "verdict"],
         "settings": [(path, _value(value), path in record.changed) for path, value in record.settings.items()],
+        "samples": _samples(record),
         "commands": list(_commands(record)),
         "provenance": list(_provenance(record)),
         "directory": str(record.status.directory),
@@ -113,9 +114,11 @@ def _tiles(record: Record, *, num_bad: int) -> Iterator[tuple[str, str, str]]:
         yield f"best {best.metric}", f"{best.best:.4g}", f"at {best.best_step:,}"
     for name, value in record.final_metrics.items():
         yield f"final {name}", f"{value:.4g}", ""
-    throughput = samples_per_second(record)
-    if np.isfinite(throughput).any():
-        yield "samples a second", f"{np.nanmedian(throughput):,.0f}", "median"
+    unit, throughput = throughput_of([record])
+    if np.isfinite(values := throughput(record)).any():
+        yield f"{unit.lower()} a second", f"{np.nanmedian(values):,.0f}", "median"
+    if np.isfinite(mfu := record.updates["mfu"]).any():
+        yield "MFU", f"{np.nanmedian(mfu):.1%}", "median"
     if (time := wall_time(record)) and time.total:
         yield "wall time", duration(time.total), ""
         yield "goodput", f"{time.goodput:.0%}", ""
@@ -152,6 +155,17 @@ def _incidents(record: Record) -> Iterator[Row]:
         yield Row(event["time"][:19].replace("T", " "), text, "bad" if is_bad else "plain" if is_plain else "notable")
 
 
+def _samples(record: Record) -> dict[str, Any] | None:
+    event = record.samples
+    if event is None:
+        return None
+    rows = [[_value(value) for value in row] for row in event["rows"] if isinstance(row, list)]
+    columns = [str(name) for name in event["columns"]]
+    are_labels = {"target", "prediction", "probability"} <= set(columns)
+    wrong = [are_labels and len({*row[columns.index("target") :][:2]}) == 2 for row in rows]
+    return {"step": event["step"], "columns": columns, "rows": list(zip(rows, wrong, strict=True))}
+
+
 def _details(event: Line) -> str:
     return ", ".join(
         f"{key} {_value(value)}" for key, value in event.items() if key not in ("event", "time") and value is not None
@@ -179,7 +193,7 @@ def _provenance(record: Record) -> Iterator[tuple[str, str]]:
     start = record.starts[-1] if record.starts else {}
     yield "id", str(record.identity.get("id", "unknown"))
     yield "created", str(record.identity.get("created", "unknown"))
-    for key in ("host", "hosts", "slurm", "device", "precision", "git", "python", "versions"):
+    for key in ("hosts", "slurm", "device", "precision", "git", "python", "versions"):
         if start.get(key) is not None:
             yield key, _value(start[key])
 

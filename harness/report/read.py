@@ -25,7 +25,8 @@ from harness.stopping import Patience
 
 COLUMNS = (
     *("step", "loss", "grad_norm", "clip_coefficient", "learning_rate", "samples_seen", "applied", "seconds"),
-    *("samples_per_second", "data_wait_fraction", "memory_bytes"),
+    *("samples_per_second", "tokens_per_second", "mfu", "memory_bytes"),
+    *("data_wait_fraction", "compute_fraction", "reduction_fraction", "rest_fraction"),
 )
 """What is read of an update; where a line has no such number it is NaN."""
 MAX_TOLD = 8
@@ -33,6 +34,7 @@ _WANTED_OF_EVENT: dict[str, dict[str, Any]] = {
     "started": {"step": int},
     "cut back": {"seconds": int | float},
     "gradients": {"step": int, "norms": dict},
+    "samples": {"step": int, "columns": list, "rows": list},
 }
 """What is read of an event of these kinds, besides its time."""
 
@@ -54,6 +56,8 @@ class Record:
     """The paths of `settings` that are not their defaults."""
     ignored: list[str] = field(default_factory=list)
     """A sentence for each thing that could not be read."""
+    matrices: dict[str, np.ndarray] = field(default_factory=dict)
+    """The last of each score that is a (classes, classes) matrix."""
 
     @property
     def name(self) -> str:
@@ -69,6 +73,17 @@ class Record:
     def restarts(self) -> list[int]:
         """The steps after which the run went on after a pause or a crash."""
         return [start["step"] for start in self.starts[1:]]
+
+    @property
+    def samples(self) -> Line | None:
+        """The last event that shows validation rows, of those that count."""
+        found: Line | None = None
+        for event in self.events:
+            if event["event"] == "started" and found and found["step"] > event["step"]:
+                found = None  # it is made again
+            elif event["event"] == "samples":
+                found = event
+        return found
 
     @property
     def final_metrics(self) -> dict[str, float]:
@@ -91,11 +106,11 @@ def read_run(directory: Path) -> Record:
     identity = _identity(directory, ignored)
     settings, changed, rule = _settings(directory / "config.yaml", ignored)
     best = Patience(rule.metric, rule.mode, rule.min_delta)
-    updates, evaluations = _ledger(directory / "ledger.jsonl", ignored)
+    updates, evaluations, matrices = _ledger(directory / "ledger.jsonl", ignored)
     for step, metrics in evaluations:
         best.observe(metrics.get(best.metric, math.nan), step=step)
     events = _events(directory / "events.jsonl", ignored)
-    return Record(status, identity, updates, evaluations, events, best, settings, changed, ignored)
+    return Record(status, identity, updates, evaluations, events, best, settings, changed, ignored, matrices)
 
 
 def _identity(directory: Path, ignored: list[str]) -> dict[str, Any]:
@@ -132,16 +147,21 @@ def _raw_settings(path: Path) -> dict[str, Any]:
     return dict(leaves(raw)) if isinstance(raw, dict) else {}
 
 
-def _ledger(path: Path, ignored: list[str]) -> tuple[dict[str, np.ndarray], list[tuple[int, dict[str, float]]]]:
+def _ledger(
+    path: Path, ignored: list[str]
+) -> tuple[dict[str, np.ndarray], list[tuple[int, dict[str, float]]], dict[str, np.ndarray]]:
     columns = {name: array("d") for name in COLUMNS}
-    evaluations = []
+    evaluations, matrices = [], dict[str, np.ndarray]()
     for line in _lines(path, ignored, lambda line: _has(line, {"event": str, "step": int})):
         if isinstance(line.get("metrics"), dict):
-            evaluations.append((line["step"], {str(name): _number(value) for name, value in line["metrics"].items()}))
+            scores = line["metrics"]
+            numbers = {name: _number(value) for name, value in scores.items() if not isinstance(value, list)}
+            evaluations.append((line["step"], numbers))
+            matrices |= {name: matrix for name, value in scores.items() if (matrix := _matrix(value)) is not None}
         else:
             for name, column in columns.items():
                 column.append(_number(line.get(name)))
-    return {name: np.array(column) for name, column in columns.items()}, evaluations
+    return {name: np.array(column) for name, column in columns.items()}, evaluations, matrices
 
 
 def _events(path: Path, ignored: list[str]) -> list[Line]:
@@ -176,6 +196,14 @@ def _is_time(text: str) -> bool:
         return datetime.fromisoformat(text).tzinfo is not None
     except ValueError:
         return False
+
+
+def _matrix(value: Any) -> np.ndarray | None:
+    """Return a square matrix of numbers, or None if it is something else."""
+    rows = value if isinstance(value, list) else []
+    if not rows or not all(isinstance(row, list) and len(row) == len(rows) for row in rows):
+        return None
+    return np.array([[_number(number) for number in row] for row in rows])
 
 
 def _number(value: Any) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, to_rgb
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 INK, MUTED, GRID, BAD = "#1b1f24", "#59626d", "#d9dde3", "#c4232b"
@@ -80,7 +80,7 @@ class LineChart:
             axes.yaxis.set_minor_locator(NullLocator())
         elif self.from_zero:
             axes.set_ylim(bottom=0)
-        if not self.is_log and axes.get_ylim()[1] >= 10_000:
+        if not self.is_log and 10_000 <= axes.get_ylim()[1] < 1e15:
             axes.yaxis.set_major_formatter(EngFormatter(sep=""))
         _over_updates(axes)
         axes.margins(x=0.02)
@@ -125,6 +125,7 @@ class HeatMap:
         if bar.solids is not None:
             bar.solids.set_rasterized(True)
         bar.outline.set_visible(False)
+        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
         bar.ax.yaxis.set_major_formatter("{x:g}")
         bar.ax.yaxis.set_minor_locator(NullLocator())
         bar.ax.tick_params(length=0)
@@ -169,10 +170,51 @@ class ShareChart:
         axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
 
 
-Chart = LineChart | HeatMap | ShareChart
+@dataclass(frozen=True)
+class ConfusionMatrix:
+    """How many rows of each true class were taken for each class; colours are shares of the true class."""
+
+    slug: str
+    title: str
+    counts: np.ndarray
+    """(true classes, predicted classes)."""
+    note: str = "down: true class, across: predicted"
+    legend: Sequence[tuple[str, int]] = ()
+    MAX_WRITTEN = 12
+    """Of more classes the counts are too small to read."""
+
+    @property
+    def height_inches(self) -> float:
+        """High enough for its classes, within limits."""
+        return float(np.clip(0.8 + 0.24 * len(self.counts), 2.0, 4.0))
+
+    def draw(self, axes: Axes) -> None:
+        """Draw into axes."""
+        classes = np.arange(len(self.counts))
+        shares = self.counts / np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
+        image = np.empty((*shares.shape, 4))  # a colour that lets the page shine through, light or dark
+        image[..., :3], image[..., 3] = to_rgb(SERIES[0]), np.nan_to_num(shares)
+        axes.imshow(image, aspect="auto")
+        axes.grid(False)
+        axes.tick_params(length=0)
+        every = max(1, -(-len(classes) // self.MAX_WRITTEN))
+        axes.set_xticks(classes[::every])
+        axes.set_yticks(classes[::every])
+        if every > 1:
+            return
+        for (row, column), count in np.ndenumerate(self.counts):
+            if count:
+                text, color = EngFormatter(places=0, sep="")(count), "#ffffff" if shares[row, column] > 0.5 else INK
+                axes.text(column, row, text, ha="center", va="center", color=color, fontsize=7.5)
+
+
+Chart = LineChart | HeatMap | ShareChart | ConfusionMatrix
 
 
 def _over_updates(axes: Axes) -> None:
     axes.set_xlabel("update")
+    low, high = axes.get_xlim()
+    if high - low < 2:  # of a single update
+        axes.set_xlim((low + high) / 2 - 1, (low + high) / 2 + 1)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(EngFormatter(sep="") if high >= 10_000 else "{x:,.0f}")

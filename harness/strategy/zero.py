@@ -25,6 +25,8 @@ class ZeroStrategy(Strategy):
         stage: 1, 2 or 3.
     """
 
+    tells_reduction = False  # DeepSpeed reduces within the backward pass
+
     def __init__(self, engine: Any, *, stage: int, ranks: Ranks, clip: Clip) -> None:
         super().__init__(rank=ranks.rank, world_size=ranks.world_size, device=ranks.device)
         self.model = engine

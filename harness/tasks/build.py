@@ -22,9 +22,10 @@ def build_task(config: Task, splits: DataSplits, *, device: torch.device, dtype:
         case ClassificationTask():
             weights = class_weights(config.class_weights, splits.train, num_classes=config.num_classes)
             weights = None if weights is None else weights.to(device=device, dtype=dtype)
-            return Classification(config, class_weights=weights)
+            return Classification(config, class_weights=weights, classes=splits.preprocessing.get("classes"))
         case RegressionTask():
             return Regression(splits.num_outputs)
         case CausalLmTask():
             assert splits.tokenizer, "causal_lm without text is refused by config/checks.py"
-            return CausalLm(splits.input_shape[0], torch.from_numpy(splits.tokenizer.token_bytes()))
+            token_bytes = torch.from_numpy(splits.tokenizer.token_bytes())
+            return CausalLm(splits.input_shape[0], token_bytes, decode=splits.tokenizer.decode)

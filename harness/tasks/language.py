@@ -1,11 +1,16 @@
 """Predicting each token of a text from those before it."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
+
+SHOWN_TOKENS = 48
+"""How many of a row's last tokens an example has."""
 
 
 class CausalLm:
@@ -14,19 +19,29 @@ class CausalLm:
     Args:
         block: tokens of a row.
         token_bytes: (V,) bytes of text that each token stands for.
+        decode: from ids to the text they stand for.
     """
 
+    counts_tokens = True
     is_weighted = False
 
-    def __init__(self, block: int, token_bytes: Tensor) -> None:
+    def __init__(self, block: int, token_bytes: Tensor, *, decode: Callable[[list[int]], bytes]) -> None:
         self.targets_per_row = block
-        self._token_bytes = token_bytes
+        self._token_bytes, self._decode = token_bytes, decode
 
     def loss_sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return nats(outputs, targets)
 
     def weight_sum(self, targets: Tensor) -> int:
         return targets.numel()
+
+    def examples(self, outputs: Tensor, targets: Tensor) -> dict[str, list[Any]]:
+        """Each token is predicted from the true ones before it."""
+
+        def texts(ids: Tensor) -> list[str]:
+            return [self._decode(row).decode(errors="replace") for row in ids[:, -SHOWN_TOKENS:].tolist()]
+
+        return {"target": texts(targets), "prediction": texts(outputs.argmax(dim=-1))}
 
     def metrics(self) -> dict[str, Metric]:
         return {"perplexity": Perplexity(), "bits_per_byte": BitsPerByte(self._token_bytes)}

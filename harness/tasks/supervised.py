@@ -1,6 +1,7 @@
 """One label or some numbers a row."""
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +24,16 @@ class Classification:
 
     Args:
         class_weights: (num_classes,) where the logits are, or None.
+        classes: the names of the labels, where they have some.
     """
 
     targets_per_row = 1
+    counts_tokens = False
 
-    def __init__(self, config: ClassificationTask, *, class_weights: Tensor | None) -> None:
-        self._config, self._class_weights = config, class_weights
+    def __init__(
+        self, config: ClassificationTask, *, class_weights: Tensor | None, classes: Sequence[Any] | None = None
+    ) -> None:
+        self._config, self._class_weights, self._classes = config, class_weights, classes
         self.is_weighted = class_weights is not None
 
     def loss_sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -38,6 +43,14 @@ class Classification:
 
     def weight_sum(self, targets: Tensor) -> Tensor | int:
         return len(targets) if self._class_weights is None else self._class_weights[targets].sum()
+
+    def examples(self, outputs: Tensor, targets: Tensor) -> dict[str, list[Any]]:
+        probabilities, predicted = outputs.float().softmax(dim=1).max(dim=1)
+        target, prediction = (
+            [label if self._classes is None else self._classes[label] for label in labels.tolist()]
+            for labels in (targets, predicted)
+        )
+        return {"target": target, "prediction": prediction, "probability": probabilities.tolist()}
 
     def metrics(self) -> dict[str, Metric]:
         num_classes, positive = self._config.num_classes, self._config.scored_class
@@ -57,6 +70,7 @@ class Classification:
 class Regression:
     """Squared error of (B, K) predictions against (B, K) targets; each of the K numbers is a target."""
 
+    counts_tokens = False
     is_weighted = False
 
     def __init__(self, num_outputs: int) -> None:
@@ -67,6 +81,14 @@ class Regression:
 
     def weight_sum(self, targets: Tensor) -> int:
         return targets.numel()
+
+    def examples(self, outputs: Tensor, targets: Tensor) -> dict[str, list[Any]]:
+        names = [""] if self.targets_per_row == 1 else [f" {k}" for k in range(self.targets_per_row)]
+        return {
+            f"{kind}{name}": numbers[:, k].tolist()
+            for k, name in enumerate(names)
+            for kind, numbers in (("target", targets), ("prediction", outputs))
+        }
 
     def metrics(self) -> dict[str, Metric]:
         return {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": R2(self.targets_per_row)}

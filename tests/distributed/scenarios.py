@@ -608,7 +608,7 @@ def evaluate_with_a_liar(spec: Spec) -> dict[str, float]:
 
     run = assemble_spec(spec)
     loop.Scores = Liar  # type: ignore[misc]
-    return loop.evaluate(run)
+    return loop.evaluate(run, step=0)
 
 
 def build_with(spec: Spec, changes: dict[str, Any]) -> str:
@@ -642,7 +642,7 @@ def weights_after_evaluation(spec: Spec) -> tuple[int, int, int]:
 
     train_step(run, 0, run.strategy.tensor(1e-3, dtype=torch.float64))
     after_update = held()
-    evaluate(run)
+    evaluate(run, step=0)
     return after_update, held(), run.strategy.num_parameters
 
 

@@ -82,7 +82,7 @@ def train_then_evaluate(spec: ScoreSpec) -> Evaluated:
     before = state_of(run.strategy.module)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        scores = evaluate(run)
+        scores = evaluate(run, step=0)
     modes = {module.training for module in run.strategy.model.modules()}
     return Evaluated(scores, before, state_of(run.strategy.module), modes, [str(w.message) for w in caught])
 

@@ -1,24 +1,26 @@
 """What a run measures of itself, and where it says it comes from."""
 
 import json
+import os
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from harness.data.batches import TrainingBatches
 from harness.observers.ledger import MEASURED, read_lines
 from harness.provenance import git_state, slurm_job, versions
 from tests.distributed.ranks import run_ranks
-from tests.distributed.scenarios import Spec, fit_spec
+from tests.distributed.scenarios import BLOCK, Spec, fit_spec
 
 DAWDLE_SECONDS = 0.02
+PARTS = ("data_wait", "compute", "reduction", "rest")
 
 
 def fit_with_a_slow_reader(spec: Spec, directory: str) -> dict[str, Any]:
     """Fit a spec whose last rank waits for its rows, and holds 200 MB more than the others."""
-    import os
-
     at = TrainingBatches._at
     is_last = os.environ["RANK"] == "1"
 
@@ -40,10 +42,70 @@ def test_the_slowest_reader_and_the_fullest_memory_of_any_rank_are_told(tmp_path
     measured = [line for line in lines if "samples_per_second" in line]
     assert 1 <= len(measured) < len(lines)  # once an interval, not once an update
     for line in measured:
-        assert MEASURED & line.keys() == MEASURED
+        assert MEASURED & line.keys() == MEASURED - {"tokens_per_second", "mfu"}  # no text, no GPU
         assert line["data_wait_fraction"] > 0.25  # of the second rank, while the first one only waited for it
+        assert sum(line[f"{part}_fraction"] for part in PARTS) == pytest.approx(1)
         assert line["memory_bytes"] > 200 * 2**20
         assert 16 / took < line["samples_per_second"] < 16 / DAWDLE_SECONDS
+
+
+def fit_with_a_slow_part(spec: Spec, directory: str, part: str) -> dict[str, Any]:
+    """Fit a spec of which one part of every update takes long; of the reduction, because the other rank is late."""
+    from harness.strategy.ddp import DdpStrategy
+
+    rank = os.environ["RANK"]
+    is_late = part == "reduction" and rank == "1"
+    at, backward, update = TrainingBatches._at, DdpStrategy.backward, DdpStrategy.update
+
+    def slow_at(self: TrainingBatches, position: int) -> Any:
+        time.sleep(DAWDLE_SECONDS / 4 if rank == "0" else 0.0)  # so it is the first rank that is told of
+        return at(self, position)
+
+    def slow_backward(self: DdpStrategy, loss: Any) -> None:
+        time.sleep(DAWDLE_SECONDS if part == "compute" or is_late else 0.0)
+        backward(self, loss)
+
+    def slow_update(self: DdpStrategy, learning_rate: Any) -> Any:
+        time.sleep(DAWDLE_SECONDS if part == "rest" else 0.0)
+        return update(self, learning_rate)
+
+    TrainingBatches._at = slow_at  # type: ignore[method-assign]
+    DdpStrategy.backward, DdpStrategy.update = slow_backward, slow_update  # type: ignore[method-assign]
+    return fit_spec(spec, directory)
+
+
+@pytest.mark.parametrize("part", ["compute", "reduction", "rest"])
+def test_the_part_of_an_update_that_takes_long_is_told(tmp_path: Path, part: str) -> None:
+    run_ranks(2, fit_with_a_slow_part, Spec(updates=20), str(tmp_path), part)
+    lines = [line for line in read_lines(tmp_path / "ledger.jsonl") if "compute_fraction" in line]
+    shares = {name: sum(line[f"{name}_fraction"] for line in lines) for name in PARTS}
+    assert max(shares, key=lambda name: shares[name]) == part, shares
+
+
+def test_under_zero_the_reduction_is_a_part_of_the_computing(tmp_path: Path) -> None:
+    run_ranks(2, fit_spec, Spec(updates=6, strategy="zero2"), str(tmp_path))
+    lines = [line for line in read_lines(tmp_path / "ledger.jsonl") if "compute_fraction" in line]
+    assert lines
+    for line in lines:
+        assert "reduction_fraction" not in line
+        assert line["data_wait_fraction"] + line["compute_fraction"] + line["rest_fraction"] == pytest.approx(1)
+
+
+def fit_on_a_known_device(spec: Spec, directory: str) -> dict[str, Any]:
+    """Fit a spec on a device of which one row a second is a millionth of the peak."""
+    import harness.assemble
+
+    harness.assemble._share_of_peak_per_row = lambda *_: 1e-6
+    return fit_spec(spec, directory)
+
+
+def test_a_language_model_counts_tokens_and_a_known_device_its_share_of_the_peak(tmp_path: Path) -> None:
+    run_ranks(1, fit_on_a_known_device, Spec(network="gpt", updates=4), str(tmp_path))
+    lines = [line for line in read_lines(tmp_path / "ledger.jsonl") if "samples_per_second" in line]
+    assert lines
+    for line in lines:
+        assert line["tokens_per_second"] == pytest.approx(BLOCK * line["samples_per_second"])
+        assert line["mfu"] == pytest.approx(1e-6 * line["samples_per_second"])
 
 
 def test_the_commit_and_whether_it_is_what_runs(tmp_path: Path) -> None:
