@@ -99,10 +99,10 @@ class Strategy(Ranks, ABC):
     """What of the configuration has no effect here, for the user to read."""
     autocast_dtype: torch.dtype | None = None
     """The type that matrix products are computed in, where it is not that of the weights."""
-    tells_reduction: bool = True
-    """Whether the reduction over ranks ends after the backward pass, so that the wait for it can be told from that."""
     loss_scale: LossScale | None = None
     """Where matrix products are computed in fp16, what keeps small gradients from vanishing."""
+    tells_reduction: bool = True
+    """Whether the reduction over ranks ends after the backward pass, so that the wait for it can be told from that."""
     parameter_names: list[str]
     """Trainable parameters, in the order of every list of gradients or norms."""
     optimizer: torch.optim.Optimizer

@@ -122,7 +122,7 @@ def evaluated(spec: Spec) -> tuple[float, State, State, State]:
     run = assemble_spec(spec)
     train_updates(run, range(spec.updates))
     before, average = state_of(run, "model/"), state_of(run, "ema/weight/")
-    loss = evaluate(run)["val/loss"]
+    loss = evaluate(run, step=0)["val/loss"]
     after = state_of(run, "model/")
     train_updates(run, range(spec.updates, spec.updates + 1))
     return loss, before, after, average
@@ -148,7 +148,7 @@ def save_after_evaluation(spec: Spec) -> State:
     """Return weights and moments after an evaluation and an update that comes after it."""
     run = assemble_spec(spec)
     train_updates(run, range(4))
-    evaluate(run)
+    evaluate(run, step=0)
     train_updates(run, range(4, 6))
     return {**state_of(run, "model/"), **state_of(run, "optim/")}
 
