@@ -9,10 +9,13 @@ import pytest
 import torch
 
 PAGES_AGAIN = """
+import ctypes
 import resource
 import torch
 from harness.strategy.build import join_ranks
 from harness.strategy.env import placement
+
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a huge page would be one fault, now and then
 
 def page_faults():
     tensors = [torch.ones(1024, 1024) for _ in range(20)]  # 4 MiB each, 80 together
