@@ -41,5 +41,4 @@ def faults_after(before: str) -> int:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="ranks with a GPU leave malloc alone")
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
 def test_a_rank_on_the_cpu_takes_no_new_pages_for_tensors_as_large_as_those_before() -> None:
-    assert faults_after("") > 0.5 * PAGES, "if malloc does so by itself, keep_freed_memory can go"
     assert faults_after(JOINED) < 0.02 * PAGES
