@@ -65,9 +65,9 @@ def fit_with_a_slow_part(spec: Spec, directory: str, part: str) -> dict[str, Any
         time.sleep(DAWDLE_SECONDS if part == "compute" or is_late else 0.0)
         backward(self, loss)
 
-    def slow_update(self: DdpStrategy, learning_rate: Any, **position: Any) -> Any:
+    def slow_update(self: DdpStrategy, learning_rate: Any, *, position: int) -> Any:
         time.sleep(DAWDLE_SECONDS if part == "rest" else 0.0)
-        return update(self, learning_rate, **position)
+        return update(self, learning_rate, position=position)
 
     TrainingBatches._at = slow_at  # type: ignore[method-assign]
     DdpStrategy.backward, DdpStrategy.update = slow_backward, slow_update  # type: ignore[method-assign]
