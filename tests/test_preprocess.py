@@ -90,6 +90,15 @@ def test_a_column_that_never_changes_is_centred_and_not_divided_by_zero(tmp_path
     assert splits.validation.inputs.tolist() == [[2]]
 
 
+@pytest.mark.parametrize("impute", ["none", "mean"])
+def test_the_rounding_of_a_mean_is_not_taken_for_the_scale_of_a_column(tmp_path: Path, impute: str) -> None:
+    assert np.full(1000, 0.1).std() > 0, "numpy's mean of a thousand times 0.1 is not 0.1"
+    column = [0.1] * 1000 + ([None] if impute == "mean" else [])
+    splits = two_files(tmp_path, column, [0.2], standardize=True, impute=impute)
+    assert not splits.train.inputs.any()
+    assert splits.validation.inputs.tolist() == [[pytest.approx(0.1)]]
+
+
 def test_a_missing_number_is_refused_unless_imputing_was_asked_for(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"column 'a' has 1 of 2 rows .* set data\.impute"):
         two_files(tmp_path, [1.0, None], [1.0], standardize=True)

@@ -57,14 +57,17 @@ def _fit_numbers(table: Table, name: str, training: NDArray[Any], data: TableDat
             f"{table.path}: column {name!r} has no value in any of the {len(training):,} training rows, so there is "
             "nothing to impute it with. Leave the column out."
         )
+    if present.min() == present.max():  # it has no scale; the rounding of its mean is none
+        only = float(present[0])
+        fill = None if data.impute == "none" else only
+        return {"name": name, "fill": fill, "mean": only if data.standardize else 0.0, "scale": 1.0}
     fill = None
     if data.impute != "none":
         fill = float(np.mean(present) if data.impute == "mean" else np.median(present))
         present = np.concatenate([present, np.full(len(training) - len(present), fill)])
     if not data.standardize:
         return {"name": name, "fill": fill, "mean": 0.0, "scale": 1.0}
-    # A column that is the same in every training row has no scale of its own.
-    return {"name": name, "fill": fill, "mean": float(present.mean()), "scale": float(present.std()) or 1.0}
+    return {"name": name, "fill": fill, "mean": float(present.mean()), "scale": float(present.std())}
 
 
 def apply_features(table: Table, features: Sequence[Feature]) -> NDArray[Any]:
