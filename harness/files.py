@@ -1,5 +1,6 @@
 """Writing files so that a crash leaves the old one or the new one, never a half."""
 
+import errno
 import hashlib
 import json
 import os
@@ -52,6 +53,20 @@ def make_directory_durably(path: Path) -> None:
         make_directory_durably(path.parent)
         path.mkdir(exist_ok=True)
     sync_directory(path.parent)
+
+
+def own_file(path: str | os.PathLike[str], flags: int) -> int:
+    """Open a file of a run to write in, for `open(opener=own_file)`; through a link a stranger's run could name any.
+
+    Raises:
+        OSError: it is a link.
+    """
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise OSError(errno.ELOOP, "it is a link, which may lead anywhere; put the file itself there") from error
 
 
 def sync_directory(path: Path) -> None:

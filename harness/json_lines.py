@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness.files import storage_errors, sync_directory
+from harness.files import own_file, storage_errors, sync_directory
 
 Line = dict[str, Any]
 
@@ -36,7 +36,7 @@ def append_event(run_directory: Path, event: str, **details: Any) -> None:
     The disk has it when this returns.
     """
     path = run_directory / "events.jsonl"
-    with storage_errors("write", path), path.open("ab", buffering=0) as file:
+    with storage_errors("write", path), open(path, "ab", buffering=0, opener=own_file) as file:
         line = missing_newline(path) + event_line({"event": event, **details})
         if file.write(line) < len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

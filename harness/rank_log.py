@@ -5,7 +5,7 @@ import socket
 import sys
 from datetime import UTC, datetime
 
-from harness.files import storage_errors
+from harness.files import own_file, storage_errors
 from harness.strategy.env import Placement
 
 
@@ -19,7 +19,7 @@ def redirect_output(place: Placement) -> None:
     if path is None:
         return
     with storage_errors("write", path):
-        log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        log = own_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.write(log, f"{header(place)}\n".encode())
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

@@ -17,7 +17,7 @@ from harness.config import RunConfig
 from harness.config.changes import compare
 from harness.config.io import dump_config, load_config
 from harness.errors import ConfigError, RunInUseError, StorageError
-from harness.files import json_bytes, make_directory_durably, replace_durably, storage_errors
+from harness.files import json_bytes, make_directory_durably, own_file, replace_durably, storage_errors
 
 SCHEMA = 1
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -45,7 +45,7 @@ class RunDirectory:
         """
         try:
             make_directory_durably(self.path)
-            self._lock = (self.path / "lock").open("a+")
+            self._lock = open(self.path / "lock", "a+", opener=own_file)
         except OSError as error:
             raise StorageError(
                 f"cannot write to {self.path}: {error.strerror}. "

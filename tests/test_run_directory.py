@@ -9,7 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -21,8 +21,11 @@ from harness.checkpoint.directory import CheckpointDirectory
 from harness.config import RunConfig
 from harness.config.io import dump_config, load_config
 from harness.errors import ConfigError, NonFiniteError, RunInUseError, StorageError
+from harness.json_lines import append_event
 from harness.observers.ledger import Ledger
+from harness.rank_log import redirect_output
 from harness.run_directory import RunDirectory
+from harness.strategy.env import Placement
 from harness.track import tracked_run
 
 
@@ -313,3 +316,20 @@ def test_a_run_that_another_version_wrote_or_that_is_broken_is_left_alone(
     with pytest.raises(ConfigError, match=problem):
         tracked_run(config.run_directory)
     assert content_of(config.run_directory) == before
+
+
+@pytest.mark.parametrize("name", ["lock", "ledger.jsonl", "events.jsonl", "logs/rank-0.log"])
+def test_a_link_in_a_run_of_a_stranger_leads_to_no_file_of_ours(tmp_path: Path, name: str) -> None:
+    victim, link = tmp_path / "victim", tmp_path / "r" / name
+    link.parent.mkdir(parents=True)
+    victim.write_text("mine\n")
+    link.symlink_to(victim)
+    write: dict[str, Callable[[], object]] = {
+        "lock": RunDirectory(a_config(tmp_path)).__enter__,
+        "ledger.jsonl": lambda: Ledger(tmp_path / "r", keep_bytes=0),
+        "events.jsonl": lambda: append_event(tmp_path / "r", "started"),
+        "logs/rank-0.log": lambda: redirect_output(Placement(log_file=link)),
+    }
+    with pytest.raises(StorageError, match="it is a link, which may lead anywhere; put the file itself there"):
+        write[name]()
+    assert victim.read_text() == "mine\n"

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from harness.errors import StorageError
-from harness.files import storage_errors, sync_directory
+from harness.files import own_file, storage_errors, sync_directory
 from harness.json_lines import event_line, json_line, missing_newline, read_lines, whole_lines
 from harness.observers.base import Line, Observer
 from harness.stopping import Patience
@@ -86,7 +86,7 @@ class _Appender:
 
     def __init__(self, path: Path, *, keep_bytes: int | None = None) -> None:
         self._path = path
-        self._file = path.open("ab", buffering=0)
+        self._file = open(path, "ab", buffering=0, opener=own_file)  # noqa: SIM115 - until close()
         if keep_bytes is not None:
             self._file.truncate(keep_bytes)
         self._written = self._file.seek(0, os.SEEK_END)
