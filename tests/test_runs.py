@@ -108,12 +108,16 @@ def test_a_file_that_cannot_be_read_is_told_and_the_other_runs_are_listed(
 # ---------------------------------------------------------------- the list
 
 
-def test_the_list_is_aligned_and_the_youngest_run_is_first(real_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_is_aligned_and_the_youngest_run_is_first(
+    real_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "runs"
+    shutil.copytree(real_runs, root)
     for index, name in enumerate(["restarted", "other", "steady"]):
-        identity = json.loads((real_runs / name / "run.json").read_text())
+        identity = json.loads((root / name / "run.json").read_text())
         created = datetime.now(UTC) - timedelta(minutes=index)
-        (real_runs / name / "run.json").write_text(json.dumps({**identity, "created": created.isoformat()}))
-    heading, *rows = told(capsys, str(real_runs))
+        (root / name / "run.json").write_text(json.dumps({**identity, "created": created.isoformat()}))
+    heading, *rows = told(capsys, str(root))
     assert heading.split() == ["run", "state", "step", "best", "age", "strategy", "ranks"]
     assert [row.split()[0] for row in rows] == ["restarted", "other", "steady"]
     assert len({row.index("finished") for row in rows} | {heading.index("state")}) == 1
