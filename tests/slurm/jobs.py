@@ -186,10 +186,15 @@ class Run:
 
 
 def interrupt(run: Run, numbers: random.Random, *, times: int) -> None:
-    """Send the ranks of a run the signal that comes before the time limit, in so many attempts, at any moment."""
+    """Send the ranks of a run the signal that comes before the time limit, in so many attempts, at any moment.
+
+    Every other time, by chance, that is after training has begun, which may be long after the first process has.
+    """
     for restart in range(times):
         run.wait_for_attempt(restart)
-        time.sleep(numbers.uniform(1, 12))
+        if numbers.random() < 0.5:
+            run.wait_for(lambda: len(run.events("started")) > restart, f"attempt {restart} to train")  # noqa: B023
+        time.sleep(numbers.uniform(0.5, 5))
         run.signal("USR1")
         run.wait_for(lambda: len(run.events("job ended")) == restart + 1, f"the end of attempt {restart}")  # noqa: B023
 
