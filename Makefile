@@ -28,7 +28,7 @@ test-quick: $(STAMP) ## Run the tests that take seconds
 slurm-test: $(STAMP) ## Run the tests on a live Slurm cluster; says what to install if there is no Slurm
 	@$(BIN)/python -m pytest -q tests/slurm $(ARGS)
 
-faults: $(STAMP) ## Damage, kill and resume in every way, an hour: make faults [ARGS="ddp zero3"]
+faults: $(STAMP) ## Damage, kill and resume in every way, 20 minutes: make faults [ARGS="ddp zero3"]
 	@$(BIN)/python -m tests.faults $(ARGS)
 
 check: $(STAMP) ## Lint, format and types
