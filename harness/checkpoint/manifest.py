@@ -9,6 +9,7 @@ step-00000040/
   rng-00000.safetensors    the random state of rank 0; one file a rank
 """
 
+import errno
 import hashlib
 import json
 import re
@@ -17,13 +18,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.errors import CheckpointError
+from harness.errors import CheckpointError, StorageError
 from harness.files import json_bytes
 
 SCHEMA = 3
 KINDS = ("model", "optim", "ema")
 """Of files of tensors that belong to no rank; there are always some of the first two."""
 COMMIT, TRAINER = "COMMIT.json", "trainer.json"
+_DAMAGE = (errno.EIO, errno.ENOENT, errno.ENOTDIR)
+"""What the operating system says of a file that is lost; all else may be well again in a minute."""
 MAX_JSON_BYTES = 64 * 2**20
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -140,11 +143,18 @@ def file_problem(directory: Path, entry: FileEntry) -> str | None:
     return None if digest == entry.sha256 else f"{entry.name} is not what was written: its SHA-256 differs"
 
 
+def commit_digest(directory: Path) -> str:
+    """Return the SHA-256 of COMMIT.json as it is there, whatever it holds; empty where there is none."""
+    path = directory / COMMIT
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
 def checkpoint_problems(directory: Path, *, share: slice = slice(None)) -> list[str]:
     """Return what is wrong with a checkpoint, nothing if it is whole; reads `share` of its files.
 
     Raises:
         CheckpointError: another version of the harness wrote it.
+        StorageError: it cannot be read just now or by this user, so nothing is known of it.
     """
     try:
         files = read_manifest(directory).files[share]
@@ -152,7 +162,14 @@ def checkpoint_problems(directory: Path, *, share: slice = slice(None)) -> list[
         if not problems and any(entry.name == TRAINER for entry in files):
             read_trainer(directory)
         return problems
-    except (ValueError, OSError) as error:  # OSError: the disk cannot read it
+    except OSError as error:
+        if error.errno in _DAMAGE:
+            return [str(error)]
+        raise StorageError(
+            f"cannot read {directory}: {error.strerror or error}. It may be whole, so it stays where it is; mend that, "
+            "then start the same command again"
+        ) from error
+    except ValueError as error:
         return [str(error)]
 
 

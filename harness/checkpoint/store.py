@@ -24,6 +24,7 @@ from harness.checkpoint.manifest import (
     FileEntry,
     Manifest,
     checkpoint_problems,
+    commit_digest,
     read_manifest,
     read_trainer,
     tensor_file,
@@ -243,7 +244,7 @@ class CheckpointStore:
             on_broken: hears on rank zero which one and why, before it is moved.
         Raises:
             CheckpointError: there are checkpoints, none can be used.
-            StorageError: a broken one cannot be moved.
+            StorageError: a broken one cannot be moved, or the ranks do not see the same disk; then nothing is moved.
         """
         strategy, names = self._strategy, []
         with strategy.together("looking for checkpoints"), storage_errors("clean", self.directory.path):
@@ -251,8 +252,13 @@ class CheckpointStore:
                 self.directory.prepare()
                 names = [path.name for path in self.directory.steps()]
         rejected: list[str] = []
-        for name in strategy.broadcast(names):
+        names = strategy.broadcast(names)
+        self._check_same_disk(
+            self.directory.path, lambda path: str(bool(names or (path.is_dir() and self.directory.steps())))
+        )
+        for name in names:
             directory = self.directory.path / name
+            self._check_same_disk(directory, commit_digest)
             with strategy.together("verifying a checkpoint"):
                 mine = checkpoint_problems(directory, share=slice(strategy.rank, None, strategy.world_size))
             problems = [problem for problems in strategy.gather_objects(mine) for problem in problems]
@@ -273,6 +279,23 @@ class CheckpointStore:
                 "under another run.name"
             )
         return None
+
+    def _check_same_disk(self, directory: Path, look: Callable[[Path], str]) -> None:
+        """Refuse to judge what some ranks see and others do not. Collective.
+
+        Raises:
+            StorageError: names a rank that sees something else than rank zero.
+        """
+        with self._strategy.together("looking at a checkpoint"), storage_errors("read", directory):
+            seen = look(directory)
+        views = self._strategy.gather_objects(seen)
+        others = [rank for rank, view in enumerate(views) if view != views[0]]
+        if others:
+            raise StorageError(
+                f"rank {others[0]} of {len(views)} does not see the same in {directory} as rank 0: is run.output_root "
+                "on a disk that all machines share and have mounted? Nothing was moved; mend that, then start the same "
+                "command again"
+            )
 
     def _found(self, directory: Path, rejected: list[str]) -> Loaded:
         with self._strategy.together("reading a checkpoint"), storage_errors("read", directory):

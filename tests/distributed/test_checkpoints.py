@@ -481,6 +481,49 @@ def test_a_file_that_the_disk_cannot_read_makes_its_checkpoint_a_broken_one(
     assert "Input/output error" in rejected[0]
 
 
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EACCES, errno.EMFILE])
+def test_what_cannot_be_read_just_now_is_not_taken_for_broken(
+    checkpoints: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(file: Any, algorithm: str) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hashlib, "file_digest", refuse)
+        with pytest.raises(StorageError, match=f"step-00000020: {os.strerror(number)}. It may be whole"):
+            load(str(checkpoints.parent))
+    assert load(str(checkpoints.parent)) == (20, [])
+
+
+def load_from_a_disk_of_its_own(directory: str) -> tuple[int, str]:
+    with pytest.raises(StorageError) as caught:
+        load(f"{directory}/of-rank-{os.environ['RANK']}")
+    return caught.value.exit_code, str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rank", "kept"),
+    [(0, "nothing"), (1, "nothing"), (0, "another step 20"), (1, "another step 20"), (1, "only step 10")],
+)
+def test_ranks_that_see_different_disks_judge_nothing_and_move_nothing(checkpoints: Path, rank: int, kept: str) -> None:
+    folder = checkpoints.parent.parent
+    for number in (0, 1):
+        shutil.copytree(checkpoints, folder / f"of-rank-{number}/checkpoints")
+    changed = folder / f"of-rank-{rank}/checkpoints"
+    if kept == "another step 20":  # whole, but trained by somebody else
+        trainer = json.loads((changed / "step-00000020/trainer.json").read_bytes())
+        seal_trainer(changed / "step-00000020", json.dumps({**trainer, "trained by": "somebody else"}))
+    else:
+        shutil.rmtree(changed / "step-00000020")
+    if kept == "nothing":
+        shutil.rmtree(changed / "step-00000010")
+    before = [names_in(folder / f"of-rank-{number}/checkpoints") for number in (0, 1)]
+    answers = run_ranks(2, load_from_a_disk_of_its_own, str(folder))
+    assert [code for code, _ in answers] == [5, 5]
+    assert all("rank 1 of 2 does not see the same in" in message for _, message in answers)
+    assert [names_in(folder / f"of-rank-{number}/checkpoints") for number in (0, 1)] == before
+
+
 def load_and_catch(directory: str) -> tuple[int, str]:
     with pytest.raises(CheckpointError) as caught:
         load(directory)
