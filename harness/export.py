@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from harness.checkpoint.directory import CheckpointDirectory
 from harness.checkpoint.manifest import checkpoint_problems, read_manifest, read_trainer
 from harness.checkpoint.tensors import TensorFiles, write_tensors
+from harness.checkpoint.trainer import check_trainer
 from harness.config.io import load_config
 from harness.config.models import Model, PretrainedModel
 from harness.errors import EXIT_DONE, CheckpointError, ConfigError, HarnessError, StorageError
@@ -88,12 +89,12 @@ def export(run: Path, checkpoint: Path, *, to: Path) -> None:
     problems = checkpoint_problems(checkpoint)
     if problems:
         raise CheckpointError(f"{checkpoint} is broken: {problems[0]}. Choose another with --from STEP")
-    trainer = read_trainer(checkpoint)
+    manifest, trainer = read_manifest(checkpoint), read_trainer(checkpoint)
+    check_trainer(trainer, checkpoint, step=manifest.step)
     config = load_config(run / "config.yaml").config
     described: dict[str, Any] = {
         "model": config.model.model_dump(mode="json"),
-        **{key: trainer[key] for key in ("input_shape", "num_outputs", "step", "metrics", "harness")},
-        "preprocessing": trainer.get("preprocessing", {}),
+        **{key: trainer[key] for key in ("input_shape", "num_outputs", "step", "metrics", "harness", "preprocessing")},
     }
     if to.exists():
         raise StorageError(f"{to} is there already; give the name of a new folder")
@@ -101,7 +102,6 @@ def export(run: Path, checkpoint: Path, *, to: Path) -> None:
     with storage_errors("write", to):
         temporary.mkdir(parents=True)
         try:
-            manifest = read_manifest(checkpoint)
             live = TensorFiles(checkpoint, manifest.names("model"))
             averaged = TensorFiles(checkpoint, manifest.names("ema"), prefix="weight/")
             tensors: Mapping[str, Tensor] = ChainMap(averaged, live)  # type: ignore[arg-type]  # it is only read
@@ -110,7 +110,7 @@ def export(run: Path, checkpoint: Path, *, to: Path) -> None:
             else:
                 write_tensors(temporary / MODEL, tensors)
                 write_durably(temporary / CONFIG, [json_bytes(described)])
-            if trainer.get("tokenizer") and not isinstance(config.model, PretrainedModel):
+            if trainer["tokenizer"] and not isinstance(config.model, PretrainedModel):
                 write_durably(temporary / TOKENIZER, [trainer["tokenizer"].encode()])
             os.rename(temporary, to)
         finally:

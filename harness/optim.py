@@ -58,16 +58,19 @@ def moments_per_parameter(config: Optim) -> int:
     return 2
 
 
-def moment_shape(moment: str, shape: Sequence[int]) -> list[int]:
-    """Return the shape of what torch's optimizers keep under this name for a parameter of this shape."""
-    match moment:
-        case "step":
-            return []
-        case "row_var":  # Adafactor's, of matrices
-            return [*shape[:-1], 1]
-        case "col_var":
-            return [*shape[:-2], 1, *shape[-1:]]
-    return list(shape)
+def moment_shapes(group: Mapping[str, Any], shape: Sequence[int]) -> dict[str, list[int]]:
+    """Return what torch's optimizers keep for a parameter of this shape, by name.
+
+    Args:
+        group: the settings of its parameter group, which tell the optimizers apart.
+    """
+    if "betas" in group:  # Adam, AdamW
+        return {"step": [], "exp_avg": list(shape), "exp_avg_sq": list(shape)}
+    if "beta2_decay" not in group:  # SGD, Muon
+        return {"momentum_buffer": list(shape)}
+    if len(shape) < 2:  # Adafactor
+        return {"step": [], "variance": list(shape)}
+    return {"step": [], "row_var": [*shape[:-1], 1], "col_var": [*shape[:-2], 1, *shape[-1:]]}
 
 
 class SkippingOptimizer(Optimizer):

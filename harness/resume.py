@@ -3,19 +3,10 @@
 from harness import __version__
 from harness.checkpoint.manifest import TRAINER
 from harness.checkpoint.store import Loaded, SaveResult
+from harness.checkpoint.trainer import check_trainer
 from harness.errors import CheckpointError, ConfigError, DataError, StorageError
 from harness.run import Run
 from harness.state import TrainState
-
-COUNTS = ("position", "step", "samples_seen", "evaluated_step", "nonfinite_in_a_row", "ledger_bytes")
-OTHERS = {
-    "metrics": dict,
-    "judge": dict,
-    "data_digest": str,
-    "order": dict,
-    "optimizer": list,
-    "loss_scale": dict | None,
-}
 
 
 def save(run: Run, state: TrainState) -> None:
@@ -105,29 +96,17 @@ def _order(run: Run) -> dict[str, int]:
     return {"seed": run.plan.seed, "global_batch": run.plan.global_batch}
 
 
-def _check_trainer(loaded: Loaded) -> None:
-    """Trust no value of a trainer.json, since whoever wrote it can seal it."""
-    trainer = loaded.trainer
-    counts = [name for name in COUNTS if type(trainer.get(name)) is not int or trainer[name] < 0]
-    others = [name for name, kind in OTHERS.items() if not isinstance(trainer.get(name), kind)]
-    if counts or others:
-        raise CheckpointError(
-            f"{loaded.directory / TRAINER} has no {' and no '.join(counts + others)} that this harness would write, "
-            "though its digest is the one in the commit. Take another checkpoint"
-        )
-
-
 def resume(run: Run, loaded: Loaded) -> TrainState:
     """Return the run's state as it was when `loaded` was saved. Collective.
 
     Raises:
-        CheckpointError: the checkpoint does not say enough.
+        CheckpointError: the checkpoint says what none of ours does.
         ConfigError: the rows would come in another order.
         DataError: the rows are not those that the run was trained on.
     """
     trainer = loaded.trainer
     with run.strategy.together("comparing the data"):
-        _check_trainer(loaded)
+        check_trainer(trainer, loaded.directory, step=loaded.step)
         if trainer["order"] != _order(run):
             raise ConfigError(
                 f"{loaded.directory} stands in the order of rows of {trainer['order']}, this run has {_order(run)}: "
@@ -139,6 +118,11 @@ def resume(run: Run, loaded: Loaded) -> TrainState:
                 f"the data are not those that {loaded.directory} was trained on (digest {trainer['data_digest']}, now "
                 f"{run.data_digest}), so what is left of the epoch and of the validation split would be other rows. "
                 "Put the old files back, or train on the new ones under another run.name"
+            )
+        if trainer["samples_seen"] != (seen := run.plan.samples_before(trainer["position"])):
+            raise CheckpointError(
+                f"{loaded.directory / TRAINER} has samples_seen {trainer['samples_seen']:,}, but {seen:,} come before "
+                f"its position {trainer['position']:,}: this harness has not written it. Take another checkpoint"
             )
     run.checkpoints.restore(loaded)
     run.judge.load_state_dict(trainer["judge"])

@@ -13,6 +13,7 @@ from typing import Any
 
 from harness.checkpoint.directory import CheckpointDirectory
 from harness.checkpoint.manifest import TRAINER, read_json
+from harness.checkpoint.trainer import trainer_problems
 from harness.errors import EXIT_DONE, EXIT_INTERRUPTED
 from harness.json_lines import ends
 
@@ -125,7 +126,13 @@ def is_alive(directory: Path) -> bool:
 def _last_save(directory: Path) -> dict[str, Any]:
     checkpoints = CheckpointDirectory(directory / "checkpoints")
     name = checkpoints.named_by("LATEST")
-    return _object(checkpoints.path / name / TRAINER) if name else {}
+    if not name:
+        return {}
+    trainer = _object(checkpoints.path / name / TRAINER)
+    problems = trainer_problems(trainer, step=int(name.removeprefix("step-")))
+    if problems:
+        raise ValueError(f"{name}/{TRAINER} is broken: {problems[0]}")
+    return trainer
 
 
 def _object(path: Path) -> dict[str, Any]:

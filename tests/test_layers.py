@@ -26,6 +26,7 @@ LAYERS = {
         "harness/config/",
         "harness/checkpoint/directory.py",
         "harness/checkpoint/manifest.py",
+        "harness/checkpoint/trainer.py",
         "harness/agenda.py",
         "harness/rank_log.py",
         "harness/run_directory.py",

@@ -105,6 +105,21 @@ def test_a_file_that_cannot_be_read_is_told_and_the_other_runs_are_listed(
     assert "unreadable: exit.json is broken" in lines[3]
 
 
+def test_a_checkpoint_of_nonsense_is_told_and_the_other_runs_are_listed(
+    real_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("other", "steady"):
+        shutil.copytree(real_runs / name, tmp_path / name)
+    path = max((tmp_path / "other/checkpoints").glob("step-*")) / "trainer.json"
+    trainer = json.loads(path.read_bytes())
+    trainer["judge"]["score"]["best"] = "x"
+    path.write_text(json.dumps(trainer))
+    _, *lines = told(capsys, str(tmp_path), "--sort", "run")
+    assert lines[0].startswith("other")
+    assert f"unreadable: {path.parent.name}/trainer.json is broken: judge.score.best: 'x' is not" in lines[0]
+    assert lines[1].split()[:2] == ["steady", "finished"]
+
+
 # ---------------------------------------------------------------- the list
 
 

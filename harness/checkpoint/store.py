@@ -17,6 +17,7 @@ from torch import Tensor
 
 from harness.checkpoint import rng
 from harness.checkpoint.directory import CheckpointDirectory
+from harness.checkpoint.layout import check_layout
 from harness.checkpoint.manifest import (
     COMMIT,
     KINDS,
@@ -34,7 +35,6 @@ from harness.checkpoint.tensors import SavedState, TensorFiles, tensor_digest, w
 from harness.config.run import Checkpoint
 from harness.errors import CheckpointError, StorageError
 from harness.files import json_bytes, storage_errors, write_durably
-from harness.optim import moment_shape
 from harness.strategy.base import Strategy
 
 SECONDS_BETWEEN_VOTES = 1.0
@@ -315,7 +315,7 @@ class CheckpointStore:
         strategy = self._strategy
         with strategy.together("loading a checkpoint"):
             saved = SavedState(loaded.directory, loaded.manifest)
-            self._check_shapes(saved, loaded.directory)
+            check_layout(saved, loaded.directory, manifest=loaded.manifest, strategy=strategy)
         strategy.restore(saved)
         self._check_restored(saved, loaded)
         with strategy.together("restoring the random state"):
@@ -332,29 +332,6 @@ class CheckpointStore:
                 f"{loaded.directory / own} is no random state ({error!r}), though its digest is the one in {COMMIT}: "
                 "this harness has not written it. Take another checkpoint"
             ) from error
-
-    def _check_shapes(self, saved: SavedState, directory: Path) -> None:
-        shapes, moments = self._strategy.model_shapes(), saved.kinds["optim"].shapes()
-        wanted = {name: list(shape) for name, shape in shapes.items()}
-        # Moments may be missing, but the kernels that use them trust their sizes.
-        fitting = {
-            key: moment_shape(moment, shapes[name])
-            for key in moments
-            for name, _, moment in [key.rpartition("/")]
-            if name in self._strategy.parameter_names
-        }
-        averages = saved.kinds["ema"].shapes() if self._strategy.average is not None else {}
-        averaged = {f"weight/{name}": wanted[name] for name in self._strategy.parameter_names} | {"count": []}
-        different = (
-            _differences(saved.kinds["model"].shapes(), wanted)
-            or _differences(moments, fitting)
-            or (_differences(averages, averaged) if averages else [])
-        )
-        if different:
-            raise CheckpointError(
-                f"{directory} was made by another model; {len(different)} tensors differ, such as "
-                f"{'; '.join(different[:5])}. Set model.* as it was then, or give this run another run.name"
-            )
 
     def _check_restored(self, saved: SavedState, loaded: Loaded) -> None:
         """Compare everything that this rank holds now with the digests of the manifest."""
@@ -378,11 +355,3 @@ class CheckpointStore:
                     f"{different[0]}. That is a bug of the harness: report it, and resume with the strategy and number "
                     f"of ranks that saved ({loaded.trainer.get('strategy')} on {loaded.trainer.get('world_size')})"
                 )
-
-
-def _differences(found: Mapping[str, list[int]], wanted: Mapping[str, list[int]]) -> list[str]:
-    return [
-        f"{name}: saved {found.get(name, 'none')}, wanted {wanted.get(name, 'none')}"
-        for name in sorted(wanted.keys() | found.keys())
-        if wanted.get(name) != found.get(name)
-    ]

@@ -30,6 +30,7 @@ _TYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+TYPES, FLOATING = frozenset(_TYPES.values()), frozenset({"F64", "F32", "F16", "BF16"})
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> FileEntry:
@@ -102,9 +103,10 @@ class TensorFiles(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._file_of)
 
-    def shapes(self) -> dict[str, list[int]]:
-        """Return the shape of every tensor, without reading any."""
-        return {name: list(file.get_slice(self._prefix + name).get_shape()) for name, file in self._file_of.items()}
+    def layout(self) -> dict[str, tuple[str, list[int]]]:
+        """Return the type, such as F32, and the shape of every tensor, without reading any."""
+        slices = {name: file.get_slice(self._prefix + name) for name, file in self._file_of.items()}
+        return {name: (part.get_dtype(), list(part.get_shape())) for name, part in slices.items()}
 
 
 class SavedState(Mapping[str, Tensor]):
@@ -122,3 +124,7 @@ class SavedState(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return sum(map(len, self.kinds.values()))
+
+    def layout(self) -> dict[str, tuple[str, list[int]]]:
+        """Return the type and the shape of every tensor, without reading any."""
+        return {f"{kind}/{name}": entry for kind, files in self.kinds.items() for name, entry in files.layout().items()}

@@ -45,6 +45,8 @@ PositiveFloat = Annotated[Float, Field(gt=0)]
 NonNegativeFloat = Annotated[Float, Field(ge=0)]
 Fraction = Annotated[Float, Field(ge=0, le=1)]
 Probability = Annotated[Float, Field(ge=0, lt=1)]
+RUN_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+"""What trackers know a run by; chosen by us, by a sweep or with WANDB_RUN_ID."""
 RunName = Annotated[str, AfterValidator(_check_run_name)]
 Mode = Literal["min", "max"]
 ValueOrList = Annotated[

@@ -19,6 +19,7 @@ _WORDS = {
     "string": "a text",
     "boolean": "true or false",
     "null": "null",
+    "object": "an object",
 }
 _BOUNDS = {  # pydantic writes the short names where a validator of ours runs before its own
     **dict.fromkeys(("ge", "minimum"), "at least"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import netrc
 import os
-import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +16,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from harness.config.fields import Int, PositiveFloat, PositiveInt, Section, looks_like_key
+from harness.config.fields import RUN_ID, Int, PositiveFloat, PositiveInt, Section, looks_like_key
 
 VARIABLES = {
     "mode": "WANDB_MODE",
@@ -131,7 +130,7 @@ def tracking_problems(tracking: Tracking, environment: Mapping[str, str] = os.en
     if wandb is not None and not is_installed("wandb"):
         problems.append("tracking.wandb: wandb is not installed; pip install 'harness[wandb]', or tracking.wandb=null")
     run_id = environment.get("WANDB_RUN_ID", "").strip()
-    if wandb is not None and not re.fullmatch(r"[A-Za-z0-9_.-]{0,128}", run_id):
+    if wandb is not None and run_id and not RUN_ID.fullmatch(run_id):
         problems.append(
             f"WANDB_RUN_ID: {run_id!r} has more in it than letters, digits, - _ and .; unset it, or set another"
         )

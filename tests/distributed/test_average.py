@@ -207,9 +207,14 @@ def restore_as_said(spec: Spec, directory: str) -> str:
         ({"weight/last.bias": torch.zeros(3)}, "weight/last.bias: saved [3], wanted [1]"),
         ({"weight/nothing": torch.zeros(1)}, "weight/nothing: saved [1], wanted none"),
         ({"count": torch.zeros(2)}, "count: saved [2], wanted []"),
+        ({"count": torch.tensor(3)}, "ema/count: saved as I64, wanted BF16 or F16 or F32 or F64"),
+        ({"count": torch.tensor(-1.0)}, "ema/count: saved -1.0, wanted a count"),
+        ({"count": torch.tensor(torch.nan)}, "ema/count: saved nan, wanted a count"),
     ],
 )
-def test_an_average_of_another_size_is_refused(tmp_path: Path, change: State, sentence: str) -> None:
+def test_an_average_of_another_size_or_of_no_number_of_updates_is_refused(
+    tmp_path: Path, change: State, sentence: str
+) -> None:
     run_ranks(1, save_after, a_spec(), str(tmp_path), 3)
     checkpoint = tmp_path / "checkpoints/step-00000003"
     rewrite(checkpoint, "ema-00000.safetensors", lambda tensors: tensors.update(change))

@@ -30,7 +30,7 @@ from harness.data.order import BatchPlan
 from harness.data.sources import DataSplits
 from harness.errors import CheckpointError, StorageError
 from harness.loop import fit, train_step
-from harness.optim import moment_shape
+from harness.optim import moment_shapes
 from harness.run import Run
 from harness.state import TrainState
 from harness.strategy.base import Ranks, Strategy
@@ -365,6 +365,7 @@ WAYS_TO_BREAK: dict[str, Callable[[Path], object]] = {
     "a file of another step": lambda d: shutil.copy(d.with_name("step-00000010") / MODEL, d),
     "a directory of another step": renamed_from_another_step,
     "a symlink to the right file": lambda d: replace_by_symlink(d / MODEL),
+    "a symlink to the right directory": replace_by_symlink,
     "a symlink to the right commit": lambda d: replace_by_symlink(d / "COMMIT.json"),
     "a directory in a file's place": lambda d: ((d / MODEL).unlink(), (d / MODEL).mkdir()),
     "a name with ..": list_a_good_file_as(f"../step-00000010/{MODEL}"),
@@ -613,7 +614,7 @@ def load_another(directory: str, spec: Spec) -> tuple[str, bool]:
 def test_another_models_checkpoint_is_refused_with_the_tensors_that_differ(world_size: int, saved: Path) -> None:
     for message, is_unchanged in run_ranks(world_size, load_another, str(saved), DropoutSpec(width=9)):
         # All but the last bias, (1,), and BatchNorm's count, (), have the width in their shape: 2 + 4 + 1.
-        assert "was made by another model; 7 tensors differ" in message
+        assert "was made by another model or optimizer; 7 tensors differ" in message
         assert "0.weight: saved [8, 10], wanted [9, 10]" in message
         assert is_unchanged
 
@@ -639,9 +640,89 @@ def rewrite(directory: Path, name: str, change: Callable[[dict[str, Tensor]], ob
     save_file(tensors, directory / name)
     seal_again(directory, name)
     kind = name.partition("-")[0]
-    if kind in ("model", "optim"):
-        digests = {f"{kind}/{key}": tensor_digest(tensor) for key, tensor in tensors.items()}
-        edit_commit(directory, lambda commit: commit["tensors"].update(digests))
+    if kind not in manifest.KINDS:
+        return
+    digests = {f"{kind}/{key}": tensor_digest(tensor) for key, tensor in tensors.items()}
+
+    def put(commit: dict[str, Any]) -> None:
+        others = {key: digest for key, digest in commit["tensors"].items() if not key.startswith(f"{kind}/")}
+        commit["tensors"] = others | digests
+
+    edit_commit(directory, put)
+
+
+def moments(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[dict[str, Tensor]], object]:
+    """Change each moment of this name."""
+
+    def changed(tensors: dict[str, Tensor]) -> None:
+        tensors.update({key: change(tensors[key]) for key in tensors if key.endswith(f"/{name}")})
+
+    return changed
+
+
+MOMENTS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
+    "one is missing": (lambda t: t.pop("0.weight/exp_avg_sq"), "0.weight/exp_avg_sq: saved none, wanted [64, 10]"),
+    "of another optimizer": (
+        lambda t: t.update({"0.bias/momentum_buffer": t.pop("0.bias/exp_avg")}),
+        "0.bias/momentum_buffer: saved [64], wanted none",
+    ),
+    "one more": (
+        lambda t: t.update({"0.bias/max_exp_avg_sq": torch.zeros(8)}),
+        "max_exp_avg_sq: saved [8], wanted none",
+    ),
+    "a whole number of steps": (moments("step", lambda step: step.long()), "step: saved as I64, wanted F32"),
+    "a double number of steps": (moments("step", lambda step: step.double()), "step: saved as F64, wanted F32"),
+    "whole numbers": (
+        moments("exp_avg", lambda tensor: tensor.int()),
+        "exp_avg: saved as I32, wanted BF16 or F16 or F",
+    ),
+    "steps that are no number": (moments("step", lambda step: step * torch.nan), "step: saved nan, wanted a count"),
+    "steps without end": (moments("step", lambda step: step + torch.inf), "step: saved inf, wanted a count"),
+    "steps before the first": (moments("step", lambda step: step - 21), "step: saved -1.0, wanted a count"),
+}
+
+
+def load_each(spec: Spec, folders: list[str]) -> list[str]:
+    """Restore from each folder on this rank; return what is said."""
+    run, said = assemble_spec(spec), []
+    for folder in folders:
+        with pytest.raises(CheckpointError) as caught:
+            load_and_restore(CheckpointStore(Path(folder), run.strategy, run.config.checkpoint))
+        said.append(str(caught.value))
+    return said
+
+
+@pytest.mark.parametrize(("strategy", "world_size"), [("ddp", 1), ("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2)])
+def test_moments_that_this_optimizer_does_not_have_are_refused_by_every_rank_of_every_strategy(
+    strategy: str, world_size: int, tmp_path: Path
+) -> None:
+    run = assemble_spec(Spec(), str(tmp_path / "good"))
+    train(run, range(20))
+    save(run, 20)
+    folders = []
+    for index, (change, _) in enumerate(MOMENTS.values()):
+        shutil.copytree(tmp_path / "good/checkpoints", folder := tmp_path / str(index))
+        rewrite(folder / "step-00000020", OPTIM, change)
+        folders.append(str(folder))
+    for answers in run_ranks(world_size, load_each, Spec(strategy=strategy), folders):
+        for said, (_, sentence) in zip(answers, MOMENTS.values(), strict=True):
+            assert sentence in said
+            assert "step-00000020 was made by another model or optimizer" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (lambda tensors: tensors.update({"model/ghost": "0" * 32}), "model/ghost"),
+        (lambda tensors: tensors.pop("optim/0.weight/exp_avg"), "optim/0.weight/exp_avg"),
+    ],
+)
+def test_a_commit_that_lists_other_tensors_than_its_files_hold_is_refused(
+    change: Callable[[dict[str, str]], object], key: str, checkpoints: Path
+) -> None:
+    edit_commit(checkpoints / "step-00000020", lambda commit: change(commit["tensors"]))
+    said = restore_as_said(str(checkpoints.parent))
+    assert f"COMMIT.json lists other tensors than the files hold: 1 differ, such as {key}" in said
 
 
 def restore_as_said(directory: str) -> str:
@@ -676,14 +757,16 @@ def test_a_moment_of_another_size_is_refused_before_a_kernel_trusts_it(
 def test_the_moments_of_every_optimizer_have_the_shapes_that_are_expected(optimizer: str) -> None:
     run = assemble_spec(DropoutSpec(optimizer=optimizer))
     train(run, range(1))
-    shapes, num_moments = run.strategy.model_shapes(), 0
-    for key, tensor in run.strategy.state():
-        kind, _, rest = key.partition("/")
-        name, _, moment = rest.rpartition("/")
-        if kind == "optim":
-            num_moments += 1
-            assert list(tensor.shape) == moment_shape(moment, shapes[name]), key
-    assert num_moments >= len(run.strategy.parameter_names)
+    shapes = run.strategy.model_shapes()
+    wanted = {
+        f"optim/{name}/{moment}": shape
+        for group in run.strategy.optimizer_settings()
+        for name in group["parameters"]
+        for moment, shape in moment_shapes(group, shapes[name]).items()
+    }
+    assert len(wanted) >= len(run.strategy.parameter_names)
+    found = {key: list(tensor.shape) for key, tensor in run.strategy.state() if key.startswith("optim/")}
+    assert found == wanted
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from harness.data.sources import load
 from harness.export import find_checkpoint, load_exported, main
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main
+from tests.distributed.test_checkpoints import seal_trainer
 
 
 def write_config(folder: Path, strategy: str) -> Path:
@@ -106,6 +107,18 @@ def test_what_cannot_be_exported_says_what_to_type(
 ) -> None:
     assert main([argument.format(run=run, tmp=tmp_path) for argument in arguments]) == code
     assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sealed_checkpoint_of_nonsense_is_not_exported(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = Path(shutil.copytree(run, tmp_path / "copy")) / "checkpoints/step-00000010"
+    trainer = json.loads((checkpoint / "trainer.json").read_bytes())
+    seal_trainer(checkpoint, json.dumps({**trainer, "input_shape": None}))
+    assert main([str(tmp_path / "copy"), "--to", str(tmp_path / "out"), "--from", "10"]) == 4
+    assert f"{checkpoint}/trainer.json is not what this harness writes" in (said := capsys.readouterr().err)
+    assert "input_shape: null is not a list" in said
     assert not (tmp_path / "out").exists()
 
 

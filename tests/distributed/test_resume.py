@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -204,26 +205,53 @@ def test_another_order_of_rows_is_refused_even_where_the_stored_config_is_lost(c
     assert "stands in the order of rows of {'seed': 5, 'global_batch': 16}" in said
 
 
+@pytest.fixture(scope="module")
+def saved_once(config: Path) -> Path:
+    """A run with one checkpoint, of step 30; not to be written to."""
+    directory = config.parent / "saved-once"
+    assert run_ranks(1, train_main, str(config), f"run.name={directory.name}", "run.max_steps=30") == [0]
+    return directory
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"position": -1}, "has no position"),
-        ({"step": True, "judge": []}, "has no step and no judge"),
-        ({"order": None, "ledger_bytes": "0"}, "has no ledger_bytes and no order"),
+        ({"position": -1}, "trainer.json is not what this harness writes"),
+        ({"step": 5, "evaluated_step": 5}, "step: 5 is not 30, that of the checkpoint"),
+        ({"position": 10**30, "samples_seen": 10**30}, "position: 100000"),
+        ({"position": 2**53}, "samples_seen 4"),
+        ({"ledger_bytes": 10**30}, "ledger_bytes: 100000"),
+        ({"order": None, "ledger_bytes": "0"}, "order: null is not an object"),
+        ({"judge": {}}, "judge.score: missing"),
+        ({"optimizer": [1]}, "optimizer.0: 1 is not a section with parameters"),
     ],
 )
 def test_what_no_run_of_ours_would_save_is_refused_however_well_sealed(
-    config: Path, change: dict[str, Any], sentence: str
+    saved_once: Path, config: Path, tmp_path: Path, *, change: dict[str, Any], sentence: str
 ) -> None:
-    directory = config.parent / f"stranger-{'-'.join(change)}"
-    arguments = (str(config), f"run.name={directory.name}")
-    assert run_ranks(1, train_main, *arguments, "run.max_steps=30") == [0]
-    checkpoint = directory / "checkpoints/step-00000030"
+    arguments = (str(config), f"run.name={saved_once.name}", f"run.output_root={tmp_path}", "run.max_steps=40")
+    checkpoint = shutil.copytree(saved_once, tmp_path / saved_once.name) / "checkpoints/step-00000030"
     trainer = json.loads((checkpoint / "trainer.json").read_bytes())
     seal_trainer(checkpoint, json.dumps({**trainer, **change}))
-    (code, said), (other_code, _) = run_ranks(2, train_main_and_listen, *arguments, "run.max_steps=40")
+    (code, said), (other_code, _) = run_ranks(2, train_main_and_listen, *arguments)
     assert code == other_code == 4
+    assert f"{checkpoint}/trainer.json" in said
     assert sentence in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
+def test_a_sealed_trainer_of_nonsense_is_refused_under_every_strategy(
+    saved_once: Path, config: Path, tmp_path: Path, strategy: str
+) -> None:
+    arguments = (str(config), f"run.name={saved_once.name}", f"run.output_root={tmp_path}", "run.max_steps=40")
+    checkpoint = shutil.copytree(saved_once, tmp_path / saved_once.name) / "checkpoints/step-00000030"
+    trainer = json.loads((checkpoint / "trainer.json").read_bytes())
+    judge = {**trainer["judge"], "score": {**trainer["judge"]["score"], "best": "x"}}
+    seal_trainer(checkpoint, json.dumps({**trainer, "judge": judge}))
+    (code, said), (other_code, _) = run_ranks(2, train_main_and_listen, *arguments, f"strategy.kind={strategy}")
+    assert code == other_code == 4
+    assert "judge.score.best: 'x' is not a finite number, or null" in said
 
 
 def test_a_run_may_go_on_in_another_precision(config: Path) -> None:

@@ -561,13 +561,14 @@ def test_a_large_state_is_written_by_all_ranks_and_read_by_any_number_of_them(tm
 # ---------------------------------------------------------------- after the load
 
 
-def load_with_a_bug(spec: Spec, directory: str, key: str, only_on: int | None = None) -> str:
-    """Load where one tensor becomes zeros, on every rank or on one; return what is said of it."""
+def load_with_a_bug(spec: Spec, directory: str, key: str, only_on: int | None = None, drops: bool = False) -> str:
+    """Load where one tensor becomes zeros, or is dropped, on every rank or on one; return what is said of it."""
     run = assemble_spec(spec, directory)
     restore = run.strategy.restore
 
     def broken(state: Any) -> None:
-        restore({**dict(state), key: torch.zeros_like(state[key])})
+        others = {name: tensor for name, tensor in state.items() if name != key}
+        restore(others if drops else {**others, key: torch.zeros_like(state[key])})
 
     if only_on in (None, run.strategy.rank):
         run.strategy.restore = broken  # type: ignore[method-assign]
@@ -602,6 +603,15 @@ def test_a_state_that_is_not_the_saved_one_after_loading_is_noticed_by_all_ranks
         f"1 tensors are not what {tmp_path}/checkpoints/step-00000002 holds after loading it, such as {key}"
         in messages[0]
     )
+
+
+@pytest.mark.parametrize("rank", [None, 0, 1])
+def test_a_saved_tensor_that_a_rank_did_not_take_up_is_noticed_by_all_ranks(rank: int | None, tmp_path: Path) -> None:
+    run_ranks(2, train_and_save, Spec(), str(tmp_path))
+    key = "optim/0.weight/exp_avg"
+    first, second = run_ranks(2, load_with_a_bug, Spec(), str(tmp_path), key, rank, True)
+    assert first == second
+    assert f"1 tensors are not what {tmp_path}/checkpoints/step-00000002 holds after loading it, such as {key}" in first
 
 
 @pytest.mark.parametrize("key", ["model/0.bias", "model/2.weight", "optim/0.weight/exp_avg", "optim/2.bias/exp_avg"])
