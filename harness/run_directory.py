@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-import re
 import socket
 import uuid
 from datetime import UTC, datetime
@@ -12,15 +11,15 @@ from types import TracebackType
 from typing import Any
 
 from harness.checkpoint.directory import CheckpointDirectory
-from harness.checkpoint.manifest import checkpoint_problems, read_trainer
+from harness.checkpoint.manifest import checkpoint_problems, read_json, read_trainer
 from harness.config import RunConfig
 from harness.config.changes import compare
-from harness.config.io import dump_config, load_config
+from harness.config.fields import RUN_ID
+from harness.config.io import dump_config, load_config, shown
 from harness.errors import ConfigError, RunInUseError, StorageError
 from harness.files import json_bytes, make_directory_durably, own_file, replace_durably, storage_errors
 
 SCHEMA = 1
-_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class RunDirectory:
@@ -96,7 +95,7 @@ class RunDirectory:
                 replace_durably(identity, json_bytes({"id": run_id, "created": created, "schema": SCHEMA}))
             replace_durably(stored, dump_config(self._config).encode())
             (self.path / "exit.json").unlink(missing_ok=True)
-        self.run_id = str(json.loads(identity.read_bytes())["id"])
+        self.run_id = str(read_identity(self.path)["id"])
         return notices
 
     def _saved_id(self) -> str | None:
@@ -105,7 +104,7 @@ class RunDirectory:
         for checkpoint in checkpoints.steps() if checkpoints.path.is_dir() else ():
             if checkpoint_problems(checkpoint) == []:
                 run_id = read_trainer(checkpoint).get("run_id")
-                return run_id if isinstance(run_id, str) and _ID.fullmatch(run_id) else None
+                return run_id if is_run_id(run_id) else None
         return None
 
     def write_exit(self, *, code: int, reason: str, step: int) -> None:
@@ -121,18 +120,27 @@ def read_identity(directory: Path) -> dict[str, Any]:
         ConfigError: there is none, it is broken, or another version of this harness wrote it.
     """
     path = directory / "run.json"
+    if not path.exists():
+        raise ConfigError(f"{directory} is not a run directory: it has no run.json. Give one such as runs/mnist-cnn")
     try:
-        identity = json.loads(path.read_bytes())
-        schema, _ = identity["schema"], identity["id"]
-    except FileNotFoundError:
+        identity = read_json(path)
+        problem = "" if isinstance(identity, dict) and "schema" in identity else "it is no object with a schema"
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    if not problem and identity["schema"] != SCHEMA:
         raise ConfigError(
-            f"{directory} is not a run directory: it has no run.json. Give one such as runs/mnist-cnn"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is broken ({error!r}); put it back from a copy, or use another run.name") from error
-    if schema != SCHEMA:
+            f"{path} is of schema {shown(identity['schema'])}, this harness knows {SCHEMA}; use the version that wrote "
+            "it, or another run.name. harness report draws what it can of any"
+        )
+    if not problem and not is_run_id(identity.get("id")):
+        problem = f"its id is {shown(identity.get('id'))}"
+    if problem:
         raise ConfigError(
-            f"{path} is of schema {schema!r}, this harness knows {SCHEMA}; use the version that wrote it, or another "
-            "run.name. harness report draws what it can of any"
+            f"{path} is broken: {problem}. Put it back from a copy, or remove it: the checkpoints have the run's id too"
         )
     return dict(identity)
+
+
+def is_run_id(value: Any) -> bool:
+    """Whether something that was read may be the id of a run."""
+    return isinstance(value, str) and RUN_ID.fullmatch(value) is not None

@@ -69,7 +69,7 @@ def run_status(directory: Path) -> RunStatus:
 
 
 def _status(directory: Path) -> RunStatus:
-    created = datetime.fromisoformat(_object(directory / "run.json")["created"]).timestamp()
+    created = _created(_object(directory / "run.json"))
     trainer = _last_save(directory)
     score = trainer["judge"]["score"] if trainer else {}
     first, last = ends(directory / "events.jsonl", num_bytes=END_BYTES)
@@ -94,6 +94,13 @@ def _status(directory: Path) -> RunStatus:
         ranks=started.get("world_size"),
         created=created,
     )
+
+
+def _created(identity: dict[str, Any]) -> float:
+    try:
+        return datetime.fromisoformat(identity["created"]).timestamp()
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError("run.json is broken: it does not say when the run was created") from error
 
 
 def _ending(directory: Path) -> tuple[str, int | None, str | None, int | None]:

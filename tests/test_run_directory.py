@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -21,12 +22,15 @@ from harness.checkpoint.directory import CheckpointDirectory
 from harness.config import RunConfig
 from harness.config.io import dump_config, load_config
 from harness.errors import ConfigError, NonFiniteError, RunInUseError, StorageError
+from harness.export import main as export
 from harness.json_lines import append_event
 from harness.observers.ledger import Ledger
 from harness.rank_log import redirect_output
+from harness.report.__main__ import main as report
 from harness.run_directory import RunDirectory
 from harness.strategy.env import Placement
 from harness.track import tracked_run
+from launch import cli
 
 
 def a_config(root: Path, **sections: dict[str, Any]) -> RunConfig:
@@ -299,9 +303,14 @@ def test_no_temporary_file_stays(tmp_path: Path) -> None:
             b'{"id": "0", "created": "", "schema": 7}',
             "is of schema 7, this harness knows 1; use the version that wrote it",
         ),
-        (b'{"id": "0"}', "is broken .*; put it back from a copy, or use another run.name"),
-        (b"[]", "is broken"),
-        (b'{"id"', "is broken"),
+        (b'{"id": "0"}', "is broken: it is no object with a schema. Put it back from a copy, or remove it"),
+        (b"[]", "is broken: it is no object with a schema"),
+        (b'{"id"', "is broken: run.json cannot be read"),
+        (b"[" * 100_000, "is broken: run.json cannot be read"),
+        (b'{"schema": 1}', "is broken: its id is null"),
+        (b'{"id": 5, "schema": 1}', "is broken: its id is 5"),
+        (b'{"id": "../../x", "schema": 1}', r"is broken: its id is '\.\./\.\./x'"),
+        (b'{"id": "", "schema": 1}', "is broken: its id is ''"),
     ],
 )
 def test_a_run_that_another_version_wrote_or_that_is_broken_is_left_alone(
@@ -316,6 +325,48 @@ def test_a_run_that_another_version_wrote_or_that_is_broken_is_left_alone(
     with pytest.raises(ConfigError, match=problem):
         tracked_run(config.run_directory)
     assert content_of(config.run_directory) == before
+
+
+DAMAGED = {
+    "truncated": b'{"id": "abc',
+    "empty": b"",
+    "a list": b"[1]",
+    "nested deeply": b"[" * 100_000,
+    "no text": b"\xff\xfe",
+    "no id": b'{"created": "2026-01-01T00:00:00+00:00", "schema": 1}',
+    "an id of nonsense": b'{"id": [], "created": "2026-01-01T00:00:00+00:00", "schema": 1}',
+    "no schema": b'{"id": "a", "created": "2026-01-01T00:00:00+00:00"}',
+    "no time": b'{"id": "a", "schema": 1}',
+    "a time of nonsense": b'{"id": "a", "created": 5, "schema": 1}',
+    "a time before all times": b'{"id": "a", "created": "0001-01-01", "schema": 1}',
+}
+
+
+@pytest.mark.parametrize("way", DAMAGED)
+def test_commands_that_only_look_at_a_run_say_what_is_wrong_with_its_run_json_and_go_on(
+    way: str, real_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(real_runs / "steady", tmp_path / "steady"))
+    (run / "run.json").write_bytes(DAMAGED[way])
+    is_told = way not in ("no id", "an id of nonsense", "no schema")  # which are not shown
+    assert cli.main(["runs", str(tmp_path)]) == 0
+    assert ("unreadable: run.json is broken" in capsys.readouterr().out) == is_told
+    assert report([str(run)]) == 0
+    assert ("run.json is broken" in capsys.readouterr().err) == is_told
+    assert cli.main(["verify", str(run)]) == cli.main(["status", str(run)]) == 0
+    assert export([str(run), "--to", str(tmp_path / "out")]) == 0
+
+
+def test_a_run_json_that_is_removed_because_it_was_broken_has_the_id_again(real_runs: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(real_runs / "steady", tmp_path / "steady"))
+    config = load_config(real_runs / "tiny.yaml", [f"run.output_root={tmp_path}"]).config
+    run_id = read(run / "run.json")["id"]
+    (run / "run.json").write_bytes(b"")
+    with pytest.raises(ConfigError, match="or remove it: the checkpoints have the run's id too"):
+        described(config)
+    (run / "run.json").unlink()
+    described(config)
+    assert read(run / "run.json")["id"] == run_id
 
 
 @pytest.mark.parametrize("name", ["lock", "ledger.jsonl", "events.jsonl", "logs/rank-0.log"])

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from harness.checkpoint.manifest import read_json
 from harness.config.changes import leaves
 from harness.config.io import load_config
 from harness.config.run import EarlyStopping
@@ -115,9 +116,9 @@ def read_run(directory: Path) -> Record:
 
 def _identity(directory: Path, ignored: list[str]) -> dict[str, Any]:
     try:
-        identity = json.loads((directory / "run.json").read_bytes())
+        identity = read_json(directory / "run.json")
         schema = identity.get("schema")
-    except (ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError):
         return {}  # the status has told it
     if schema != SCHEMA:
         ignored.append(
