@@ -42,7 +42,7 @@ GOOD: dict[str, Any] = {
     "preprocessing": {},
     "tokenizer": None,
     "run_id": "0123abcd",
-    "is_best": False,
+    "best_step": 25,
 }
 MISSING = object()
 
@@ -69,6 +69,8 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("judge.score", {**SCORE, "best": None, "best_step": None}),
         ("metrics", {}),
         ("run_id", MISSING),  # a store without a run
+        ("best_step", None),
+        ("best_step", MISSING),  # an earlier version
         ("what a later version adds", [1]),
         ("nonfinite_in_a_row", 2**53),
     ],
@@ -118,7 +120,7 @@ def test_what_a_run_of_ours_may_write_is_taken(path: str, value: Any) -> None:
         ("num_outputs", "3", "num_outputs: '3' is not a whole number"),
         ("tokenizer", 1, "tokenizer: 1 is not a text"),
         ("tokenizer", "\ud800", "tokenizer: '\\ud800' is refused: 'utf-8' codec can't encode"),
-        ("is_best", 1, "is_best: 1 is not true or false"),
+        ("best_step", 10**300, "best_step: 10000"),
     ],
 )
 def test_what_no_run_of_ours_would_write_is_refused_by_its_field(path: str, value: Any, told: str) -> None:

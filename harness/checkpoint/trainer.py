@@ -98,7 +98,6 @@ class Trainer(_Part):
     samples_seen: Count
     nonfinite_in_a_row: Count
     metrics: Annotated[dict[str, Any], AfterValidator(_are_scores)]
-    is_best: bool
     judge: _Judge
     ledger_bytes: Count
     data_digest: str
@@ -111,6 +110,7 @@ class Trainer(_Part):
     num_outputs: Count
     preprocessing: dict[str, Any]
     tokenizer: Annotated[str, AfterValidator(_is_text)] | None
+    best_step: Count | None = None
     run_id: Annotated[str, Field(pattern=f"^(?:{RUN_ID.pattern})$")] | None = None
 
     @field_validator("step", "evaluated_step")
