@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.checkpoint.manifest import COMMIT, TRAINER, Manifest, read_json
+from harness.checkpoint.manifest import COMMIT, MAX_COUNT, TRAINER, Manifest, read_json
 from harness.errors import StorageError
 from harness.files import json_bytes, make_directory_durably, replace_durably, sync_directory, write_durably
 
@@ -79,7 +79,7 @@ class CheckpointDirectory:
         return max(filter(None, (self.named_by("BEST"), saved)), key=_step_of, default="")
 
     def _published(self, step: Any) -> str:
-        name = self.step(step).name if type(step) is int else ""
+        name = self.step(step).name if type(step) is int and 0 <= step <= MAX_COUNT else ""
         return name if name and (self.path / name).is_dir() else ""
 
     # -------------------------------------------------------- save

@@ -28,6 +28,8 @@ COMMIT, TRAINER = "COMMIT.json", "trainer.json"
 _DAMAGE = (errno.EIO, errno.ENOENT, errno.ENOTDIR)
 """What the operating system says of a file that is lost; all else may be well again in a minute."""
 MAX_JSON_BYTES = 64 * 2**20
+MAX_COUNT = 2**53
+"""What a run counts is also told in float64, which holds every whole number up to here."""
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 

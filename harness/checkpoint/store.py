@@ -317,7 +317,7 @@ class CheckpointStore:
             loaded = Loaded(directory, read_manifest(directory), read_trainer(directory), rejected)
         with self._strategy.together("mending LATEST and BEST"), storage_errors("write in", directory.parent):
             if self._strategy.rank == 0:
-                self.directory.mend_pointers()
+                self._best_step = self.directory.mend_pointers()
         self._source, self._newest_step = directory, loaded.step
         return loaded
 

@@ -20,16 +20,14 @@ from pydantic import (
     field_validator,
 )
 
-from harness.checkpoint.manifest import TRAINER
+from harness.checkpoint.manifest import MAX_COUNT, TRAINER
 from harness.config.fields import RUN_ID, Mode
 from harness.config.problems import problem_sentence, shown
 from harness.errors import CheckpointError
 
-_MOST = 2**53
-"""What a run counts is also told in float64, which holds every whole number up to here."""
 _MAX_TOLD = 3
 
-Count = Annotated[int, Field(ge=0, le=_MOST)]
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -102,7 +100,7 @@ class Trainer(_Part):
     ledger_bytes: Count
     data_digest: str
     order: dict[str, Any]
-    world_size: Annotated[int, Field(ge=1, le=_MOST)]
+    world_size: Annotated[int, Field(ge=1, le=MAX_COUNT)]
     strategy: str
     optimizer: Annotated[list[_Group], FailFast()]
     loss_scale: _LossScale | None
