@@ -25,12 +25,12 @@ from harness.checkpoint.directory import CheckpointDirectory
 from harness.checkpoint.manifest import checkpoint_problems, read_manifest, read_trainer
 from harness.checkpoint.tensors import TensorFiles, write_tensors
 from harness.checkpoint.trainer import check_trainer
-from harness.config.io import load_config
 from harness.config.models import Model, PretrainedModel
-from harness.errors import EXIT_DONE, CheckpointError, ConfigError, HarnessError, StorageError
+from harness.errors import EXIT_DONE, CheckpointError, ConfigError, HarnessError
 from harness.files import json_bytes, storage_errors, write_durably
 from harness.models import pretrained
 from harness.models.registry import build_model
+from harness.run_directory import stored_config
 from harness.strategy.base import model_tensors
 
 MODEL, CONFIG, DESCRIPTION = "model.safetensors", "config.json", "harness.json"
@@ -84,20 +84,21 @@ def export(run: Path, checkpoint: Path, *, to: Path) -> None:
 
     Raises:
         CheckpointError: the checkpoint is broken.
-        StorageError: the folder is there already, or cannot be written.
+        ConfigError: the folder is there already, or the run's config.yaml is damaged.
+        StorageError: it cannot be written.
     """
     problems = checkpoint_problems(checkpoint)
     if problems:
         raise CheckpointError(f"{checkpoint} is broken: {problems[0]}. Choose another with --from STEP")
     manifest, trainer = read_manifest(checkpoint), read_trainer(checkpoint)
     check_trainer(trainer, checkpoint, step=manifest.step)
-    config = load_config(run / "config.yaml").config
+    config = stored_config(run)
     described: dict[str, Any] = {
         "model": config.model.model_dump(mode="json"),
         **{key: trainer[key] for key in ("input_shape", "num_outputs", "step", "metrics", "harness", "preprocessing")},
     }
-    if to.exists():
-        raise StorageError(f"{to} is there already; give the name of a new folder")
+    if os.path.lexists(to):
+        raise ConfigError(f"--to: {to} is there already; give the name of a new folder")
     temporary = to.with_name(f".{to.name}.tmp-{os.getpid()}")
     with storage_errors("write", to):
         temporary.mkdir(parents=True)

@@ -83,7 +83,7 @@ class RunDirectory:
         # Before anything was saved there is no run to continue: a first start may be mended in any way.
         saves = ("checkpoints/step-*", "checkpoints/quarantine/step-*")
         if stored.exists() and any(any(self.path.glob(pattern)) for pattern in saves):
-            changes = compare(load_config(stored).config, self._config)
+            changes = compare(stored_config(self.path), self._config)
             if changes.refused:
                 raise ConfigError(f"{self.path} holds another run: {changes.refusal_message()}")
             notices = [f"changed since the run was last started: {change}" for change in changes.noticed]
@@ -139,6 +139,21 @@ def read_identity(directory: Path) -> dict[str, Any]:
             f"{path} is broken: {problem}. Put it back from a copy, or remove it: the checkpoints have the run's id too"
         )
     return dict(identity)
+
+
+def stored_config(directory: Path) -> RunConfig:
+    """Return the configuration that a run was last started with.
+
+    Raises:
+        ConfigError: its config.yaml is damaged or gone.
+    """
+    try:
+        return load_config(directory / "config.yaml").config
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error.args[0]}\n  The run wrote it when it was started. Put it back from a copy; or remove it and start "
+            "the run's command again, which writes it anew"
+        ) from error
 
 
 def is_run_id(value: Any) -> bool:

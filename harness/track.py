@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import RunConfig
-from harness.config.io import load_config
 from harness.config.tracking import Wandb, has_key, is_installed
 from harness.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError, HarnessError, RunInUseError, StorageError
 from harness.observers.base import Line
 from harness.observers.build import TRACKERS, build_tracker
 from harness.observers.rows import Rows
 from harness.observers.tracker import TrackedRun, Tracker
-from harness.run_directory import read_identity
+from harness.run_directory import read_identity, stored_config
 from harness.stopping import StopSignals
 
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -125,7 +124,7 @@ def tracked_run(directory: Path, *, trainer_pid: int | None = None, run_id: str 
         ConfigError: it holds none that this version knows.
     """
     identity = read_identity(directory)
-    config = load_config(directory / "config.yaml").config
+    config = stored_config(directory)
     return TrackedRun(directory, config, run_id or identity["id"], trainer_pid)
 
 

@@ -9,7 +9,9 @@ from harness.errors import CheckpointError, ConfigError
 
 
 def checkpoint_lines(run: Path) -> Iterator[str]:
-    """Yield a line for each checkpoint of a run, newest first, as soon as it was read; changes nothing.
+    """Yield a line for each checkpoint of a run, newest first, as soon as it was read, and one for those set aside.
+
+    Changes nothing.
 
     Raises:
         ConfigError: `run` is no run directory.
@@ -28,6 +30,9 @@ def checkpoint_lines(run: Path) -> Iterator[str]:
             continue
         broken += bool(problems)
         yield f"{checkpoint.name}  {'; '.join(problems) or _whole(directory, checkpoint)}"
+    set_aside = directory.num_in_quarantine()
+    if set_aside:
+        yield f"quarantine/  {set_aside} set aside at earlier starts; why: {run / 'events.jsonl'}"
     if broken or not checkpoints:
         what = f"{broken} of {len(checkpoints)} checkpoints are broken" if checkpoints else "there is no checkpoint"
         hint = "the next start sets them aside and goes on from the newest whole one"

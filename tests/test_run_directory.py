@@ -261,6 +261,24 @@ def test_a_run_whose_checkpoints_are_all_in_quarantine_is_still_that_run(tmp_pat
         described(a_config(tmp_path, model={"kind": "mlp", "hidden": [8]}))
 
 
+@pytest.mark.parametrize("content", [b"run: [", b"[1]", b"", b"\xff", b"run: {name: r}", b"- " * 200_000])
+def test_a_damaged_config_in_a_run_directory_says_what_it_is_and_what_to_do(
+    real_runs: Path, tmp_path: Path, content: bytes
+) -> None:
+    run = Path(shutil.copytree(real_runs / "steady", tmp_path / "steady"))
+    config = load_config(real_runs / "tiny.yaml", [f"run.output_root={tmp_path}"]).config
+    (run / "config.yaml").write_bytes(content)
+    before = content_of(run)
+    with pytest.raises(ConfigError) as caught:
+        described(config)
+    assert str(run / "config.yaml") in str(caught.value)
+    assert "Put it back from a copy; or remove it and start the run's command again" in str(caught.value)
+    assert content_of(run) == before
+    (run / "config.yaml").unlink()
+    assert described(config) == []
+    assert load_config(run / "config.yaml").config == config
+
+
 def test_a_changed_rate_is_noticed_once(tmp_path: Path) -> None:
     assert described(a_config(tmp_path)) == []
     (tmp_path / "r/checkpoints/step-00000001").mkdir(parents=True)

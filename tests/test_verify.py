@@ -71,6 +71,18 @@ def test_a_checkpoint_that_the_run_deletes_meanwhile_is_not_called_broken(
     assert [line.split("  ")[1][:5] for line in lines] == ["delet", "whole"]
 
 
+def test_checkpoints_that_were_set_aside_earlier_are_counted(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for step, num_whole, wanted in ((3, 2, 0), (2, 1, 0), (1, 0, 4)):
+        path = run / f"checkpoints/step-{step:08d}"
+        (run / "checkpoints/quarantine").mkdir(exist_ok=True)
+        path.rename(run / f"checkpoints/quarantine/{path.name}-0123abcd")
+        code, lines, error = told(capsys, str(run))
+        assert code == wanted
+        assert len(lines) == num_whole + 1
+        assert lines[-1] == f"quarantine/  {4 - step} set aside at earlier starts; why: {run}/events.jsonl"
+    assert "there is no checkpoint" in error
+
+
 def test_a_folder_that_is_no_run_and_a_run_without_checkpoints_are_told_apart(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,14 @@ from typing import Any
 
 from harness.checkpoint.manifest import COMMIT, MAX_COUNT, TRAINER, Manifest, read_json
 from harness.errors import StorageError
-from harness.files import json_bytes, make_directory_durably, replace_durably, sync_directory, write_durably
+from harness.files import (
+    json_bytes,
+    make_directory_durably,
+    replace_durably,
+    storage_errors,
+    sync_directory,
+    write_durably,
+)
 
 _STEP = re.compile(r"step-(\d{8,})")
 
@@ -37,6 +44,19 @@ def _fields(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder with all that is in it, a file, or a link, and nothing that a link leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _refuse_other_than_folder(path: Path) -> None:
+    if os.path.lexists(path) and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{path} is no folder, and in the way")
 
 
 class CheckpointDirectory:
@@ -147,14 +167,18 @@ class CheckpointDirectory:
     # -------------------------------------------------------- load
 
     def prepare(self) -> None:
-        """Make the directory, and remove what dead saves left behind."""
+        """Make the directory, and remove what dead saves left behind.
+
+        Raises:
+            OSError: it cannot be made.
+            StorageError: something that is left cannot be removed.
+        """
+        _refuse_other_than_folder(self.path)
         make_directory_durably(self.path)
-        for pattern in (".tmp-step-*", ".trash-step-*"):
+        for pattern in (".tmp-step-*", ".trash-step-*", ".LATEST.tmp-*", ".BEST.tmp-*"):
             for leftover in self.path.glob(pattern):
-                shutil.rmtree(leftover)
-        for pattern in (".LATEST.tmp-*", ".BEST.tmp-*"):
-            for leftover in self.path.glob(pattern):
-                leftover.unlink()
+                with storage_errors("remove", leftover):
+                    _remove(leftover)
 
     def check_room(self, num_bytes: int) -> None:
         """Refuse to start where not even one checkpoint would fit.
@@ -176,6 +200,7 @@ class CheckpointDirectory:
     def quarantine(self, directory: Path) -> None:
         """Set a broken checkpoint aside."""
         aside = self.path / "quarantine"
+        _refuse_other_than_folder(aside)
         aside.mkdir(exist_ok=True)
         os.rename(directory, aside / f"{directory.name}-{uuid.uuid4().hex[:8]}")
 

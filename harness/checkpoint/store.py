@@ -287,11 +287,14 @@ class CheckpointStore:
                         self.directory.quarantine(directory)
         in_quarantine = strategy.broadcast(self.directory.num_in_quarantine())
         if in_quarantine:
+            path = self.directory.path
             reasons = "".join(f"\n  {reason}" for reason in rejected)
+            if in_quarantine > len(rejected):
+                earlier = in_quarantine - len(rejected)
+                reasons += f"\n  why {earlier} were set aside at an earlier start: {path.parent / 'events.jsonl'}"
             raise CheckpointError(
-                f"none of the {in_quarantine} checkpoints in {self.directory.path} can be used; they are in "
-                f"quarantine/ now{reasons}\nPut a good copy back as {self.directory.path}/step-N, or start afresh "
-                "under another run.name"
+                f"none of the {in_quarantine} checkpoints in {path} can be used; they are in quarantine/ now{reasons}\n"
+                f"Put a good copy back as {path}/step-N, or start afresh under another run.name"
             )
         return None
 

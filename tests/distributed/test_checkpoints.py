@@ -567,8 +567,9 @@ def test_a_run_whose_checkpoints_are_all_in_quarantine_does_not_start_afresh_ove
     for step in (10, 20):
         flip_a_bit(checkpoints / f"step-{step:08d}" / MODEL)
     for _ in range(2):  # whoever restarts runs that failed must not get another answer the second time
-        with pytest.raises(CheckpointError, match=r"start afresh under another run\.name"):
+        with pytest.raises(CheckpointError, match=r"start afresh under another run\.name") as caught:
             assemble_spec(SPEC, str(checkpoints.parent)).checkpoints.load()
+    assert f"why 2 were set aside at an earlier start: {checkpoints.parent}/events.jsonl" in str(caught.value)
 
 
 def load_nothing(directory: str) -> bool:
@@ -589,10 +590,60 @@ def test_a_save_that_was_not_renamed_is_never_restored_however_whole_it_is(check
     assert names_in(checkpoints) == {"step-00000010", "step-00000020", "LATEST"}
 
 
-def test_a_pointer_that_was_not_renamed_is_cleared_away(checkpoints: Path) -> None:
-    (checkpoints / ".LATEST.tmp-4711").write_text("{")
+LEFTOVERS = (".tmp-step-00000030-0123abcd", ".trash-step-00000030", ".LATEST.tmp-4711", ".BEST.tmp-4711")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link to a file", "link to a folder", "link to nothing"])
+def test_whatever_dead_saves_left_behind_is_cleared_away_and_nothing_that_a_link_leads_to(
+    checkpoints: Path, kind: str
+) -> None:
+    kept = checkpoints.parent / "kept"
+    kept.mkdir()
+    (kept / "mine").write_text("mine")
+    for leftover in (checkpoints / name for name in LEFTOVERS):
+        if kind == "file":
+            leftover.write_text("{")
+        elif kind == "folder":
+            shutil.copytree(checkpoints / "step-00000020", leftover)
+        else:
+            leftover.symlink_to({"link to a file": kept / "mine", "link to a folder": kept}.get(kind, kept / "none"))
     load(str(checkpoints.parent))
     assert names_in(checkpoints) == {"step-00000010", "step-00000020", "LATEST"}
+    assert (kept / "mine").read_text() == "mine"
+
+
+def load_with_storage_error(directory: str) -> str:
+    with pytest.raises(StorageError) as caught:
+        CheckpointStore(Path(directory), one_rank_strategy(), Checkpoint()).load()
+    return str(caught.value)
+
+
+def test_a_leftover_that_cannot_be_removed_is_named(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (checkpoints / ".tmp-step-00000030-0123abcd").mkdir()
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    said = load_with_storage_error(str(checkpoints))
+    assert f"cannot remove {checkpoints}/.tmp-step-00000030-0123abcd: Operation not permitted" in said
+
+
+@pytest.mark.parametrize("content", ["file", "link to nothing"])
+@pytest.mark.parametrize("name", ["checkpoints", "quarantine"])
+def test_what_is_in_the_way_of_a_folder_is_named_and_left_alone(checkpoints: Path, name: str, content: str) -> None:
+    way = checkpoints / "quarantine"
+    flip_a_bit(checkpoints / "step-00000020" / MODEL)
+    if name == "checkpoints":
+        shutil.rmtree(checkpoints)
+        way = checkpoints
+    if content == "file":
+        way.write_text("mine")
+    else:
+        way.symlink_to("nothing")
+    said = load_with_storage_error(str(checkpoints))
+    assert f"{way} is no folder, and in the way. Mend that" in said
+    assert way.is_symlink() or way.read_text() == "mine"
 
 
 def test_hidden_files_of_others_are_left_alone(checkpoints: Path) -> None:

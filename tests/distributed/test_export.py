@@ -99,7 +99,7 @@ def test_the_latest_is_the_newest_also_where_a_kill_came_before_the_pointer(run:
         (["{run}", "--to", "{tmp}/out", "--from", "newest"], 4, "has no newest checkpoint; there are steps 20"),
         (["{run}", "--to", "{tmp}/out", "--from", "7"], 4, "there are steps 20, 15, 10, 5 (--from STEP)"),
         (["{tmp}", "--to", "{tmp}/out"], 2, "is not a run directory"),
-        (["{run}", "--to", "{run}"], 5, "is there already; give the name of a new folder"),
+        (["{run}", "--to", "{run}"], 2, "is there already; give the name of a new folder"),
     ],
 )
 def test_what_cannot_be_exported_says_what_to_type(
@@ -119,6 +119,19 @@ def test_a_sealed_checkpoint_of_nonsense_is_not_exported(
     assert main([str(tmp_path / "copy"), "--to", str(tmp_path / "out"), "--from", "10"]) == 4
     assert f"{checkpoint}/trainer.json is not what this harness writes" in (said := capsys.readouterr().err)
     assert "input_shape: null is not a list" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", [None, "model: {"])
+def test_a_run_without_its_config_is_not_exported(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None
+) -> None:
+    config = Path(shutil.copytree(run, tmp_path / "copy")) / "config.yaml"
+    config.unlink()
+    if content:
+        config.write_text(content)
+    assert main([str(tmp_path / "copy"), "--to", str(tmp_path / "out")]) == 2
+    assert "start the run's command again, which writes it anew" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
