@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.checkpoint.manifest import COMMIT, MAX_COUNT, TRAINER, Manifest, read_json
+from harness.checkpoint.manifest import COMMIT, MAX_COUNT, TRAINER, Manifest, read_json, too_large
 from harness.errors import StorageError
 from harness.files import (
     json_bytes,
@@ -112,7 +112,7 @@ class CheckpointDirectory:
         Raises:
             OSError: the disk refuses, or does not have here what every rank wrote.
         """
-        if self.step(manifest.step).exists():
+        if (self.step(manifest.step) / COMMIT).exists():
             return False
         for entry in manifest.files:
             if (size := _size_of(temporary / entry.name)) != entry.size:
@@ -121,7 +121,11 @@ class CheckpointDirectory:
                     f"{entry.name} has {size} bytes here, the rank that wrote it wrote {entry.size:,} (is "
                     "run.output_root on a disk that all machines share?)",
                 )
-        write_durably(temporary / COMMIT, [manifest.to_bytes()])
+        commit = manifest.to_bytes()
+        for name, size in ((COMMIT, len(commit)), *((entry.name, entry.size) for entry in manifest.files)):
+            if name in (COMMIT, TRAINER) and (problem := too_large(name, size)):
+                raise OSError(errno.EFBIG, f"{problem}, with {len(manifest.tensors):,} tensors: no start could read it")
+        write_durably(temporary / COMMIT, [commit])
         sync_directory(temporary)
         os.rename(temporary, self.step(manifest.step))
         sync_directory(self.path)

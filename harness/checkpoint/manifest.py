@@ -67,14 +67,19 @@ class Manifest:
         return json_bytes(_sealed(body))
 
 
+def too_large(name: str, size: int) -> str:
+    """Return why a JSON file of this size is not read; empty if it is."""
+    return f"{name} is larger than {MAX_JSON_BYTES:,} bytes" if size > MAX_JSON_BYTES else ""
+
+
 def read_json(path: Path) -> Any:
     """Return what a JSON file holds that anyone may have written.
 
     Raises:
         ValueError: it is too large, nested too deeply, or no JSON.
     """
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"{path.name} is larger than {MAX_JSON_BYTES:,} bytes")
+    if problem := too_large(path.name, path.stat().st_size):
+        raise ValueError(problem)
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

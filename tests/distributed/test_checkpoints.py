@@ -472,6 +472,37 @@ def test_a_commit_larger_than_any_is_not_even_read(checkpoints: Path, monkeypatc
     assert "COMMIT.json is larger than 10,000 bytes" in rejected[0]
 
 
+@pytest.mark.parametrize("name", ["COMMIT.json", "trainer.json"])
+def test_what_no_start_could_read_is_not_published(
+    name: str, checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {path.name: path.stat().st_size for path in (checkpoints / "step-00000020").glob("*.json")}
+    store = CheckpointStore(checkpoints, one_rank_strategy(), Checkpoint())
+    more = {"notes": "x" * 10_000} if name == "trainer.json" else {}
+    monkeypatch.setattr(manifest, "MAX_JSON_BYTES", max(sizes.values()) if more else 500)
+    before = names_in(checkpoints)
+    store.begin(30, more, is_best=False)
+    result = store.finish()
+    assert result is not None
+    assert f"cannot publish {checkpoints}/step-00000030: {name} is larger than" in str(result.problem)
+    assert "no start could read it" in str(result.problem)
+    assert names_in(checkpoints) == before
+
+
+@pytest.mark.parametrize("in_the_way", ["a file", "a folder"])
+def test_what_is_no_checkpoint_is_not_taken_for_one_that_was_published_before(
+    checkpoints: Path, in_the_way: str
+) -> None:
+    if in_the_way == "a file":
+        (checkpoints / "step-00000030").write_text("mine")
+    else:
+        (checkpoints / "step-00000030").mkdir()
+        (checkpoints / "step-00000030/mine").write_text("mine")
+    store = CheckpointStore(checkpoints, one_rank_strategy(), Checkpoint())
+    with pytest.raises(StorageError, match=r"step-00000030: (Not a directory|Directory not empty)"):
+        save_now(store, 30)
+
+
 def test_the_reason_says_what_is_wrong_with_which_file(checkpoints: Path) -> None:
     size = (checkpoints / "step-00000020" / MODEL).stat().st_size
     os.truncate(checkpoints / "step-00000020" / MODEL, size - 1)
