@@ -13,6 +13,7 @@ from harness.files import own_file, storage_errors, sync_directory
 
 Line = dict[str, Any]
 
+_TAIL_BYTES = 2**12
 _encoder = json.JSONEncoder(allow_nan=False)
 
 
@@ -94,6 +95,27 @@ def ends(path: Path, *, num_bytes: int) -> tuple[list[Line], list[Line]]:
     except FileNotFoundError:
         return [], []
     return list(whole_lines(head.splitlines()[:-1])), list(whole_lines(tail.splitlines()[1:]))
+
+
+def first_line(path: Path) -> Line | None:
+    """Return the first line of a file, None where there is none."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return _parse(file.readline())
+
+
+def last_line(path: Path, *, num_bytes: int) -> Line | None:
+    """Return the line that the first `num_bytes` of a file end with; None if they do not end with one."""
+    length = _TAIL_BYTES
+    with path.open("rb") as file:
+        while True:
+            length = min(length, num_bytes)
+            file.seek(num_bytes - length)
+            *before, text = file.read(length).splitlines(keepends=True) or [b""]
+            if before or length == num_bytes:
+                return _parse(text) if text.endswith(b"\n") else None
+            length *= 2  # an evaluation may have tables
 
 
 def _parse(text: bytes) -> Line | None:

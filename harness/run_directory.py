@@ -91,7 +91,7 @@ class RunDirectory:
         created = datetime.now(UTC).isoformat(timespec="seconds")
         with storage_errors("write in", self.path):
             if not identity.exists():
-                run_id = self._new_id or self._saved_id() or uuid.uuid4().hex[:8]
+                run_id = self._saved_id() or self._new_id or uuid.uuid4().hex[:8]
                 replace_durably(identity, json_bytes({"id": run_id, "created": created, "schema": SCHEMA}))
             replace_durably(stored, dump_config(self._config).encode())
             (self.path / "exit.json").unlink(missing_ok=True)
@@ -99,7 +99,12 @@ class RunDirectory:
         return notices
 
     def _saved_id(self) -> str | None:
-        """Return the id that a checkpoint knows this run by, where run.json is lost."""
+        """Return the id that a checkpoint knows this run by, where run.json is lost.
+
+        Without a ledger nothing is lost: then somebody has put checkpoints of another run here to begin with.
+        """
+        if not (self.path / "ledger.jsonl").exists():
+            return None
         checkpoints = CheckpointDirectory(self.path / "checkpoints")
         for checkpoint in checkpoints.steps() if checkpoints.path.is_dir() else ():
             if checkpoint_problems(checkpoint) == []:

@@ -214,7 +214,7 @@ class Session:
             model = build_model(config.model, input_shape=splits.input_shape, num_outputs=splits.num_outputs)
         run = assemble(config, ranks, splits, model, directory=self.directory.path, signals=self.signals)
         run.facts["run_id"] = self.directory.run_id
-        saved = run.checkpoints.load(on_broken=self._note_broken)
+        saved = run.checkpoints.load(on_broken=self._note_broken, misfit=self._misfit)
         moments = moments_per_parameter(config.optim) + (config.ema is not None)
         run.checkpoints.check_room(run.strategy.state_bytes(moments_per_parameter=moments))
         rng.seed_everything(permutation_key(config.run.seed, ranks.rank, "rank"))
@@ -226,8 +226,17 @@ class Session:
         self._tell_start(run)
         return run
 
+    def _misfit(self, step: int, trainer: Mapping[str, Any]) -> str | None:
+        """Return on rank zero why the run cannot go on from a whole checkpoint with the ledger that there is."""
+        from harness.checkpoint.trainer import trainer_problems
+        from harness.observers.ledger import ledger_problem
+
+        if trainer_problems(trainer, step=step):
+            return None  # resuming says what is wrong with it
+        return ledger_problem(self.directory.path, trainer, run_id=self.directory.run_id)
+
     def _note_broken(self, reason: str) -> None:
-        """Say at once, on rank zero, that a checkpoint is broken: this start may come to nothing."""
+        """Say at once, on rank zero, that a checkpoint is not used: this start may come to nothing."""
         text = f"checkpoint not used, goes to quarantine/: {reason}"
         append_event(self.directory.path, "notice", text=text)
         print(text, file=sys.stderr, flush=True)
@@ -235,12 +244,16 @@ class Session:
     def _observers(self, run: Run, *, trainer: Mapping[str, Any]) -> Observers:
         from harness.observers.base import Observers
         from harness.observers.console import Console
-        from harness.observers.ledger import Ledger
+        from harness.observers.ledger import Ledger, is_of_another_run, kept_bytes
 
         with self.ranks.together("opening the ledger"):
             if self.ranks.rank != 0:
                 return Observers()
-            ledger = Ledger(self.directory.path, keep_bytes=trainer.get("ledger_bytes", 0))
+            run_id = self.directory.run_id
+            ledger = Ledger(self.directory.path, keep_bytes=kept_bytes(trainer, run_id=run_id) if trainer else 0)
+        if is_of_another_run(trainer, run_id=run_id):
+            text = f"this run begins with a checkpoint of run {trainer['run_id']}: its ledger begins after update"
+            self.notices = [*self.notices, f"{text} {self.state.step:,}"]
         console = Console(
             self.directory.path,
             agenda=run.agenda,

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import StorageError
-from harness.json_lines import append_event, json_line, whole_lines
-from harness.observers.ledger import Ledger, read_lines
+from harness.json_lines import append_event, json_line, last_line, whole_lines
+from harness.observers.ledger import Ledger, ledger_problem, read_lines
 from harness.stopping import Patience
 from tests.test_order import unhurried
 
@@ -221,6 +221,45 @@ def test_a_ledger_that_is_gone_is_refused(open_ledger: Open, tmp_path: Path) -> 
     with pytest.raises(StorageError, match="has 0 bytes"):
         open_ledger(keep_bytes=1)
     assert not (tmp_path / "ledger.jsonl").exists()
+
+
+@pytest.mark.parametrize("width", [1, 4_000, 5_000, 100_000])
+def test_the_last_line_of_the_beginning_of_a_file_is_found_however_long_it_is(tmp_path: Path, width: int) -> None:
+    lines = [{"step": step, "table": "x" * width} for step in range(3)]
+    texts = list(map(json_line, lines))
+    path = tmp_path / "ledger.jsonl"
+    path.write_bytes(b"".join(texts))
+    for count in (1, 2, 3):
+        num_bytes = sum(map(len, texts[:count]))
+        assert last_line(path, num_bytes=num_bytes) == lines[count - 1]
+        assert last_line(path, num_bytes=num_bytes - 1) is None
+    assert last_line(path, num_bytes=0) is None
+
+
+UPDATES = [{"event": "update", "step": step, "applied": True} for step in range(1, 6)]
+SKIPPED = {"event": "update", "step": 6, "applied": False}
+EVALUATION = {"event": "evaluation", "step": 5, "metrics": {}}
+
+
+@pytest.mark.parametrize(
+    ("lines", "fits"),
+    [
+        (UPDATES, True),
+        ([*UPDATES, EVALUATION], True),
+        ([*UPDATES, SKIPPED, SKIPPED], True),  # saved after updates that were not applied
+        ([*UPDATES, SKIPPED, EVALUATION], True),
+        (UPDATES[:4], False),
+        ([*UPDATES, {**SKIPPED, "applied": True}], False),
+        ([], False),
+    ],
+)
+def test_a_checkpoint_goes_with_a_ledger_that_stands_at_its_step(
+    tmp_path: Path, lines: list[dict[str, Any]], fits: bool
+) -> None:
+    content = b"".join(map(json_line, lines))
+    (tmp_path / "ledger.jsonl").write_bytes(content + json_line({"event": "update", "step": 7}))
+    trainer = {"step": 5, "ledger_bytes": len(content), "run_id": "a"}
+    assert (ledger_problem(tmp_path, trainer, run_id="a") is None) == fits
 
 
 # ---------------------------------------------------------------- a disk that does not take it

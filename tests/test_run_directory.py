@@ -345,6 +345,21 @@ def test_a_run_that_another_version_wrote_or_that_is_broken_is_left_alone(
     assert content_of(config.run_directory) == before
 
 
+@pytest.mark.parametrize(("has_ledger", "wanted"), [(True, "saved"), (False, "chosen")])
+def test_an_id_is_chosen_for_a_new_run_only_and_without_a_ledger_a_run_with_checkpoints_is_new(
+    real_runs: Path, tmp_path: Path, has_ledger: bool, wanted: str
+) -> None:
+    run = Path(shutil.copytree(real_runs / "steady", tmp_path / "steady"))
+    config = load_config(real_runs / "tiny.yaml", [f"run.output_root={tmp_path}"]).config
+    ids = {"saved": read(run / "run.json")["id"], "chosen": "chosen"}
+    (run / "run.json").unlink()
+    if not has_ledger:
+        (run / "ledger.jsonl").unlink()
+    with RunDirectory(config, new_id="chosen") as directory:
+        directory.describe()
+    assert directory.run_id == read(run / "run.json")["id"] == ids[wanted]
+
+
 DAMAGED = {
     "truncated": b'{"id": "abc',
     "empty": b"",

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ def _size_of(path: Path) -> int | None:
         return None
 
 
-def _step_of(name: str) -> int:
+def step_of(name: str) -> int:
+    """Return the step of a checkpoint by its name."""
     return int(name.removeprefix("step-"))
 
 
@@ -76,7 +77,7 @@ class CheckpointDirectory:
     def steps(self) -> list[Path]:
         """Return the published checkpoints, newest first."""
         found = [path for path in self.path.iterdir() if _STEP.fullmatch(path.name) and path.is_dir()]
-        return sorted(found, key=lambda path: _step_of(path.name), reverse=True)
+        return sorted(found, key=lambda path: step_of(path.name), reverse=True)
 
     def newest(self) -> str:
         """Return the newest checkpoint; empty if there is none."""
@@ -96,7 +97,7 @@ class CheckpointDirectory:
         """
         newest = self.newest()
         saved = self._published(_fields(self.path / newest / TRAINER).get("best_step")) if newest else ""
-        return max(filter(None, (self.named_by("BEST"), saved)), key=_step_of, default="")
+        return max(filter(None, (self.named_by("BEST"), saved)), key=step_of, default="")
 
     def _published(self, step: Any) -> str:
         name = self.step(step).name if type(step) is int and 0 <= step <= MAX_COUNT else ""
@@ -134,7 +135,7 @@ class CheckpointDirectory:
     def point(self, pointer: str, name: str) -> None:
         """Have LATEST or BEST name a checkpoint, unless it does."""
         if self.named_by(pointer) != name:
-            replace_durably(self.path / pointer, json_bytes({"directory": name, "step": _step_of(name)}))
+            replace_durably(self.path / pointer, json_bytes({"directory": name, "step": step_of(name)}))
 
     def tidy(self, *, keep_last: int, keep_every_steps: int | None, keep: Path | None) -> str:
         """Point to the newest and the best checkpoint, and delete old ones.
@@ -161,7 +162,7 @@ class CheckpointDirectory:
     def _retire(self, keep_last: int, keep_every_steps: int | None, keep: Path | None) -> None:
         best = self.best()
         for directory in self.steps()[keep_last:]:
-            is_kept = keep_every_steps and _step_of(directory.name) % keep_every_steps == 0
+            is_kept = keep_every_steps and step_of(directory.name) % keep_every_steps == 0
             if is_kept or directory == keep or directory.name == best:
                 continue
             trash = directory.with_name(f".trash-{directory.name}")
@@ -198,15 +199,42 @@ class CheckpointDirectory:
             )
 
     def num_in_quarantine(self) -> int:
-        """Return how many broken checkpoints were set aside, now or earlier."""
+        """Return how many checkpoints were set aside, now or earlier."""
         return len(list(self.path.glob("quarantine/*")))
 
     def quarantine(self, directory: Path) -> None:
-        """Set a broken checkpoint aside."""
+        """Set a checkpoint aside that cannot be used."""
         aside = self.path / "quarantine"
         _refuse_other_than_folder(aside)
         aside.mkdir(exist_ok=True)
         os.rename(directory, aside / f"{directory.name}-{uuid.uuid4().hex[:8]}")
+
+    def unusable(self, broken: Sequence[str], unfit: Mapping[Path, str]) -> str:
+        """Return what there is to say where there are checkpoints and none can be used; empty if there are none.
+
+        Args:
+            broken: what was set aside just now, each with the reason.
+            unfit: whole ones from which the run cannot go on, newest first, each with the reason.
+        """
+        in_quarantine = self.num_in_quarantine()
+        if not (in_quarantine or unfit):
+            return ""
+        reasons = [*unfit.values(), *broken]
+        if in_quarantine > len(broken):
+            earlier = in_quarantine - len(broken)
+            reasons.append(f"why {earlier} were set aside at an earlier start: {self.path.parent / 'events.jsonl'}")
+        where = f"none of the {in_quarantine + len(unfit)} checkpoints in {self.path} can be used"
+        where += f"; {in_quarantine} are in quarantine/ now" if in_quarantine else ""
+        advice = f"Put a good copy back as {self.path}/step-N, or start afresh under another run.name"
+        if unfit:
+            newest, run = next(iter(unfit)), self.path.parent
+            new = run.with_name(f"{run.name}-from-{step_of(newest.name)}")
+            advice = (
+                f"Put the whole ledger.jsonl back; or go on from update {step_of(newest.name):,} as a new run, whose "
+                f"ledger begins there: mkdir -p {new}/checkpoints && cp -r {newest} {new}/checkpoints/ and then the "
+                f"same command with run.name={new.name}"
+            )
+        return "\n".join([where, *(f"  {reason}" for reason in reasons), advice])
 
     def mend_pointers(self) -> int | None:
         """Have LATEST name the newest checkpoint and BEST the best one, or nothing that is gone; return the step of it.
@@ -220,4 +248,4 @@ class CheckpointDirectory:
                 self.point(pointer, name)
             else:
                 (self.path / pointer).unlink(missing_ok=True)
-        return _step_of(best) if best else None
+        return step_of(best) if best else None

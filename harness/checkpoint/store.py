@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from harness.checkpoint import rng
-from harness.checkpoint.directory import CheckpointDirectory
+from harness.checkpoint.directory import CheckpointDirectory, step_of
 from harness.checkpoint.layout import check_layout
 from harness.checkpoint.manifest import (
     COMMIT,
@@ -250,13 +250,20 @@ class CheckpointStore:
 
     # -------------------------------------------------------- load
 
-    def load(self, *, on_broken: Callable[[str], None] = lambda _: None) -> Loaded | None:
+    def load(
+        self,
+        *,
+        on_broken: Callable[[str], None] = lambda _: None,
+        misfit: Callable[[int, Mapping[str, Any]], str | None] = lambda *_: None,
+    ) -> Loaded | None:
         """Find the newest checkpoint whose every file is what was written; None on a fresh start. Collective.
 
-        Broken ones are moved to `quarantine/`.
+        Broken ones are moved to `quarantine/`, and so are whole ones from which the run cannot go on as soon as there
+        is an older one from which it can: what is saved from there on comes in their place.
 
         Args:
             on_broken: hears on rank zero which one and why, before it is moved.
+            misfit: says on rank zero of the step and the trainer.json of a whole one why the run cannot go on from it.
         Raises:
             CheckpointError: there are checkpoints, none can be used.
             StorageError: a broken one cannot be moved, or the ranks do not see the same disk; then nothing is moved.
@@ -267,6 +274,7 @@ class CheckpointStore:
                 self.directory.prepare()
                 names = [path.name for path in self.directory.steps()]
         rejected: list[str] = []
+        unfit: dict[Path, str] = {}
         names = strategy.broadcast(names)
         self._check_same_disk(
             self.directory.path, lambda path: str(bool(names or (path.is_dir() and self.directory.steps())))
@@ -277,26 +285,31 @@ class CheckpointStore:
             with strategy.together("verifying a checkpoint"):
                 mine = checkpoint_problems(directory, share=slice(strategy.rank, None, strategy.world_size))
             problems = [problem for problems in strategy.gather_objects(mine) for problem in problems]
-            if not problems:
-                return self._found(directory, rejected)
-            rejected.append(f"{name}: {problems[0]}")
-            with strategy.together("setting a broken checkpoint aside"):
-                if strategy.rank == 0:
-                    on_broken(rejected[-1])
-                    with storage_errors("set aside the broken checkpoint", directory):
-                        self.directory.quarantine(directory)
-        in_quarantine = strategy.broadcast(self.directory.num_in_quarantine())
-        if in_quarantine:
-            path = self.directory.path
-            reasons = "".join(f"\n  {reason}" for reason in rejected)
-            if in_quarantine > len(rejected):
-                earlier = in_quarantine - len(rejected)
-                reasons += f"\n  why {earlier} were set aside at an earlier start: {path.parent / 'events.jsonl'}"
-            raise CheckpointError(
-                f"none of the {in_quarantine} checkpoints in {path} can be used; they are in quarantine/ now{reasons}\n"
-                f"Put a good copy back as {path}/step-N, or start afresh under another run.name"
-            )
+            if problems:
+                rejected.append(f"{name}: {problems[0]}")
+                self._set_aside(directory, rejected[-1], on_broken)
+                continue
+            with strategy.together("comparing a checkpoint with the run"), storage_errors("read", directory):
+                reason = misfit(step_of(name), read_trainer(directory)) if strategy.rank == 0 else None
+            reason = strategy.broadcast(reason)
+            if reason:
+                unfit[directory] = f"{name}: {reason}"
+                continue
+            for newer, reason in unfit.items():
+                rejected.append(reason)
+                self._set_aside(newer, reason, on_broken)
+            return self._found(directory, rejected)
+        problem = strategy.broadcast(self.directory.unusable(rejected, unfit))
+        if problem:
+            raise CheckpointError(problem)
         return None
+
+    def _set_aside(self, directory: Path, reason: str, on_broken: Callable[[str], None]) -> None:
+        with self._strategy.together("setting a checkpoint aside"):
+            if self._strategy.rank == 0:
+                on_broken(reason)
+                with storage_errors("set aside the checkpoint", directory):
+                    self.directory.quarantine(directory)
 
     def _check_same_disk(self, directory: Path, look: Callable[[Path], str]) -> None:
         """Refuse to judge what some ranks see and others do not. Collective.

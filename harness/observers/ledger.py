@@ -6,16 +6,27 @@ Lines are JSON objects. Floats read back to the same bits; NaN and infinities, w
 import errno
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from harness.errors import StorageError
 from harness.files import own_file, storage_errors, sync_directory
-from harness.json_lines import event_line, json_line, missing_newline, read_lines, whole_lines
+from harness.json_lines import (
+    event_line,
+    first_line,
+    json_line,
+    last_line,
+    missing_newline,
+    read_lines,
+    whole_lines,
+)
 from harness.observers.base import Line, Observer
 from harness.stopping import Patience
 
 __all__ = ["MEASURED", "Ledger", "read_lines"]
 
+NAME = "ledger.jsonl"
 MEASURED = {
     *("seconds", "samples_per_second", "tokens_per_second", "mfu", "memory_bytes"),
     *("data_wait_fraction", "compute_fraction", "reduction_fraction", "rest_fraction"),
@@ -34,7 +45,7 @@ class Ledger(Observer):
     """
 
     def __init__(self, directory: Path, *, keep_bytes: int) -> None:
-        path = directory / "ledger.jsonl"
+        path = directory / NAME
         found = path.stat().st_size if path.exists() else 0
         if found < keep_bytes:
             raise StorageError(
@@ -138,6 +149,39 @@ class _Appender:
             self._file.close()
             if problem:
                 raise problem
+
+
+def kept_bytes(trainer: Mapping[str, Any], *, run_id: str) -> int:
+    """Return how much of a run's ledger comes before a checkpoint: nothing if it is the checkpoint of another run."""
+    ledger_bytes: int = trainer["ledger_bytes"]
+    return 0 if is_of_another_run(trainer, run_id=run_id) else ledger_bytes
+
+
+def is_of_another_run(trainer: Mapping[str, Any], *, run_id: str) -> bool:
+    """Whether a checkpoint was put into a run's directory to begin it with: its updates are in another ledger."""
+    return trainer.get("run_id") not in (None, run_id)
+
+
+def ledger_problem(run_directory: Path, trainer: Mapping[str, Any], *, run_id: str) -> str | None:
+    """Return why a run cannot go on from a checkpoint with the ledger that it has: its lines up to there must be there.
+
+    Raises:
+        OSError: the ledger cannot be read.
+    """
+    path, step, num_bytes = run_directory / NAME, trainer["step"], trainer["ledger_bytes"]
+    if path.is_symlink():
+        return None  # opening it says so
+    if is_of_another_run(trainer, run_id=run_id):
+        first = first_line(path)
+        is_fit = first is None or first.get("step") == step + 1
+        return None if is_fit else f"it is of run {trainer['run_id']}, and {NAME} does not begin after it"
+    found = path.stat().st_size if path.is_file() else 0
+    if found < num_bytes:
+        return f"{NAME} has {found:,} bytes, it had {num_bytes:,} when this was saved: lines are lost"
+    last = last_line(path, num_bytes=num_bytes) or {}
+    # A skipped update has the step that it would have been.
+    is_fit = last.get("step") == step + (last.get("applied") is False)
+    return None if is_fit else f"{NAME} is another than when this was saved: update {step:,} is not where it was"
 
 
 def updates_after(path: Path, num_bytes: int) -> list[Line]:

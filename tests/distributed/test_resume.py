@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,150 @@ def test_a_sealed_trainer_of_nonsense_is_refused_under_every_strategy(
     (code, said), (other_code, _) = run_ranks(2, train_main_and_listen, *arguments, f"strategy.kind={strategy}")
     assert code == other_code == 4
     assert "judge.score.best: 'x' is not a finite number, or null" in said
+
+
+# ---------------------------------------------------------------- the ledger that a checkpoint refers to
+
+
+EVERY_FORTY = ("evaluation.every_steps=40", "checkpoint.keep_last=9")
+
+
+@pytest.fixture(scope="module")
+def saved_thrice(config: Path) -> Path:
+    """A run with checkpoints of steps 40, 80 and 120, left alone until its end; not to be written to."""
+    directory = config.parent / "saved-thrice"
+    arguments = (str(config), f"run.name={directory.name}", *EVERY_FORTY)
+    assert run_ranks(2, train_main, *arguments, "run.max_steps=120") == [0, 0]
+    return directory
+
+
+@pytest.fixture
+def copied(saved_thrice: Path, config: Path, tmp_path: Path) -> tuple[Path, tuple[str, ...]]:
+    """A copy of that run of one's own, and what goes on with it."""
+    copy = shutil.copytree(saved_thrice, tmp_path / saved_thrice.name)
+    return copy, (str(config), f"run.output_root={tmp_path}", *EVERY_FORTY, f"run.name={copy.name}")
+
+
+def checkpoint(run: Path, step: int) -> Path:
+    return run / f"checkpoints/step-{step:08d}"
+
+
+def trainer_of(run: Path, step: int) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((checkpoint(run, step) / "trainer.json").read_bytes())
+    return found
+
+
+def assert_same_end(found: Path, wanted: Path) -> None:
+    for kind in ("model", "optim", "ema", "rng"):
+        name = f"{kind}-00000.safetensors"
+        assert (checkpoint(found, 120) / name).read_bytes() == (checkpoint(wanted, 120) / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("length", ["of the checkpoint before", "within a line", "one byte less"])
+def test_where_the_ledger_was_cut_the_run_goes_on_from_the_newest_checkpoint_whose_lines_are_there(
+    copied: tuple[Path, tuple[str, ...]], saved_thrice: Path, length: str
+) -> None:
+    run, arguments = copied
+    before, last = (trainer_of(run, step)["ledger_bytes"] for step in (80, 120))
+    num_bytes = {"of the checkpoint before": before, "within a line": before + 50, "one byte less": last - 1}[length]
+    os.truncate(run / "ledger.jsonl", num_bytes)
+    (code, said), (other_code, _) = run_ranks(2, train_main_and_listen, *arguments, "run.max_steps=120")
+    assert code == other_code == 0
+    sentence = f"step-00000120: ledger.jsonl has {num_bytes:,} bytes, it had {last:,} when this was saved"
+    assert f"checkpoint not used, goes to quarantine/: {sentence}" in said
+    events = read_lines(run / "events.jsonl")
+    assert sum(sentence in line.get("text", "") for line in events) == 1
+    assert [line["step"] for line in events if line["event"] == "started"] == [0, 80]
+    assert history(run) == history(saved_thrice)
+    assert_same_end(run, saved_thrice)
+    assert [path.name[:13] for path in (run / "checkpoints/quarantine").iterdir()] == ["step-00000120"]
+
+
+def cut(run: Path) -> None:
+    os.truncate(run / "ledger.jsonl", 100)
+
+
+def exchange_lines(run: Path) -> None:
+    """Another ledger that is long enough."""
+    lines = (run / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "ledger.jsonl").write_bytes(b"".join(reversed(lines)) * 2)
+
+
+def say_that_nothing_is_needed(run: Path) -> None:
+    for step in (40, 80, 120):
+        trainer = trainer_of(run, step)
+        seal_trainer(checkpoint(run, step), json.dumps({**trainer, "ledger_bytes": 0}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda run: (run / "ledger.jsonl").unlink(), "step-00000120: ledger.jsonl has 0 bytes, it had "),
+        (cut, "step-00000040: ledger.jsonl has 100 bytes, it had "),
+        (exchange_lines, "step-00000080: ledger.jsonl is another than when this was saved: update 80 is not where it"),
+        (say_that_nothing_is_needed, "step-00000120: ledger.jsonl is another than when this was saved: update 120 is"),
+    ],
+)
+def test_where_no_checkpoint_has_its_lines_nothing_is_moved_and_the_ledger_can_be_put_back(
+    copied: tuple[Path, tuple[str, ...]], saved_thrice: Path, *, damage: Any, reason: str
+) -> None:
+    run, arguments = copied
+    damage(run)
+    before = {path: path.read_bytes() for path in run.rglob("*.*") if path.is_file() and path.suffix != ".json"}
+    for _ in range(2):
+        (code, said), (other_code, _) = run_ranks(2, train_main_and_listen, *arguments)
+        assert code == other_code == 4
+        assert "none of the 3 checkpoints" in said
+        assert reason in said
+        assert "Put the whole ledger.jsonl back; or go on from update 120 as a new run" in said
+    assert not (run / "checkpoints/quarantine").exists()
+    assert {path for path in before if path.name != "config.yaml" and path.read_bytes() != before[path]} <= {
+        run / "events.jsonl"
+    }
+    if damage is not say_that_nothing_is_needed:
+        shutil.copy(saved_thrice / "ledger.jsonl", run)
+        assert run_ranks(2, train_main, *arguments, "run.max_steps=120") == [0, 0]
+        assert history(run) == history(saved_thrice)
+
+
+def test_what_a_run_without_its_ledger_advises_goes_on_from_the_same_weights_to_the_same_bits(
+    copied: tuple[Path, tuple[str, ...]], saved_thrice: Path
+) -> None:
+    run, arguments = copied
+    shutil.rmtree(checkpoint(run, 120))
+    (run / "ledger.jsonl").unlink()
+    _, said = run_ranks(1, train_main_and_listen, *arguments)[0]
+    command = said.partition("whose ledger begins there: ")[2].partition(" and then the same command with ")[0]
+    subprocess.run(command, shell=True, check=True)
+    new = run.with_name(f"{run.name}-from-80")
+    assert f"run.name={new.name}\n" in said
+    arguments = (*arguments[:-1], f"run.name={new.name}")
+    for budget in (100, 110):
+        assert run_ranks(2, train_main, *arguments, f"run.max_steps={budget}") == [0, 0]
+    for step in (100, 110):  # the checkpoint that it began with still goes with its ledger
+        (checkpoint(new, step) / "COMMIT.json").unlink()
+    assert run_ranks(2, train_main, *arguments, "run.max_steps=120") == [0, 0]
+    of_the_rest = [line for line in history(saved_thrice) if line["step"] > 80]
+    assert history(new) == of_the_rest
+    assert_same_end(new, saved_thrice)
+    old_id, new_id = (json.loads((path / "run.json").read_bytes())["id"] for path in (run, new))
+    assert trainer_of(new, 80)["run_id"] == old_id != new_id == trainer_of(new, 120)["run_id"]
+    texts = [line.get("text", "") for line in read_lines(new / "events.jsonl")]
+    assert texts.count(f"this run begins with a checkpoint of run {old_id}: its ledger begins after update 80") == 2
+
+
+def test_a_checkpoint_of_another_run_does_not_go_with_a_ledger_that_begins_elsewhere(
+    copied: tuple[Path, tuple[str, ...]], config: Path
+) -> None:
+    run, arguments = copied
+    another = config.parent / "another"
+    assert run_ranks(1, train_main, str(config), f"run.name={another.name}", "run.max_steps=130") == [0]
+    shutil.copytree(checkpoint(another, 130), checkpoint(run, 130))
+    before = history(run)
+    ((code, said),) = run_ranks(1, train_main_and_listen, *arguments, "run.max_steps=120")
+    assert code == 0
+    assert "ledger.jsonl does not begin after it" in said
+    assert history(run) == before
 
 
 def test_a_run_may_go_on_in_another_precision(config: Path) -> None:
