@@ -98,9 +98,7 @@ def ends(path: Path, *, num_bytes: int) -> tuple[list[Line], list[Line]]:
 
 
 def first_line(path: Path) -> Line | None:
-    """Return the first line of a file, None where there is none."""
-    if not path.is_file():
-        return None
+    """Return the first line of a file; None if it is no JSON object."""
     with path.open("rb") as file:
         return _parse(file.readline())
 

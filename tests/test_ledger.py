@@ -262,6 +262,26 @@ def test_a_checkpoint_goes_with_a_ledger_that_stands_at_its_step(
     assert (ledger_problem(tmp_path, trainer, run_id="a") is None) == fits
 
 
+@pytest.mark.parametrize(
+    ("content", "fits"),
+    [
+        (None, True),
+        (b"", True),
+        (json_line(SKIPPED), True),
+        (json_line(UPDATES[0]), False),
+        (b"{\n" + json_line(SKIPPED), False),
+        (b'{"event": "update", "st', False),
+    ],
+)
+def test_a_checkpoint_of_another_run_goes_with_a_ledger_that_begins_after_it_and_no_line_of_any_other_is_cut(
+    tmp_path: Path, content: bytes | None, fits: bool
+) -> None:
+    if content is not None:
+        (tmp_path / "ledger.jsonl").write_bytes(content)
+    trainer = {"step": 5, "ledger_bytes": 10_000, "run_id": "a"}
+    assert (ledger_problem(tmp_path, trainer, run_id="b") is None) == fits
+
+
 # ---------------------------------------------------------------- a disk that does not take it
 
 

@@ -6,6 +6,7 @@ A save is written to `.tmp-step-N-NONCE/`, synced, and renamed: whoever looks se
 import errno
 import os
 import re
+import shlex
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -231,8 +232,9 @@ class CheckpointDirectory:
             new = run.with_name(f"{run.name}-from-{step_of(newest.name)}")
             advice = (
                 f"Put the whole ledger.jsonl back; or go on from update {step_of(newest.name):,} as a new run, whose "
-                f"ledger begins there: mkdir -p {new}/checkpoints && cp -r {newest} {new}/checkpoints/ and then the "
-                f"same command with run.name={new.name}"
+                f"ledger begins there: {shlex.join(['mkdir', '-p', f'{new}/checkpoints'])} && "
+                f"{shlex.join(['cp', '-r', str(newest), f'{new}/checkpoints/'])} and then the same command with "
+                f"run.name={new.name}"
             )
         return "\n".join([where, *(f"  {reason}" for reason in reasons), advice])
 

@@ -171,11 +171,10 @@ def ledger_problem(run_directory: Path, trainer: Mapping[str, Any], *, run_id: s
     path, step, num_bytes = run_directory / NAME, trainer["step"], trainer["ledger_bytes"]
     if path.is_symlink():
         return None  # opening it says so
-    if is_of_another_run(trainer, run_id=run_id):
-        first = first_line(path)
-        is_fit = first is None or first.get("step") == step + 1
-        return None if is_fit else f"it is of run {trainer['run_id']}, and {NAME} does not begin after it"
     found = path.stat().st_size if path.is_file() else 0
+    if is_of_another_run(trainer, run_id=run_id):
+        is_fit = not found or (first_line(path) or {}).get("step") == step + 1
+        return None if is_fit else f"it is of run {trainer['run_id']}, and {NAME} does not begin after it"
     if found < num_bytes:
         return f"{NAME} has {found:,} bytes, it had {num_bytes:,} when this was saved: lines are lost"
     last = last_line(path, num_bytes=num_bytes) or {}
