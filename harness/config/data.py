@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from harness.config.fields import CountInt, Float, PositiveInt, Section
+from harness.config.fields import CountInt, Float, PositiveInt, Section, WrongKey
 from harness.config.text import TextSection
 
 TABLE_SUFFIXES = {".csv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
@@ -69,7 +69,7 @@ class TableData(DataSection):
     def _categorical_are_features(self) -> TableData:
         for name in self.categorical:
             if name in self.targets or (self.features is not None and name not in self.features):
-                raise ValueError(f"categorical: {name!r} is not one of the features")
+                raise WrongKey("categorical", f"{name!r} is not one of the features")
         return self
 
 
@@ -96,7 +96,7 @@ class ShardedTableData(TableData):
             "sampling": self.sampling != "uniform",
         }
         for name in [name for name, is_asked in asked.items() if is_asked]:
-            raise ValueError(f"{name}: parquet_shards are read as they are, a file at a time; leave {name} out")
+            raise WrongKey(name, f"parquet_shards are read as they are, a file at a time; leave {name} out")
         return self
 
 
