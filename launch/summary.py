@@ -8,6 +8,7 @@ from harness.config.fields import Section
 from harness.config.io import LoadedConfig
 from harness.config.models import HiddenLayers, Model
 from launch.checklist import checklist
+from launch.known_rows import known_rows
 
 
 def summary(loaded: LoadedConfig, *, ranks: int | None, command: str) -> str:
@@ -31,7 +32,7 @@ def summary(loaded: LoadedConfig, *, ranks: int | None, command: str) -> str:
         [
             *(f"notice: {notice}" for notice in loaded.notices),
             *(f"{name:11}{row}" for name, row in rows.items()),
-            *checklist(config, ranks=ranks),
+            *checklist(config, ranks=ranks, rows=known_rows(config)),
         ]
     )
 

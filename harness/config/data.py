@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from harness.config.fields import CountInt, Float, PositiveInt, Section, WrongKey
 from harness.config.text import TextSection
 
+MNIST_5K_ROWS = 5_000
 TABLE_SUFFIXES = {".csv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 
 

@@ -64,9 +64,14 @@ class HiddenLayers(Section):
         return self
 
     @property
+    def kinds_of_norm(self) -> set[Norm]:
+        """The norms that there are."""
+        return {*self.norms} - {"none"}
+
+    @property
     def has_batch_norm(self) -> bool:
         """Whether some layer has one."""
-        return "batch" in (self.norm, *self.norms)
+        return "batch" in self.kinds_of_norm
 
     @property
     def norms(self) -> Sequence[Norm]:
@@ -107,6 +112,11 @@ class CnnModel(HiddenLayers):
     activation: PlainActivation = "relu"
     norm: Norm = "none"
     """Of convolutions and hidden layers, before the activation. `layer` is over channels and places of an image."""
+
+    @property
+    def kinds_of_norm(self) -> set[Norm]:
+        """The norms that there are, be it in convolutions alone."""
+        return {self.norm} - {"none"}
 
 
 class Lora(Section):
