@@ -12,10 +12,7 @@ from harness.config.training import AdafactorOptim, MuonOptim, PlateauSchedule, 
 def contradictions(config: RunConfig) -> list[str]:
     """Return what no two sections can want at once, one `path: problem` a line."""
     problems = []
-    metrics = {"early_stopping.metric": config.early_stopping.metric} if config.early_stopping else {}
-    if isinstance(config.schedule, PlateauSchedule):
-        metrics["schedule.metric"] = config.schedule.metric
-    for path, metric in metrics.items():
+    for path, metric in judging_metrics(config).items():
         if metric not in config.task.metrics:
             problems.append(f"{path}: {_why_there_is_none(metric, config.task)}")
     if config.data.sampling == "balanced" and not isinstance(config.task, ClassificationTask):
@@ -46,6 +43,14 @@ def contradictions(config: RunConfig) -> list[str]:
     if config.run.max_steps is not None:
         problems += phase_problems(config.schedule, total_updates=config.run.max_steps)
     return problems
+
+
+def judging_metrics(config: RunConfig) -> dict[str, str]:
+    """Return the metrics that decide something about a run, by where the configuration names them."""
+    metrics = {"early_stopping.metric": config.early_stopping.metric} if config.early_stopping else {}
+    if isinstance(config.schedule, PlateauSchedule):
+        metrics["schedule.metric"] = config.schedule.metric
+    return metrics
 
 
 def _imbalance_problems(task: ClassificationTask, data: Data) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from harness.config.data import (
 )
 from harness.config.tasks import ClassificationTask, Task
 from harness.data.batches import Columns
+from harness.data.classes import class_notices
 from harness.data.images import class_folders, image_columns
 from harness.data.mapped import Facts, cached, open_columns, write_columns
 from harness.data.order import permutation_key, permute
@@ -106,7 +107,10 @@ def load(data: Data, task: Task, *, seed: int) -> DataSplits:
     shape, other_shape = splits.input_shape, tuple(splits.validation.inputs.shape[1:])
     if shape != other_shape:
         raise DataError(f"a training row has shape {shape}, a validation row {other_shape}; bring them to one size")
-    return splits
+    if not isinstance(task, ClassificationTask):
+        return splits
+    notices = class_notices(splits.train, splits.validation, task, splits.preprocessing.get("classes"))
+    return replace(splits, notices=(*splits.notices, *notices))
 
 
 def _open_shards(data: ShardedTableData, task: Task) -> DataSplits:
