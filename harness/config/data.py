@@ -48,7 +48,7 @@ class Mnist5kData(ImageSection):
 
 
 class TableData(DataSection):
-    """A local table. What is learned of its columns is learned from the training rows, and saved."""
+    """A local table. What is learned of its columns every rank learns alike from the training rows, and it is saved."""
 
     source: Literal["csv", "parquet", "json"]
     path: str
