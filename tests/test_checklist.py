@@ -29,8 +29,8 @@ CONFIG: dict[str, Any] = {
 
 
 def lines_of(*, ranks: int | None = 2, rows: KnownRows | None = None, **changes: Any) -> list[str]:
-    values = {**CONFIG, **{name: {**CONFIG.get(name, {}), **keys} for name, keys in changes.items()}}
-    return checklist(RunConfig.model_validate(values), ranks=ranks, rows=rows)
+    changed = {name: keys and {**CONFIG.get(name, {}), **keys} for name, keys in changes.items()}
+    return checklist(RunConfig.model_validate({**CONFIG, **changed}), ranks=ranks, rows=rows)
 
 
 def warnings_of(*, ranks: int | None = 2, rows: KnownRows | None = None, **changes: Any) -> list[str]:
@@ -210,6 +210,37 @@ def test_the_rarest_class_is_named_where_the_rows_are_known(
     assert lines_of(rows=KnownRows(10, rows), **changes)[-1].startswith(line)
 
 
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"schedule": {"kind": "plateau", "patience_evaluations": 3}},
+            "plateau: the rate falls after more than 3 evaluations without a better val/loss",
+        ),
+        (
+            {"ema": {"decay": 0.98}},
+            "average: the weights of the last 50 updates or so are what is evaluated and exported",
+        ),
+        (
+            {"model": {"output": "softmax"}},
+            "output: softmax; the targets have to be shares of a whole, which add up to 1",
+        ),
+    ],
+)
+def test_what_is_said_where_no_example_has_it(changes: dict[str, Any], line: str) -> None:
+    assert line in lines_of(**changes)
+
+
+def test_a_network_is_deep_from_seven_layers_on() -> None:
+    assert warnings_of(model={"hidden": [64] * 5}) == []
+    assert len(warnings_of(model={"hidden": [64] * 6})) == 1
+
+
+def test_the_average_of_a_short_run_is_given_a_decay_that_can_be() -> None:
+    (warning,) = warnings_of(run={"max_epochs": None, "max_steps": 5}, early_stopping=None, ema={"decay": 0.9})
+    assert warning.endswith("use 0.5 or so")
+
+
 def test_accuracy_hides_a_class_that_is_known_to_be_rare() -> None:
     stopping = {"early_stopping": {"metric": "val/accuracy", "mode": "max"}}
     for yes, num_warnings in ((3, 1), (45, 0)):
@@ -224,8 +255,12 @@ def test_a_file_beside_a_table_that_is_no_note_tells_nothing(tmp_path: Path, con
     assert known_rows(config) is None
     path.with_suffix(".json").write_text(content)
     assert known_rows(config) is None
-    path.with_suffix(".json").write_text(json.dumps({"files": {"rows.parquet": {"rows": 100}}}))
-    assert known_rows(config) == KnownRows(10, {})
+    classes = {"yes": 3, "no": 98}
+    path.with_suffix(".json").write_text(json.dumps({"files": {"rows.parquet": {"rows": 101, "classes": classes}}}))
+    assert known_rows(config) == KnownRows(11, {}), "81 rows train, and these are not the ten classes of the task"
+    data |= {"source": "json", "path": str(path.with_suffix(".json"))}  # is no note of itself
+    path.with_suffix(".json").write_text(json.dumps({"files": {"rows.json": {"rows": 101}}}))
+    assert known_rows(RunConfig.model_validate({**CONFIG, "data": data})) is None
 
 
 def test_a_sound_configuration_has_no_warning_and_says_what_was_looked_at() -> None:

@@ -30,6 +30,9 @@ def test_classes_without_training_or_validation_rows_are_named() -> None:
     learned, judged = class_notices(of([0, 2]), of([0, 1]), task(3), ["a", "b", "c"])
     assert learned.startswith("no training row is of class 'b', so nothing is learned of it")
     assert judged.startswith("no validation row is of class 'c', so the scores say nothing of it")
+    learned, judged = class_notices(of([0, 0]), of([1]), task(2), None)
+    assert learned.startswith("no training row is of class 1, so")
+    assert judged.startswith("no validation row is of class 0, so")
     (judged,) = class_notices(of(list(range(9))), of([0]), task(9), None)
     assert judged.startswith("no validation row is of class 1, 2, 3, 4, 5 or 3 more, so")
 

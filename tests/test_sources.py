@@ -242,6 +242,7 @@ def test_reading_prints_and_logs_nothing_even_when_it_fails(
         ("y\n0\n1\n", r"no column is left for the model to see"),
         ("a,,y\n1,2,0\n1,2,1\n", r"table\.csv: column 2 of 3 has no name in the header"),
         ("a,y,\n1,0,\n1,1,\n", r"column 3 of 3 has no name in the header"),
+        ("a, ,y\n1,2,0\n1,2,1\n", r"column 2 of 3 has no name in the header"),
         ("\ufeff,a,y\n0,1,0\n1,1,1\n", r"column 1 of 3 has no name .* index=False"),
         ("a,b,a,y\n1,2,3,0\n1,2,3,1\n", r"table\.csv: 2 columns are called 'a' in the header"),
         ('\n \n"a","b","a","y"\n1,2,3,0\n1,2,3,1\n', r"2 columns are called 'a' in the header"),
