@@ -187,7 +187,6 @@ def _patience(config: RunConfig, rows: KnownRows | None) -> Iterator[str]:
     if stopping is None:
         yield "patience: none; the run uses up its budget, and BEST is the lowest val/loss"
         return
-    yield from _mode("early_stopping", stopping.metric, stopping.mode)
     patience, evaluations = stopping.patience_evaluations, _num_evaluations(config, rows)
     # The first evaluation is the best so far, and a run that stops at its last one does not stop early.
     if evaluations is not None and 1 + patience >= evaluations:
@@ -203,7 +202,6 @@ def _plateau(config: RunConfig, rows: KnownRows | None) -> Iterator[str]:
     schedule = config.schedule
     if not isinstance(schedule, PlateauSchedule):
         return
-    yield from _mode("schedule", schedule.metric, schedule.mode)
     patience, evaluations = schedule.patience_evaluations, _num_evaluations(config, rows)
     if evaluations is not None and 2 + patience >= evaluations:
         yield (
@@ -218,15 +216,6 @@ def _plateau(config: RunConfig, rows: KnownRows | None) -> Iterator[str]:
             "WARNING: schedule.patience_evaluations: the run stops early before the rate falls; use less than "
             f"early_stopping.patience_evaluations, {stopping.patience_evaluations}, by two or more"
         )
-
-
-HIGHER_IS_BETTER = (*("val/accuracy", "val/macro_f1", "val/r2"), *ClassificationTask.metrics_of_one_class)
-
-
-def _mode(section: str, metric: str, mode: str) -> Iterator[str]:
-    wanted, way = ("max", "higher") if metric in HIGHER_IS_BETTER else ("min", "lower")
-    if mode != wanted:
-        yield f"WARNING: {section}.mode: {metric} is better the {way} it is; use mode: {wanted}"
 
 
 def _average(config: RunConfig, rows: KnownRows | None) -> Iterator[str]:

@@ -296,24 +296,9 @@ def test_a_sound_configuration_has_no_warning_and_says_what_was_looked_at() -> N
             {"model": {"norm": "layer"}, "data": {"global_batch": 16}},
         ),
         (
-            {"early_stopping": {"metric": "val/accuracy"}},
-            "early_stopping.mode: val/accuracy is better the higher it is; use mode: max",
-            {"early_stopping": {"metric": "val/accuracy", "mode": "max"}},
-        ),
-        (
-            {"early_stopping": {"mode": "max"}},
-            "early_stopping.mode: val/loss is better the lower it is; use mode: min",
-            {"early_stopping": {"mode": "min"}},
-        ),
-        (
             {"run": {"max_epochs": 6}},
             "early_stopping.patience_evaluations: 5 are not used up before the end of a run of 6 evaluations",
             {"run": {"max_epochs": 7}},
-        ),
-        (
-            {"schedule": {"kind": "plateau", "metric": "val/accuracy", "patience_evaluations": 2}},
-            "schedule.mode: val/accuracy is better the higher it is; use mode: max",
-            {"schedule": {"kind": "plateau", "metric": "val/accuracy", "mode": "max", "patience_evaluations": 2}},
         ),
         (
             {"schedule": {"kind": "plateau", "metric": "val/macro_f1", "mode": "max", "patience_evaluations": 28}},
@@ -364,11 +349,3 @@ def test_a_transformer_wants_a_warm_up_and_clipping() -> None:
         clip = RunConfig.model_validate({**CONFIG, "clip": {"kind": "norm", "max_norm": 1.0}}).clip
         sound = config.model_copy(update={"model": model, "clip": clip})
         assert not [line for line in checklist(sound, ranks=1) if line.startswith("WARNING")]
-
-
-def test_what_is_better_when_higher_is_what_the_tasks_have() -> None:
-    from launch.checklist import HIGHER_IS_BETTER
-
-    two_classes = {"kind": "classification", "num_classes": 2}
-    config = RunConfig.model_validate({**CONFIG, "task": two_classes})
-    assert {*config.task.metrics, "val/r2"} == {"val/loss", *HIGHER_IS_BETTER}

@@ -96,7 +96,7 @@ def test_overrides_set_nested_keys_lists_and_null(load: Load) -> None:
 
 
 def test_an_override_reaches_into_a_section_that_the_file_leaves_out(load: Load) -> None:
-    config = load("strategy.micro_batch=8", "early_stopping.mode=max", text=GOOD.replace("early", "#")).config
+    config = load("strategy.micro_batch=8", "early_stopping.min_delta=1", text=GOOD.replace("early", "#")).config
     assert (config.strategy.kind, config.strategy.micro_batch) == ("ddp", 8)
     assert config.early_stopping is not None
 
@@ -256,6 +256,35 @@ def test_scores_of_one_class_can_drive_early_stopping_where_there_is_one(load: L
     assert refuse("early_stopping.metric=val/f1")[0].endswith("; or use val/macro_f1, which is of all")
     for keys in ("num_classes: 2", "num_classes: 10, positive_class: 3"):
         assert load(stopping, f"task={{kind: classification, {keys}}}").config
+
+
+TASKS: dict[str, tuple[str, ...]] = {
+    "classification": (),
+    "regression": ("task={kind: regression}", "data={source: csv, path: a, targets: [y], global_batch: 8}"),
+    "causal_lm": (
+        "task={kind: causal_lm}",
+        "data={source: text, path: a, block: 8, global_batch: 8}",
+        "model={kind: gpt, layers: 1, width: 8, heads: 2}",
+    ),
+}
+BETTER_LOWER = ("val/loss", "val/mse", "val/mae", "val/perplexity", "val/bits_per_byte")
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("section", ["early_stopping={", "schedule={kind: plateau, "])
+def test_a_metric_is_not_judged_the_wrong_way_round(load: Load, refuse: Refuse, task: str, section: str) -> None:
+    others = ("early_stopping=null",) if section.startswith("schedule") else ()
+    model = () if task == "causal_lm" else ("model={kind: mlp, hidden: [4]}",)
+    overrides = (*TASKS[task], *model, *others)
+    if task == "classification":
+        overrides += ("task.positive_class=3",)
+    path, seen = section.split("=", maxsplit=1)[0], load(*overrides).config.task.metrics
+    for metric in seen:
+        good, bad, way = ("min", "max", "lower") if metric in BETTER_LOWER else ("max", "min", "higher")
+        assert load(*overrides, f"{section}metric: {metric}, mode: {good}}}").config
+        assert refuse(*overrides, f"{section}metric: {metric}, mode: {bad}}}") == [
+            f"{path}.mode: {metric} is better the {way} it is; use {path}.mode={good}"
+        ]
 
 
 @pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])

@@ -2,9 +2,10 @@
 
 from harness.config import RunConfig
 from harness.config.data import Data, ShardedTableData, TableData, TextData, TextTableData
+from harness.config.fields import Mode
 from harness.config.gpt import GptModel
 from harness.config.models import CnnModel, MlpModel, Model, PerceptronModel, PretrainedModel
-from harness.config.tasks import CausalLmTask, ClassificationTask, RegressionTask, Task
+from harness.config.tasks import HIGHER_IS_BETTER, CausalLmTask, ClassificationTask, RegressionTask, Task
 from harness.config.text import PretrainedTokenizer
 from harness.config.training import AdafactorOptim, MuonOptim, PlateauSchedule, Schedule, WsdSchedule
 
@@ -12,9 +13,12 @@ from harness.config.training import AdafactorOptim, MuonOptim, PlateauSchedule, 
 def contradictions(config: RunConfig) -> list[str]:
     """Return what no two sections can want at once, one `path: problem` a line."""
     problems = []
-    for path, metric in judging_metrics(config).items():
+    for path, (metric, mode) in judging_metrics(config).items():
+        wanted, way = ("max", "higher") if metric in HIGHER_IS_BETTER else ("min", "lower")
         if metric not in config.task.metrics:
-            problems.append(f"{path}: {_why_there_is_none(metric, config.task)}")
+            problems.append(f"{path}.metric: {_why_there_is_none(metric, config.task)}")
+        elif mode != wanted:
+            problems.append(f"{path}.mode: {metric} is better the {way} it is; use {path}.mode={wanted}")
     if config.data.sampling == "balanced" and not isinstance(config.task, ClassificationTask):
         problems.append("data.sampling: balanced wants labels; use data.sampling=uniform, or task.kind=classification")
     if isinstance(config.data, TableData) and not config.data.in_memory and config.strategy.precision == "fp64":
@@ -45,11 +49,12 @@ def contradictions(config: RunConfig) -> list[str]:
     return problems
 
 
-def judging_metrics(config: RunConfig) -> dict[str, str]:
-    """Return the metrics that decide something about a run, by where the configuration names them."""
-    metrics = {"early_stopping.metric": config.early_stopping.metric} if config.early_stopping else {}
-    if isinstance(config.schedule, PlateauSchedule):
-        metrics["schedule.metric"] = config.schedule.metric
+def judging_metrics(config: RunConfig) -> dict[str, tuple[str, Mode]]:
+    """Return the metrics that decide something about a run, and their modes, by the section that names them."""
+    stopping, schedule = config.early_stopping, config.schedule
+    metrics = {"early_stopping": (stopping.metric, stopping.mode)} if stopping else {}
+    if isinstance(schedule, PlateauSchedule):
+        metrics["schedule"] = (schedule.metric, schedule.mode)
     return metrics
 
 

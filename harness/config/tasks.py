@@ -61,4 +61,7 @@ class CausalLmTask(Section):
     kind: Literal["causal_lm"]
 
 
+HIGHER_IS_BETTER = (*("val/accuracy", "val/macro_f1", "val/r2"), *ClassificationTask.metrics_of_one_class)
+"""Of every other metric the lower is better."""
+
 Task = Annotated[ClassificationTask | RegressionTask | CausalLmTask, Field(discriminator="kind")]

@@ -61,15 +61,15 @@ def check_judges(config: RunConfig, validation: Columns, names: Sequence[Any] | 
     if not isinstance(task, ClassificationTask) or task.scored_class is None:
         return
     num_positive = int(_counts(validation.targets, task)[task.scored_class])
-    for path, metric in judging_metrics(config).items():
+    for section, (metric, _) in judging_metrics(config).items():
         wants_others = metric in ("val/auc", "val/average_precision")
         if metric not in task.metrics_of_one_class or 0 < num_positive < len(validation) + (not wants_others):
             continue
         which = "none" if num_positive == 0 else "every one"
         raise DataError(
-            f"{path}: {metric} is about class {_named([task.scored_class], names)}, but of the {len(validation):,} "
-            f"validation rows {which} is of it. Set aside others (data.validation_fraction, data.stratify, "
-            "data.validation_path), or use val/loss."
+            f"{section}.metric: {metric} is about class {_named([task.scored_class], names)}, but of the "
+            f"{len(validation):,} validation rows {which} is of it. Set aside others "
+            "(data.validation_fraction, data.stratify, data.validation_path), or use val/loss."
         )
 
 
