@@ -67,9 +67,9 @@ def find_checkpoint(run: Path, which: str) -> Path:
     names = [path.name for path in directory.steps()]
     match which:
         case "best":
-            wanted = directory.named_by("BEST")
+            wanted = directory.best()
         case "latest":  # LATEST is but a hint: a kill may have come before it was written
-            wanted = names[0] if names else ""
+            wanted = directory.newest()
         case _:
             wanted = f"step-{int(which):08d}" if which.isdecimal() else ""
     if wanted not in names:

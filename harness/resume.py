@@ -76,6 +76,8 @@ def hear_of_save(run: Run, state: TrainState, result: SaveResult | None) -> None
         state.save_seconds = max(state.save_seconds, result.seconds)
         seconds = {"blocked_seconds": result.blocked_seconds, "seconds": result.seconds}
         run.observers.happened("saved", step=step, directory=name, is_best=is_best, **seconds)
+        if result.notice:
+            run.observers.happened("notice", text=f"{name} is saved, but {result.notice}")
         return
     state.saved_step = 0
     state.failed_saves.append(result.problem)

@@ -36,6 +36,7 @@ def checkpoint_lines(run: Path) -> Iterator[str]:
 
 def _whole(directory: CheckpointDirectory, checkpoint: Path) -> str:
     files = read_manifest(checkpoint).files
-    marks = [name for name in ("LATEST", "BEST") if directory.named_by(name) == checkpoint.name]
+    marked = {"LATEST": directory.newest(), "BEST": directory.best()}
+    marks = [mark for mark, name in marked.items() if name == checkpoint.name]
     num_bytes = sum(entry.size for entry in files)
     return "  ".join([f"whole: {len(files)} files, {num_bytes:,} bytes", *marks])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -178,10 +178,12 @@ def test_five_hundred_runs_of_long_ledgers_are_listed_in_two_seconds_without_tor
     script = (
         "import sys; from launch.cli import main; code = main(['runs', sys.argv[1]]); sys.exit('torch' in sys.modules)"
     )
-    began = time.monotonic()
+    before = os.times()
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - began < 2
+    after = os.times()
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    assert used < 2, "seconds of the processor, which a busy machine does not lengthen"
     assert len(done.stdout.splitlines()) == 501
 
 

@@ -7,6 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+NUM_BYTES = 2**14
+"""About what the file of one rank takes."""
+
 
 def seed_everything(seed: int) -> None:
     """Start every generator of this process from one number."""

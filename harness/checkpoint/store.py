@@ -66,6 +66,8 @@ class SaveResult:
     is_best: bool
     problem: StorageError | None
     """Why there is no new checkpoint; older ones are untouched, and nothing half-written stays."""
+    notice: str
+    """What the disk refused beside it, on rank zero; the next save tries again."""
     blocked_seconds: float
     """For which training waited, on this rank."""
     seconds: float
@@ -90,7 +92,7 @@ class _Save:
     writing: "Future[Written | None]"
     began: float
     blocked_seconds: float
-    publishing: "Future[None] | None" = None
+    publishing: "Future[str] | None" = None
     problem: StorageError | None = None
 
     @property
@@ -108,6 +110,8 @@ class CheckpointStore:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._save: _Save | None = None
         self._newest_step: int | None = None
+        self._best_step: int | None = None
+        """Of the best checkpoint, which every checkpoint says as well as BEST; rank zero knows it."""
         self._source: Path | None = None
         """What this launch resumed from; it is never deleted."""
 
@@ -124,7 +128,8 @@ class CheckpointStore:
             trainer: JSON values; they are encoded here.
             also_sync: makes durable what the checkpoint refers to; called in the thread.
         """
-        assert self._save is None, "a save is in flight; finish() it first"
+        if self._save is not None:
+            raise RuntimeError("a save is in flight; finish() it first")
         began = time.perf_counter()
         temporary = self.directory.temporary(step, self._strategy.broadcast(uuid.uuid4().hex[:8]))
         writing: Future[Written | None]
@@ -133,7 +138,8 @@ class CheckpointStore:
         else:
             self._strategy.share_buffers()
             share = self._snapshot.take(self._strategy)
-            arguments = (temporary, share, rng.capture(), json_bytes({**trainer, "is_best": is_best}), also_sync)
+            best = {"best_step": step if is_best else self._best_step}
+            arguments = (temporary, share, rng.capture(), json_bytes({**trainer, **best}), also_sync)
             writing = self._thread.submit(self._write, *arguments)
         self._save = _Save(step, is_best, temporary, writing, began, time.perf_counter() - began)
 
@@ -150,32 +156,36 @@ class CheckpointStore:
         if save is None:
             return None
         began = time.perf_counter()
-        written: Written | None = None
+        result: Written | str | None = None
         try:
             with strategy.together("saving"):
-                written = save.phase.result()
+                result = save.phase.result()
         except StorageError as problem:
             save.problem = save.problem or problem
         if save.publishing is None:
-            parts = strategy.gather_objects(written)
+            parts = strategy.gather_objects(result)
             save.publishing = self._thread.submit(self._publish, save, [part for part in parts if part])
             save.blocked_seconds += time.perf_counter() - began
             return None
         self._save = None
         if save.problem is None:
             self._newest_step = save.step
+            self._best_step = save.step if save.is_best else self._best_step
         blocked, seconds = save.blocked_seconds, time.perf_counter() - save.began
-        return SaveResult(self.directory.step(save.step), save.step, save.is_best, save.problem, blocked, seconds)
+        directory, notice = self.directory.step(save.step), str(result or "")
+        return SaveResult(directory, save.step, save.is_best, save.problem, notice, blocked, seconds)
 
     def check_room(self, num_bytes: int) -> None:
-        """Refuse to start where not even one checkpoint of this size would fit. Collective.
+        """Refuse to start where not even one checkpoint would fit. Collective.
 
+        Args:
+            num_bytes: of the state; the random state of every rank comes to it.
         Raises:
             StorageError: says how much is wanted.
         """
         with self._strategy.together("looking for room"), storage_errors("look at", self.directory.path):
             if self._strategy.rank == 0:
-                self.directory.check_room(num_bytes)
+                self.directory.check_room(num_bytes + self._strategy.world_size * rng.NUM_BYTES)
 
     def finish(self) -> SaveResult | None:
         """Wait for the save in flight; return how it ended, None if there was none. Collective."""
@@ -213,22 +223,27 @@ class CheckpointStore:
                 files.append(FileEntry(TRAINER, *write_durably(temporary / TRAINER, [trainer])))
         return Written(files, {key: tensor_digest(tensor) for key, tensor in share.items()})
 
-    def _publish(self, save: _Save, parts: list[Written]) -> None:
-        """Publish what all ranks wrote, on rank zero; without any, the step is there and may become the best."""
+    def _publish(self, save: _Save, parts: list[Written]) -> str:
+        """Publish what all ranks wrote, on rank zero; without any, the step is there and may become the best.
+
+        Returns:
+            What the disk refused afterwards.
+        """
         if self._strategy.rank != 0:
-            return
+            return ""
         try:
-            if save.problem is None:
-                with storage_errors("publish", self.directory.step(save.step)):
-                    if parts:
-                        files = [entry for part in parts for entry in part.files]
-                        tensors = {key: digest for part in parts for key, digest in part.tensors.items()}
-                        self.directory.publish(save.temporary, Manifest(save.step, tuple(files), tensors))
-                    self.directory.point(save.step, is_best=save.is_best)
-                    keep = self._config
-                    self.directory.retire(
-                        keep_last=keep.keep_last, keep_every_steps=keep.keep_every_steps, keep=self._source
-                    )
+            if save.problem is not None:
+                return ""
+            with storage_errors("publish", self.directory.step(save.step)):
+                files = [entry for part in parts for entry in part.files]
+                tensors = {key: digest for part in parts for key, digest in part.tensors.items()}
+                is_new = parts and self.directory.publish(save.temporary, Manifest(save.step, tuple(files), tensors))
+                if save.is_best and not is_new:  # its own files do not say so
+                    self.directory.point("BEST", self.directory.step(save.step).name)
+            keep = self._config
+            return self.directory.tidy(
+                keep_last=keep.keep_last, keep_every_steps=keep.keep_every_steps, keep=self._source
+            )
         finally:
             # What a broken disk does not let us delete is swept away at the next start.
             shutil.rmtree(save.temporary, ignore_errors=True)
@@ -302,7 +317,7 @@ class CheckpointStore:
             loaded = Loaded(directory, read_manifest(directory), read_trainer(directory), rejected)
         with self._strategy.together("mending LATEST and BEST"), storage_errors("write in", directory.parent):
             if self._strategy.rank == 0:
-                self.directory.mend_pointers(directory, is_best=loaded.trainer.get("is_best", False))
+                self.directory.mend_pointers()
         self._source, self._newest_step = directory, loaded.step
         return loaded
 

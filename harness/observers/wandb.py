@@ -92,7 +92,7 @@ class WandbTracker(Tracker):
 
     def _log_best_checkpoint(self) -> None:
         checkpoints = CheckpointDirectory(self.run.directory / "checkpoints")
-        if best := checkpoints.named_by("BEST"):
+        if best := checkpoints.best():
             artifact = self._wandb.Artifact(f"{self.run.config.run.name}-checkpoint", type="model")
             artifact.add_dir(str(checkpoints.path / best), name=best)
             self._wandb_run.log_artifact(artifact, aliases=["best"])

@@ -4,10 +4,12 @@ The parent is the standard library's fork server: it has imported torch, but sta
 test with eight ranks then takes well under a second, not the half minute that eight cold starts take.
 """
 
+import faulthandler
 import multiprocessing
 import multiprocessing.connection
 import os
 import pickle
+import signal
 import socket
 import time
 import traceback
@@ -93,7 +95,12 @@ def collect(started: list[Started], *, deadline_seconds: float) -> list[Any]:
     while waiting and not failures:
         ready = multiprocessing.connection.wait(list(waiting), timeout=max(0.0, end - time.monotonic()))
         if not ready:
-            failures.append(f"ranks {sorted(waiting.values())} did not end in {deadline_seconds:.0f} s")
+            failures.append(
+                f"ranks {sorted(waiting.values())} did not end in {deadline_seconds:.0f} s; stderr has their stacks"
+            )
+            for rank in waiting.values():
+                os.kill(started[rank][0].pid, signal.SIGABRT)
+                started[rank][0].join(5)
         for connection in ready:
             rank = waiting.pop(connection)  # type: ignore[call-overload]
             try:
@@ -127,6 +134,7 @@ def _child(
 
     os.environ.update(environment)
     torch.set_num_threads(1)
+    faulthandler.enable()  # `collect` aborts a rank that does not end
     try:
         answer = (True, function(*args))
     except BaseException:

@@ -242,6 +242,22 @@ def test_every_rank_has_a_file_of_random_state(tmp_path: Path) -> None:
     assert {name for name in found if "rng" in name} == {"rng-00000.safetensors", "rng-00001.safetensors"}
 
 
+def room_and_size(directory: str, num_updates: int) -> tuple[int, int]:
+    """Return how many bytes a run of this many updates asks for, and how many its checkpoint takes."""
+    run, asked = assemble_spec(SPEC, directory), []
+    run.checkpoints.directory.check_room = asked.append  # type: ignore[method-assign]
+    run.checkpoints.directory.path.mkdir(exist_ok=True)
+    run.checkpoints.check_room(run.strategy.state_bytes(moments_per_parameter=2))
+    train(run, range(num_updates))
+    files = save(run, num_updates).iterdir()
+    return sum(asked), sum(path.stat().st_size for path in files)
+
+
+def test_the_room_that_is_asked_for_before_the_first_step_is_about_that_of_a_checkpoint(tmp_path: Path) -> None:
+    (asked, size), _ = run_ranks(2, room_and_size, str(tmp_path), 2)
+    assert asked == pytest.approx(size, rel=0.2)
+
+
 @pytest.mark.parametrize("keep_last", [1, 2, 3])
 @pytest.mark.parametrize("best", [set(), {2}, {1, 5}])
 def test_the_newest_few_and_the_best_are_kept(keep_last: int, best: set[int], tmp_path: Path) -> None:
@@ -790,23 +806,97 @@ def one_rank_strategy() -> Strategy:
     return build_strategy(SPEC.config, SPEC.model(), ranks)
 
 
-def test_whenever_the_disk_fails_the_save_is_a_storage_error_and_older_checkpoints_stay(checkpoints: Path) -> None:
+FULL = OSError(errno.ENOSPC, "No space left on device")
+PUBLISHING = 5 + 3
+"""Calls to the disk until a checkpoint is published: 5 files, their directory, the rename and its directory."""
+
+
+def test_whenever_the_disk_fails_before_it_is_published_the_save_is_a_storage_error_and_older_ones_stay(
+    checkpoints: Path,
+) -> None:
     count = 0
-    for at, caught in outcomes(checkpoints, OSError(errno.ENOSPC, "No space left on device")):
+    for at, caught in outcomes(checkpoints, FULL):
         directory = checkpoints.with_name(f"copy-{at}")
-        assert isinstance(caught, StorageError), f"call {at} to the disk: {caught!r}"
-        assert "No space left on device" in str(caught)
         found = names_in(directory)
         assert {name for name in found if name.startswith(".tmp-")} == set()
         assert {"step-00000020", "LATEST"} <= found
-        assert "step-00000010" in found or "step-00000030" in found
+        if at <= PUBLISHING:
+            assert isinstance(caught, StorageError), f"call {at} to the disk: {caught!r}"
+            assert "No space left on device" in str(caught)
+            assert "step-00000010" in found
+        else:
+            assert caught is None, f"call {at} to the disk: {caught!r}"
+            assert "step-00000030" in found
         count += 1
-    # 5 files, their directory, the rename and its directory; 3 for each of 2 pointers; the rename of step 10.
-    assert count == 5 + 3 + 2 * 3 + 1
+    assert count == PUBLISHING + 2 * 3 + 1, "3 for each of 2 pointers; the rename of step 10"
+
+
+def test_a_checkpoint_that_the_disk_refused_to_call_best_is_known_to_be_and_is_called_so_by_the_next_save(
+    checkpoints: Path,
+) -> None:
+    for at, _ in outcomes(checkpoints, FULL):
+        if at <= PUBLISHING:
+            continue
+        store = CheckpointStore(checkpoints.with_name(f"copy-{at}"), one_rank_strategy(), Checkpoint(keep_last=1))
+        assert store.directory.best() == "step-00000030", f"call {at} to the disk"
+        assert store.load() is not None
+        for step in (40, 50):
+            save_now(store, step)
+        assert {"step-00000030", "step-00000050"} <= names_in(store.directory.path)
+        assert pointer(store.directory.path, "BEST") == {"directory": "step-00000030", "step": 30}
+
+
+def test_what_the_disk_refuses_after_the_save_is_told_and_does_not_fail_it(
+    checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(checkpoints, one_rank_strategy(), Checkpoint(keep_last=1))
+    rmdir = os.rmdir
+
+    def not_empty(path: Any, **options: Any) -> None:  # as NFS has it while another client reads a file in there
+        if ".trash-" in str(path):
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+        rmdir(path, **options)
+
+    monkeypatch.setattr(os, "rmdir", not_empty)
+    for step in (30, 40):
+        store.begin(step, {}, is_best=False)
+        result = store.finish()
+        assert result is not None
+        assert result.problem is None
+        assert "old checkpoints cannot be deleted: [Errno 39] Directory not empty" in result.notice
+    monkeypatch.undo()
+    store.begin(50, {}, is_best=False)
+    result = store.finish()
+    assert result is not None
+    assert result.notice == ""
+    assert {name for name in names_in(checkpoints) if name.startswith("step-")} == {"step-00000050"}
+
+
+def test_a_save_that_failed_when_it_was_in_its_place_already_succeeds_when_it_is_tried_again(checkpoints: Path) -> None:
+    store = CheckpointStore(checkpoints, one_rank_strategy(), Checkpoint())
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        Disk(monkeypatch, PUBLISHING, FULL)
+        with pytest.raises(StorageError):
+            save_now(store, 30)
+    assert save_now(store, 30).name == "step-00000030"
+    assert manifest.checkpoint_problems(checkpoints / "step-00000030") == []
+
+
+def test_each_file_is_synced_when_all_of_it_is_written(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, fsync = {}, os.fsync
+
+    def seen(descriptor: int) -> None:
+        fsync(descriptor)
+        synced[Path(os.readlink(f"/proc/self/fd/{descriptor}")).name] = os.fstat(descriptor).st_size
+
+    monkeypatch.setattr(os, "fsync", seen)
+    directory = save_now(CheckpointStore(checkpoints, one_rank_strategy(), Checkpoint()), 30)
+    written = {path.name: path.stat().st_size for path in directory.iterdir()}
+    assert {name: size for name, size in synced.items() if name in written} == written
 
 
 def test_a_disk_that_fails_at_a_pointer_leaves_no_half_of_it(checkpoints: Path) -> None:
-    for at, _ in outcomes(checkpoints, OSError(errno.ENOSPC, "No space left on device")):
+    for at, _ in outcomes(checkpoints, FULL):
         hidden = {name for name in names_in(checkpoints.with_name(f"copy-{at}")) if "tmp" in name}
         assert hidden == set(), f"call {at} to the disk"
 
@@ -848,12 +938,45 @@ def test_a_disk_that_is_full_for_one_rank_is_a_storage_error_on_all(full_on: int
     assert load_on(2, checkpoints.parent) == [(20, [])] * 2
 
 
-@pytest.mark.parametrize(
-    "content", ["{", "[]", '{"directory": "../.."}', '{"directory": "step-00000099"}', "[" * 10**6]
-)
-def test_a_best_that_cannot_be_read_names_nothing_and_stops_no_save(checkpoints: Path, content: str) -> None:
+DAMAGED_POINTERS = ["", "{", "[]", '{"directory": "../.."}', '{"directory": "step-00000099", "step": 99}', "[" * 10**6]
+
+
+@pytest.mark.parametrize("content", DAMAGED_POINTERS)
+@pytest.mark.parametrize("starts_again", [False, True])
+def test_a_best_that_is_damaged_is_written_again_and_the_checkpoint_stays(
+    checkpoints: Path, content: str, starts_again: bool
+) -> None:
+    store = CheckpointStore(checkpoints, one_rank_strategy(), Checkpoint(keep_last=1))
+    save_now(store, 30, is_best=True)
+    save_now(store, 40)
     (checkpoints / "BEST").write_text(content)
-    run = assemble_spec(SPEC, str(checkpoints.parent))
-    assert run.checkpoints.directory.named_by("BEST") == ""
-    save(run, 30)
-    assert names_in(checkpoints) == {"step-00000020", "step-00000030", "LATEST", "BEST"}
+    if starts_again:
+        store = CheckpointStore(checkpoints, one_rank_strategy(), Checkpoint(keep_last=1))
+        store.load()
+    else:
+        save_now(store, 50)
+    assert pointer(checkpoints, "BEST") == {"directory": "step-00000030", "step": 30}
+    save_now(store, 60)
+    assert {name for name in names_in(checkpoints) if "step" in name} >= {"step-00000030", "step-00000060"}
+
+
+def test_no_flipped_bit_of_best_names_another_checkpoint(checkpoints: Path) -> None:
+    store = CheckpointStore(checkpoints, one_rank_strategy(), Checkpoint(keep_last=9))
+    for step in (20, 30, 60, 70):
+        save_now(store, step, is_best=step == 20)
+    content = (checkpoints / "BEST").read_bytes()
+    for bit in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        (checkpoints / "BEST").write_bytes(damaged)
+        assert store.directory.named_by("BEST") in ("step-00000020", ""), bytes(damaged)
+        assert store.directory.best() == "step-00000020"
+
+
+def test_without_a_best_checkpoint_a_damaged_best_names_nothing_and_stops_no_save(checkpoints: Path) -> None:
+    for content in DAMAGED_POINTERS:
+        (checkpoints / "BEST").write_text(content)
+        store = CheckpointStore(checkpoints, one_rank_strategy(), Checkpoint(keep_last=1))
+        assert store.directory.best() == ""
+        store.load()
+        assert "BEST" not in names_in(checkpoints)

@@ -49,12 +49,13 @@ class SavingSpec(Spec):
     every_steps: int = 20
     asynchronous: bool = True
     max_failed_saves: int = 3
+    keep_last: int = 100
 
     @property
     def config(self) -> RunConfig:
         checkpoint = {
             "every_steps": self.every_steps,
-            "keep_last": 100,
+            "keep_last": self.keep_last,
             "asynchronous": self.asynchronous,
             "max_failed_saves": self.max_failed_saves,
         }
@@ -354,6 +355,30 @@ def test_the_third_failed_save_in_a_row_ends_the_run_with_5_on_all_ranks(full_on
     assert hidden_in(tmp_path) == []
 
 
+def old_ones_stay(run: Run) -> Witness:
+    """No checkpoint can be deleted, as on NFS where another client reads a file of it."""
+    rmdir = os.rmdir
+
+    def not_empty(path: Any, **options: Any) -> None:
+        if ".trash-" in str(path):
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+        rmdir(path, **options)
+
+    os.rmdir = not_empty
+    return Witness()
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_is_told_and_fails_no_save(tmp_path: Path) -> None:
+    spec = SavingSpec(every_steps=10, keep_last=1, max_failed_saves=1)
+    for how, seen in run_ranks(2, fit_under, spec, str(tmp_path), old_ones_stay):
+        assert how == "budget"
+        assert [step for event, step in seen if event == "saved"] == [10, 20, 30, 40]
+    texts = [line["text"] for line in read_lines(tmp_path / "events.jsonl") if line["event"] == "notice"]
+    assert len(texts) == 3
+    assert texts[0].startswith("step-00000020 is saved, but old checkpoints cannot be deleted: [Errno 39]")
+    assert steps_in(tmp_path) == [40]
+
+
 @pytest.mark.parametrize("asynchronous", [True, False])
 def test_a_run_whose_last_save_fails_is_not_called_done(asynchronous: bool, tmp_path: Path) -> None:
     spec = SavingSpec(every_steps=1000, asynchronous=asynchronous)
@@ -431,8 +456,8 @@ def test_a_run_does_not_start_where_not_one_checkpoint_fits(tmp_path: Path) -> N
     with mounted("-t", "tmpfs", "-o", "size=100k", "tmpfs", at=tmp_path / "tiny") as disk:
         said = run_ranks(2, train_main_and_listen, str(config), f"run.output_root={disk}")
         assert [code for code, _ in said] == [5, 5]
-        # (2 * 256 + 256) + (256 * 256 + 256) + (256 + 1) numbers, and no moments
-        assert "one checkpoint of this run takes 267,268" in said[0][1]
+        # (2 * 256 + 256) + (256 * 256 + 256) + (256 + 1) numbers, no moments, and the random state of two ranks
+        assert "one checkpoint of this run takes 300,036" in said[0][1]
         assert not (disk / "run/ledger.jsonl").exists()
 
 

@@ -1,7 +1,9 @@
 """ZeRO-1, 2 and 3 against plain PyTorch, against DDP, and across one another's checkpoints."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -242,15 +244,23 @@ def test_small_weights_may_stay_whole_under_zero3() -> None:
         assert after_update == in_all
 
 
-def test_a_state_goes_round_all_strategies_and_world_sizes_bit_for_bit(tmp_path: Path) -> None:
+def saved_groups(directory: Path) -> Any:
+    return json.loads((directory / "checkpoints/step-00000003/trainer.json").read_bytes())["optimizer"]
+
+
+def test_a_state_goes_round_all_strategies_and_world_sizes_bit_for_bit_and_trains_on_from_each(tmp_path: Path) -> None:
     ring = [("ddp", 8), ("zero1", 4), ("zero2", 2), ("zero3", 8), ("ddp", 1)]
     strategy, world_size = ring[0]
     saved = run_ranks(world_size, save_after, Spec(strategy=strategy, network="odd"), str(tmp_path / "0"), 3)[0]
+    groups = saved_groups(tmp_path / "0")
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+    wanted = plain_pytorch(Spec(network="odd")).losses[3:6]
     for hop, (strategy, world_size) in enumerate(ring[1:], start=1):
-        spec = Spec(strategy=strategy, network="odd")
-        loaded = run_ranks(world_size, load_and_save, spec, str(tmp_path / str(hop - 1)), str(tmp_path / str(hop)))[0]
+        spec, before, after = Spec(strategy=strategy, network="odd"), tmp_path / str(hop - 1), tmp_path / str(hop)
+        loaded = run_ranks(world_size, load_and_save, spec, str(before), str(after))[0]
         assert loaded.keys() == saved.keys()
         for key, tensor in saved.items():
             assert torch.equal(loaded[key], tensor), f"{key} at {strategy} on {world_size} ranks"
-    _, _, losses = run_ranks(1, load_and_train, Spec(network="odd"), str(tmp_path / "4"), 6)[0]
-    assert losses == pytest.approx(plain_pytorch(Spec(network="odd")).losses[3:6], rel=1e-6)
+        assert saved_groups(after) == groups, f"at {strategy} on {world_size} ranks"
+        _, _, losses = run_ranks(world_size, load_and_train, spec, str(before), 6)[0]
+        assert losses == pytest.approx(wanted, rel=1e-6), f"at {strategy} on {world_size} ranks"
