@@ -45,8 +45,8 @@ def class_notices(
             )
     if missing := _without_rows(of_validation):
         notices.append(
-            f"no validation row is of class {_named(missing, names)}, so the scores say nothing of it; a larger "
-            "data.validation_fraction, or data.stratify=true, sets some aside where there are enough"
+            f"no validation row is of class {_named(missing, names)}, so the scores say nothing of it; where rows "
+            "are set aside, a larger data.validation_fraction or data.stratify=true sees to it"
         )
     return notices
 
