@@ -11,6 +11,7 @@ from harness.config import RunConfig
 from harness.config.data import ImageSection
 from harness.data.augment import Augmentation
 from harness.data.batches import TrainingBatches, ValidationBatches
+from harness.data.classes import check_judges
 from harness.data.order import BalancedRows, BatchPlan, RowOrder, ShardedRows
 from harness.data.shards import ShardedColumns
 from harness.data.sources import DataSplits
@@ -35,6 +36,7 @@ def assemble(
 
     Raises:
         ConfigError: the parts do not fit together.
+        DataError: the validation rows cannot judge the run.
     """
     plan = BatchPlan(
         num_rows=len(splits.train),
@@ -47,6 +49,7 @@ def assemble(
     agenda = Agenda(config, plan.steps_per_epoch)
     with ranks.together("putting the run together"):
         check_fits(config.schedule, total_updates=agenda.total_updates)
+        check_judges(config, splits.validation, splits.preprocessing.get("classes"))
         check_batch_norm(model, plan, input_shape=splits.input_shape)
     share_of_peak_per_row = _share_of_peak_per_row(config, ranks, splits, model)
     strategy = build_strategy(config, model, ranks)

@@ -5,8 +5,8 @@ import difflib
 import os
 import shlex
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePath
 from typing import NoReturn
 
 from harness.config.io import load_config
@@ -114,12 +114,23 @@ def submit(arguments: list[str]) -> int:
 
 
 def check(arguments: list[str]) -> int:
-    """validate a configuration and say what it would do; starts nothing"""
+    """validate a configuration, or several, and say what they would do; starts nothing"""
     given = _parser(check).parse_intermixed_args(arguments)
-    loaded = load_config(given.config, given.overrides, world_size=given.gpus)
-    options = [] if given.gpus is None else ["--gpus", str(given.gpus)]
-    command = shlex.join(["harness", "launch", given.config, *options, *given.overrides])
-    print(summary(loaded, ranks=given.gpus, command=command))
+    more = [text for text in given.overrides if PurePath(text).suffix in (".yaml", ".yml") and "=" not in text]
+    overrides = [text for text in given.overrides if text not in more]
+    codes = [_check_one(path, overrides, ranks=given.gpus, is_alone=not more) for path in (given.config, *more)]
+    return max(codes)
+
+
+def _check_one(path: str, overrides: Sequence[str], *, ranks: int | None, is_alone: bool) -> int:
+    options = [] if ranks is None else ["--gpus", str(ranks)]
+    command = shlex.join(["harness", "launch", path, *options, *overrides])
+    try:
+        text = summary(load_config(path, overrides, world_size=ranks), ranks=ranks, command=command)
+    except ConfigError as error:  # the other files are looked at all the same
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(text if is_alone else f"{path}\n{text}\n")
     return 0
 
 

@@ -1,11 +1,14 @@
 """What `harness check` prints: a configuration in a dozen lines."""
 
+from collections.abc import Set
 from typing import Any
 
 from harness.config import RunConfig
 from harness.config.fields import Section
 from harness.config.io import LoadedConfig
+from harness.config.models import HiddenLayers, Model
 from launch.checklist import checklist
+from launch.known_rows import known_rows
 
 
 def summary(loaded: LoadedConfig, *, ranks: int | None, command: str) -> str:
@@ -13,7 +16,7 @@ def summary(loaded: LoadedConfig, *, ranks: int | None, command: str) -> str:
     config = loaded.config
     has_run = (config.run_directory / "run.json").exists()
     rows = {
-        "model": _section(config.model),
+        "model": _section(config.model, exclude=_without_meaning(config.model)),
         "data": _section(config.data),
         "task": _section(config.task, exclude_defaults=True),
         "optimizer": _section(config.optim),
@@ -29,18 +32,26 @@ def summary(loaded: LoadedConfig, *, ranks: int | None, command: str) -> str:
         [
             *(f"notice: {notice}" for notice in loaded.notices),
             *(f"{name:11}{row}" for name, row in rows.items()),
-            *checklist(config, ranks=ranks),
+            *checklist(config, ranks=ranks, rows=known_rows(config)),
         ]
     )
 
 
-def _section(section: Section, *, exclude_defaults: bool = False) -> str:
-    values: dict[str, Any] = section.model_dump(mode="json", exclude_none=True, exclude_defaults=exclude_defaults)
-    kind = values.pop("kind", None) or values.pop("source")
-    shown = (
-        f"{key} {' '.join(map(str, value)) if isinstance(value, list) else value}" for key, value in values.items()
+def _without_meaning(model: Model) -> set[str]:
+    """Return the keys of a model that are about something it does not have."""
+    return {"sync_batch_norm"} if isinstance(model, HiddenLayers) and not model.has_batch_norm else set()
+
+
+def _section(section: Section, *, exclude_defaults: bool = False, exclude: Set[str] = frozenset()) -> str:
+    values: dict[str, Any] = section.model_dump(
+        mode="json", exclude_none=True, exclude_defaults=exclude_defaults, exclude=set(exclude)
     )
-    return f"{kind:12} {', '.join(shown)}".rstrip()
+    kind = values.pop("kind", None) or values.pop("source")
+    return f"{kind:12} {', '.join(f'{key} {_shown(value)}' for key, value in values.items())}".rstrip()
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
 
 
 def _batch(config: RunConfig, ranks: int | None) -> str:

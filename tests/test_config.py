@@ -96,7 +96,7 @@ def test_overrides_set_nested_keys_lists_and_null(load: Load) -> None:
 
 
 def test_an_override_reaches_into_a_section_that_the_file_leaves_out(load: Load) -> None:
-    config = load("strategy.micro_batch=8", "early_stopping.mode=max", text=GOOD.replace("early", "#")).config
+    config = load("strategy.micro_batch=8", "early_stopping.min_delta=1", text=GOOD.replace("early", "#")).config
     assert (config.strategy.kind, config.strategy.micro_batch) == ("ddp", 8)
     assert config.early_stopping is not None
 
@@ -131,8 +131,8 @@ def test_nothing_is_said_when_nothing_is_dropped(load: Load) -> None:
 def test_a_key_of_the_old_kind_that_was_asked_for_is_refused_not_dropped(refuse: Refuse, reverse: bool) -> None:
     overrides = ["model.kind=mlp", "model.channels=[4]"]
     assert refuse(*overrides[:: -1 if reverse else 1]) == [
-        "model.channels: unknown key (allowed: hidden, norm, sync_batch_norm, dropout, residual, init, kind, "
-        "activation, output)"
+        "model.channels: unknown key (model.kind=cnn has it; allowed: hidden, norm, sync_batch_norm, dropout, "
+        "residual, init, kind, activation, output)"
     ]
 
 
@@ -211,14 +211,13 @@ def test_a_list_of_norms_or_dropouts_has_one_for_each_hidden_layer(load: Load, r
     assert loaded.dropouts == (0.5, 0.5)
     for name, value in {"norm": "[batch]", "dropout": "[0.1]"}.items():
         assert refuse(f"model={{kind: mlp, hidden: [3, 4], {name}: {value}}}") == [
-            f"model: {name} has 1 entries for 2 hidden layers; write one for each, or one value without brackets for "
-            "all"
+            f"model.{name}: 1 entries for 2 hidden layers; write one for each, or one value without brackets for all"
         ]
 
 
 def test_a_residual_mlp_has_a_hidden_layer(refuse: Refuse) -> None:
     assert refuse("model={kind: mlp, hidden: [], residual: true}") == [
-        "model: residual: true wants a hidden layer, such as hidden: [64]"
+        "model.residual: true wants a hidden layer, such as hidden: [64]"
     ]
 
 
@@ -237,10 +236,10 @@ def test_optimizers_that_want_whole_matrices_are_refused_under_zero(
 @pytest.mark.parametrize(
     ("keys", "problem"),
     [
-        ("class_weights: [1, 2]", "task: class_weights has 2 entries for 10 classes"),
+        ("class_weights: [1, 2]", "task.class_weights: 2 entries for 10 classes"),
         ("class_weights: [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]", "task.class_weights.9: 0 is not a finite number, above 0"),
         ("class_weights: balance", "task.class_weights: 'balance' is not balanced (nearest: balanced)"),
-        ("positive_class: 10", "task: positive_class 10 is not one of 0 to 9"),
+        ("positive_class: 10", "task.positive_class: 10 is not one of 0 to 9"),
         ("label_smoothing: 1", "task.label_smoothing: 1 is not a finite number, at least 0, below 1"),
     ],
 )
@@ -250,9 +249,42 @@ def test_what_a_task_cannot_be_is_refused(refuse: Refuse, keys: str, problem: st
 
 def test_scores_of_one_class_can_drive_early_stopping_where_there_is_one(load: Load, refuse: Refuse) -> None:
     stopping = "early_stopping={metric: val/average_precision, mode: max}"
-    assert "it has val/loss, val/accuracy, val/macro_f1" in refuse(stopping)[0]
+    assert "it has val/loss, val/accuracy, val/macro_f1" in refuse("early_stopping.metric=val/mse")[0]
+    assert refuse(stopping) == [
+        "early_stopping.metric: val/average_precision is a score of one class of 10; say which with task.positive_class"
+    ]
+    assert refuse("early_stopping.metric=val/f1")[0].endswith("; or use val/macro_f1, which is of all")
     for keys in ("num_classes: 2", "num_classes: 10, positive_class: 3"):
         assert load(stopping, f"task={{kind: classification, {keys}}}").config
+
+
+TASKS: dict[str, tuple[str, ...]] = {
+    "classification": (),
+    "regression": ("task={kind: regression}", "data={source: csv, path: a, targets: [y], global_batch: 8}"),
+    "causal_lm": (
+        "task={kind: causal_lm}",
+        "data={source: text, path: a, block: 8, global_batch: 8}",
+        "model={kind: gpt, layers: 1, width: 8, heads: 2}",
+    ),
+}
+BETTER_LOWER = ("val/loss", "val/mse", "val/mae", "val/perplexity", "val/bits_per_byte")
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("section", ["early_stopping={", "schedule={kind: plateau, "])
+def test_a_metric_is_not_judged_the_wrong_way_round(load: Load, refuse: Refuse, task: str, section: str) -> None:
+    others = ("early_stopping=null",) if section.startswith("schedule") else ()
+    model = () if task == "causal_lm" else ("model={kind: mlp, hidden: [4]}",)
+    overrides = (*TASKS[task], *model, *others)
+    if task == "classification":
+        overrides += ("task.positive_class=3",)
+    path, seen = section.split("=", maxsplit=1)[0], load(*overrides).config.task.metrics
+    for metric in seen:
+        good, bad, way = ("min", "max", "lower") if metric in BETTER_LOWER else ("max", "min", "higher")
+        assert load(*overrides, f"{section}metric: {metric}, mode: {good}}}").config
+        assert refuse(*overrides, f"{section}metric: {metric}, mode: {bad}}}") == [
+            f"{path}.mode: {metric} is better the {way} it is; use {path}.mode={good}"
+        ]
 
 
 @pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
@@ -272,8 +304,51 @@ def test_a_softmax_before_the_softmax_of_the_loss_is_refused(load: Load, refuse:
         ("{kind: mlp, hidden: [3], output: softmax}", "model.output", "linear"),
     ]:
         assert refuse(f"model={model}") == [f"{key}: {because} {key}={value}"]
-        table = "data={source: csv, path: a, targets: [y], global_batch: 64}"
-        assert load(f"model={model}", "task={kind: regression}", table, "early_stopping=null").config
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "relu", "tanh"])
+def test_an_activation_before_the_softmax_of_the_loss_is_refused(refuse: Refuse, activation: str) -> None:
+    assert refuse(f"model={{kind: perceptron, activation: {activation}}}") == [
+        f"model.activation: the loss of classification takes the softmax of any numbers, and {activation} keeps some "
+        "from it; use model.activation=none"
+    ]
+
+
+def test_a_softmax_is_for_targets_that_are_shares_and_one_number_is_none(load: Load, refuse: Refuse) -> None:
+    regression = ("task={kind: regression}", "early_stopping=null")
+    for model, key, value in [
+        ("{kind: perceptron, activation: softmax}", "model.activation", "none"),
+        ("{kind: mlp, hidden: [3], output: softmax}", "model.output", "linear"),
+    ]:
+        one, two = (f"data={{source: csv, path: a, targets: {names}, global_batch: 64}}" for names in ("[y]", "[y, z]"))
+        assert refuse(f"model={model}", *regression, one) == [
+            f"{key}: the softmax of one number is always 1, and data.targets names one; use {key}={value}, or the "
+            "targets that are shares of a whole"
+        ]
+        assert load(f"model={model}", *regression, two).config
+    assert load("model={kind: perceptron, activation: sigmoid}", *regression, one).config
+
+
+@pytest.mark.parametrize(
+    ("override", "start"),
+    [
+        (
+            "task={kind: regression, class_weights: balanced}",
+            "task.class_weights: unknown key (task.kind=classification has it",
+        ),
+        ("optim.momentum=0.9", "optim.momentum: unknown key (optim.kind=muon or sgd has it; allowed: kind, peak_lr"),
+        ("data.categorical=[a]", "data.categorical: unknown key (data.source=csv or json or parquet or parquet_shards"),
+    ],
+)
+def test_a_key_of_another_kind_is_told_as_one(refuse: Refuse, override: str, start: str) -> None:
+    assert any(line.startswith(start) for line in refuse(override))
+
+
+def test_batch_norm_that_is_not_there_is_not_synchronised(load: Load, refuse: Refuse) -> None:
+    assert refuse("model.sync_batch_norm=true") == [
+        "model.sync_batch_norm: there is no BatchNorm to synchronise; use norm: batch, or leave it out"
+    ]
+    assert load("model.sync_batch_norm=true", "model.norm=batch").config
 
 
 def test_a_number_is_no_name_and_quotes_make_it_one(load: Load, refuse: Refuse) -> None:
@@ -594,10 +669,10 @@ def test_whatever_is_written_is_loaded_or_refused_with_paths(scratch: Path, text
             "model={kind: gpt, layers: 1, width: 8, heads: 2}",
             "task.kind: classification does not go with model.kind=gpt; use task.kind=causal_lm",
         ),
-        ("model={kind: gpt, layers: 1, width: 9, heads: 2}", "model: width 9 does not divide into 2 heads"),
+        ("model={kind: gpt, layers: 1, width: 9, heads: 2}", "model.width: 9 does not divide into 2 heads"),
         (
             "model={kind: gpt, layers: 1, width: 6, heads: 2, positions: rotary}",
-            "model: positions: rotary turns pairs of features, a head has 3; use an even width / heads",
+            "model.positions: rotary turns pairs of features, a head has 3; use an even width / heads",
         ),
     ],
 )

@@ -131,6 +131,9 @@ def table(folder: Path, text: str) -> str:
 GOOD = "x,y\n" + "\n".join(f"{i},{i % 3}" for i in range(20)) + "\n"
 
 
+JUDGED_BY_CLASS_3 = ["task.positive_class=3", "early_stopping={metric: val/auc, mode: max}"]
+
+
 def blocked(folder: Path) -> list[str]:
     (folder / "file").write_text("")
     return [f"run.output_root={folder / 'file'}"]
@@ -148,6 +151,9 @@ def blocked(folder: Path) -> list[str]:
         (GOOD, lambda _: ["model={kind: cnn, channels: [2]}"], 2, ["model.kind", "mlp"]),
         (GOOD, lambda _: ["model.norm=batch", "data.global_batch=2"], 2, ["BatchNorm", "one row"]),
         (GOOD, lambda _: ["task.num_classes=2"], 3, ["label", "2"]),
+        (GOOD, lambda _: [*JUDGED_BY_CLASS_3, "task.num_classes=4"], 3, ["val/auc is about class 3", "none is of it"]),
+        ("x,y\n" + "1,2\n" * 20, lambda _: [], 3, ["all 20 rows are of class 2"]),
+        (GOOD.replace("x,y", "y,y"), lambda _: [], 3, ["2 columns are called 'y'"]),
         (GOOD, lambda folder: [f"data.path={folder / 'no.csv'}"], 3, ["no.csv"]),
         (GOOD, lambda _: ["data.validation_fraction=0.001"], 3, ["validation"]),
         (GOOD.replace("7,1", "7,1,9,9"), lambda _: [], 3, ["rows.csv"]),

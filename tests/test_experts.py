@@ -142,7 +142,7 @@ def test_bf16_chooses_the_experts_that_fp32_chooses() -> None:
 
 
 def test_more_experts_a_token_than_there_are_is_refused() -> None:
-    with pytest.raises(ValueError, match="top_k 5 is more than the 4 experts; use 4 or less"):
+    with pytest.raises(ValueError, match="top_k: 5 is more than the 4 experts; use 4 or less"):
         Experts(count=4, top_k=5)
     assert GptModel.model_validate(a_config().model_dump()).experts is None
 

@@ -336,6 +336,36 @@ def test_check_says_what_will_happen_on_so_many_ranks(config_file: Path, capsys:
     assert err == ""
 
 
+def test_check_shows_empty_lists_as_none_and_nothing_that_has_no_meaning(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = "data={source: csv, path: a, targets: [y], global_batch: 8}"
+    assert cli.main(["check", str(config_file), "model={kind: mlp, hidden: []}", table]) == 0
+    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert "hidden none," in rows["model"]
+    assert "categorical none," in rows["data"]
+    for norm, is_shown in (("batch", True), ("layer", False)):
+        assert cli.main(["check", str(config_file), f"model={{kind: mlp, hidden: [8], norm: {norm}}}"]) == 0
+        assert ("sync_batch_norm" in capsys.readouterr().out) == is_shown
+
+
+def test_check_looks_at_each_of_several_files_and_fails_if_one_is_wrong(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, wrong = (config_file.with_name(f"{name}.yaml") for name in ("other", "wrong"))
+    other.write_text(config_file.read_text())
+    wrong.write_text(config_file.read_text().replace("kind: cnn", "kind: cnm"))
+    assert cli.main(["check", str(config_file), "run.name=a", str(wrong), "--gpus", "2", str(other)]) == 2
+    out, err = capsys.readouterr()
+    assert [line for line in out.splitlines() if line.endswith(".yaml")] == [str(config_file), str(other)]
+    assert out.count("2 ranks x 32 rows") == 2
+    starts = [line.split(maxsplit=1)[1] for line in out.splitlines() if line.startswith("start")]
+    assert starts == [f"harness launch {path} --gpus 2 run.name=a" for path in (config_file, other)]
+    assert "1 problem in" in err
+    assert "model.kind: 'cnm'" in err
+    assert cli.main(["check", str(config_file), str(other)]) == 0
+
+
 def test_check_without_a_number_of_ranks_claims_nothing_about_them(
     config_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

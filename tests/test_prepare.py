@@ -20,9 +20,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from harness.config import RunConfig
 from harness.data.pickled_table import read_frame
 from harness.data.prepare import PREPARATIONS, Preparation, main, prepare
 from harness.errors import DataError
+from launch.known_rows import KnownRows, known_rows
 
 CONTENT = b"x,y\n1,a\n2,b\n3,a\n"
 
@@ -69,6 +71,21 @@ def test_a_wheel_becomes_parquet_with_its_counts_and_digest(letters_wheel: Path,
     assert said == (
         f"{path} was written from letters-for-test==1.0: 3 rows, 2 columns; classes: a 2, b 1; sha256 {digest}"
     )
+
+
+def test_what_is_noted_beside_a_table_is_known_before_its_rows_are_read(letters_wheel: Path, tmp_path: Path) -> None:
+    prepare("letters", tmp_path / "data")
+    data = {"source": "parquet", "path": str(tmp_path / "data/letters.parquet"), "targets": ["y"], "global_batch": 1}
+    config = RunConfig.model_validate(
+        {
+            "run": {"name": "a", "max_epochs": 1},
+            "model": {"kind": "mlp", "hidden": []},
+            "data": {**data, "validation_fraction": 0.4},
+            "task": {"kind": "classification", "num_classes": 2},
+            "optim": {"kind": "sgd", "peak_lr": 0.1},
+        }
+    )
+    assert known_rows(config) == KnownRows(updates_per_epoch=2, classes={"a": 2, "b": 1})
 
 
 def test_the_second_call_needs_no_wheel_and_says_the_same_digest(letters_wheel: Path, tmp_path: Path) -> None:

@@ -82,6 +82,15 @@ def test_a_missing_number_becomes_the_mean_or_median_of_the_training_rows(
     splits = two_files(tmp_path, [1.0, None, 9.0, 2.0, float("nan")], [None, 50.0], impute=impute)
     assert splits.train.inputs[:, 0].tolist() == [1, fill, 9, 2, fill]
     assert splits.validation.inputs[:, 0].tolist() == [fill, 50]
+    (notice,) = splits.notices
+    assert "column 'a' has no number in 2 of 5 training rows and 1 of 2 validation rows" in notice
+    assert f"; {fill:g} stands there" in notice
+
+
+def test_nothing_is_said_of_filling_in_where_nothing_was_missing(tmp_path: Path) -> None:
+    assert two_files(tmp_path, [1.0, 2.0], [3.0], impute="mean").notices == ()
+    (notice,) = two_files(tmp_path, [1.0, 3.0], [None, 4.0], impute="mean").notices
+    assert notice == "column 'a' has no number in 1 of 2 validation rows; 2 stands there (data.impute)"
 
 
 def test_a_column_that_never_changes_is_centred_and_not_divided_by_zero(tmp_path: Path) -> None:

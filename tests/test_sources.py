@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import importlib.util
 import json
 import logging
+import lzma
 import os
 import sys
 from collections.abc import Iterator
@@ -238,12 +240,47 @@ def test_reading_prints_and_logs_nothing_even_when_it_fails(
         ("a,y\n", r"table\.csv: there is not one row in it"),
         ("a,label\n1,0\n", r"data\.targets: there is no column 'y' \(nearest: '.+'\)"),
         ("y\n0\n1\n", r"no column is left for the model to see"),
+        ("a,,y\n1,2,0\n1,2,1\n", r"table\.csv: column 2 of 3 has no name in the header"),
+        ("a,y,\n1,0,\n1,1,\n", r"column 3 of 3 has no name in the header"),
+        ("a, ,y\n1,2,0\n1,2,1\n", r"column 2 of 3 has no name in the header"),
+        ("\ufeff,a,y\n0,1,0\n1,1,1\n", r"column 1 of 3 has no name .* index=False"),
+        ("a,b,a,y\n1,2,3,0\n1,2,3,1\n", r"table\.csv: 2 columns are called 'a' in the header"),
+        ('\n \n"a","b","a","y"\n1,2,3,0\n1,2,3,1\n', r"2 columns are called 'a' in the header"),
     ],
 )
 def test_a_csv_that_is_not_what_classification_needs_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = csv(tmp_path, text)
     with pytest.raises(DataError, match=message):
         load(table(path, validation_path=str(path)), classes(2), seed=0)
+
+
+def test_names_that_look_like_those_of_pandas_are_names(tmp_path: Path) -> None:
+    path = csv(tmp_path, "a,a.1,Unnamed: 2,y\n1,2,3,0\n1,2,3,1\n")
+    assert all_inputs(load(table(path, validation_fraction=0.5), REGRESSION, seed=0)) == [[1, 2, 3]] * 2
+
+
+@pytest.mark.parametrize("settings", [{"impute": "mean"}, {"categorical": ("b",)}])
+def test_a_row_that_is_too_short_is_no_row_of_missing_values(tmp_path: Path, settings: dict[str, Any]) -> None:
+    good = 'y,a,b\n0,1,"x\ny"\n\n1,1,\n'
+    expected = "b" in settings.get("categorical", ())
+    text = good if expected else good.replace('"x\ny"', "5")
+    other = csv(tmp_path, text, "good.csv")
+    assert load(table(other, validation_path=str(other), **settings), classes(2), seed=0).input_shape
+    path = csv(tmp_path, text + "1,2\n")
+    line = len(text.splitlines()) + 1
+    for train, validation in ((path, other), (other, path)):
+        with pytest.raises(DataError, match=rf"table\.csv: line {line} has 2 of 3 fields"):
+            load(table(train, validation_path=str(validation), **settings), classes(2), seed=0)
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_the_header_of_a_compressed_file_is_read_whatever_the_file_is_called(tmp_path: Path, compress: Any) -> None:
+    path = tmp_path / "table.csv"
+    path.write_bytes(compress(b"a,a,y\n1,2,0\n1,2,1\n"))
+    with pytest.raises(DataError, match="2 columns are called 'a'"):
+        load(table(path), classes(2), seed=0)
+    path.write_bytes(compress(b"a,b,y\n1,2,0\n1,2,1\n"))
+    assert load(table(path, validation_path=str(path)), classes(2), seed=0).input_shape == (2,)
 
 
 @pytest.mark.parametrize(

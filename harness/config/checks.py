@@ -2,9 +2,10 @@
 
 from harness.config import RunConfig
 from harness.config.data import Data, ShardedTableData, TableData, TextData, TextTableData
+from harness.config.fields import Mode
 from harness.config.gpt import GptModel
 from harness.config.models import CnnModel, MlpModel, Model, PerceptronModel, PretrainedModel
-from harness.config.tasks import CausalLmTask, ClassificationTask, RegressionTask
+from harness.config.tasks import HIGHER_IS_BETTER, CausalLmTask, ClassificationTask, RegressionTask, Task
 from harness.config.text import PretrainedTokenizer
 from harness.config.training import AdafactorOptim, MuonOptim, PlateauSchedule, Schedule, WsdSchedule
 
@@ -12,12 +13,12 @@ from harness.config.training import AdafactorOptim, MuonOptim, PlateauSchedule, 
 def contradictions(config: RunConfig) -> list[str]:
     """Return what no two sections can want at once, one `path: problem` a line."""
     problems = []
-    metrics = {"early_stopping.metric": config.early_stopping.metric} if config.early_stopping else {}
-    if isinstance(config.schedule, PlateauSchedule):
-        metrics["schedule.metric"] = config.schedule.metric
-    for path, metric in metrics.items():
+    for path, (metric, mode) in judging_metrics(config).items():
+        wanted, way = ("max", "higher") if metric in HIGHER_IS_BETTER else ("min", "lower")
         if metric not in config.task.metrics:
-            problems.append(f"{path}: {config.task.kind} has no {metric!r}; it has {', '.join(config.task.metrics)}")
+            problems.append(f"{path}.metric: {_why_there_is_none(metric, config.task)}")
+        elif mode != wanted:
+            problems.append(f"{path}.mode: {metric} is better the {way} it is; use {path}.mode={wanted}")
     if config.data.sampling == "balanced" and not isinstance(config.task, ClassificationTask):
         problems.append("data.sampling: balanced wants labels; use data.sampling=uniform, or task.kind=classification")
     if isinstance(config.data, TableData) and not config.data.in_memory and config.strategy.precision == "fp64":
@@ -42,14 +43,19 @@ def contradictions(config: RunConfig) -> list[str]:
         problems.append("optim.kind: muon is for networks that start from nothing; use optim.kind=adamw")
     if isinstance(config.task, ClassificationTask):
         problems += _imbalance_problems(config.task, config.data)
-        problems += [
-            f"{path}: softmax is part of the loss of classification already, which wants what goes into it; "
-            f"use {path}={wanted}"
-            for path, wanted in _softmax_outputs(config)
-        ]
+    problems += _output_problems(config)
     if config.run.max_steps is not None:
         problems += phase_problems(config.schedule, total_updates=config.run.max_steps)
     return problems
+
+
+def judging_metrics(config: RunConfig) -> dict[str, tuple[str, Mode]]:
+    """Return the metrics that decide something about a run, and their modes, by the section that names them."""
+    stopping, schedule = config.early_stopping, config.schedule
+    metrics = {"early_stopping": (stopping.metric, stopping.mode)} if stopping else {}
+    if isinstance(schedule, PlateauSchedule):
+        metrics["schedule"] = (schedule.metric, schedule.mode)
+    return metrics
 
 
 def _imbalance_problems(task: ClassificationTask, data: Data) -> list[str]:
@@ -60,12 +66,33 @@ def _imbalance_problems(task: ClassificationTask, data: Data) -> list[str]:
     return []
 
 
-def _softmax_outputs(config: RunConfig) -> list[tuple[str, str]]:
-    match config.model:
-        case PerceptronModel(activation="softmax"):
-            return [("model.activation", "none")]
-        case MlpModel(output="softmax"):
-            return [("model.output", "linear")]
+def _why_there_is_none(metric: str, task: Task) -> str:
+    if isinstance(task, ClassificationTask) and metric in task.metrics_of_one_class:
+        wanted = "; or use val/macro_f1, which is of all" if metric == "val/f1" else ""
+        return f"{metric} is a score of one class of {task.num_classes}; say which with task.positive_class{wanted}"
+    return f"{task.kind} has no {metric!r}; it has {', '.join(task.metrics)}"
+
+
+def _output_problems(config: RunConfig) -> list[str]:
+    """Return what is wrong with the last thing that a network does to its numbers."""
+    model, task = config.model, config.task
+    path, function, plain = "", "", ""
+    if isinstance(model, PerceptronModel):
+        path, function, plain = "model.activation", model.activation, "none"
+    elif isinstance(model, MlpModel):
+        path, function, plain = "model.output", model.output, "linear"
+    if function == plain:
+        return []
+    if isinstance(task, ClassificationTask):
+        reason = "softmax is part of the loss of classification already, which wants what goes into it"
+        if function != "softmax":
+            reason = f"the loss of classification takes the softmax of any numbers, and {function} keeps some from it"
+        return [f"{path}: {reason}; use {path}={plain}"]
+    if function == "softmax" and isinstance(config.data, TableData) and len(config.data.targets) == 1:
+        return [
+            f"{path}: the softmax of one number is always 1, and data.targets names one; use {path}={plain}, or the "
+            "targets that are shares of a whole"
+        ]
     return []
 
 

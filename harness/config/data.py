@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from harness.config.fields import CountInt, Float, PositiveInt, Section
+from harness.config.fields import CountInt, Float, PositiveInt, Section, WrongKey
 from harness.config.text import TextSection
 
+MNIST_5K_ROWS = 5_000
 TABLE_SUFFIXES = {".csv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 
 
@@ -47,7 +48,7 @@ class Mnist5kData(ImageSection):
 
 
 class TableData(DataSection):
-    """A local table. What is learned of its columns is learned from the training rows, and saved."""
+    """A local table. What is learned of its columns every rank learns alike from the training rows, and it is saved."""
 
     source: Literal["csv", "parquet", "json"]
     path: str
@@ -69,7 +70,7 @@ class TableData(DataSection):
     def _categorical_are_features(self) -> TableData:
         for name in self.categorical:
             if name in self.targets or (self.features is not None and name not in self.features):
-                raise ValueError(f"categorical: {name!r} is not one of the features")
+                raise WrongKey("categorical", f"{name!r} is not one of the features")
         return self
 
 
@@ -96,7 +97,7 @@ class ShardedTableData(TableData):
             "sampling": self.sampling != "uniform",
         }
         for name in [name for name, is_asked in asked.items() if is_asked]:
-            raise ValueError(f"{name}: parquet_shards are read as they are, a file at a time; leave {name} out")
+            raise WrongKey(name, f"parquet_shards are read as they are, a file at a time; leave {name} out")
         return self
 
 

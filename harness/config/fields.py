@@ -57,6 +57,14 @@ OneOrEach = ValueOrList[T, T]
 """One value for all, or a list with one for each."""
 
 
+class WrongKey(ValueError):
+    """What is wrong with one key of a section, seen only when the whole section is looked at."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key}: {problem}")
+        self.key, self.problem = key, problem
+
+
 class Section(BaseModel):
     """A part of the configuration: frozen, and closed to keys it does not know."""
 

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from harness.config.fields import Int, NonNegativeFloat, PositiveInt, Probability, Section
+from harness.config.fields import Int, NonNegativeFloat, PositiveInt, Probability, Section, WrongKey
 
 
 class Experts(Section):
@@ -20,7 +20,7 @@ class Experts(Section):
     @model_validator(mode="after")
     def _there_are_so_many(self) -> Experts:
         if self.top_k > self.count:
-            raise ValueError(f"top_k {self.top_k} is more than the {self.count} experts; use {self.count} or less")
+            raise WrongKey("top_k", f"{self.top_k} is more than the {self.count} experts; use {self.count} or less")
         return self
 
 
@@ -58,11 +58,11 @@ class GptModel(Section):
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> GptModel:
         if self.width % self.heads:
-            raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
+            raise WrongKey("width", f"{self.width} does not divide into {self.heads} heads")
         if self.positions == "rotary" and self.width // self.heads % 2:
-            raise ValueError(
-                f"positions: rotary turns pairs of features, a head has {self.width // self.heads}; use an even "
-                "width / heads"
+            raise WrongKey(
+                "positions",
+                f"rotary turns pairs of features, a head has {self.width // self.heads}; use an even width / heads",
             )
         return self
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
-from harness.config.fields import CountInt, Float, OneOrEach, PositiveFloat, PositiveInt, Probability, Section
+from harness.config.fields import CountInt, Float, OneOrEach, PositiveFloat, PositiveInt, Probability, Section, WrongKey
 from harness.config.gpt import GptModel
 
 PlainActivation = Literal["relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu"]
@@ -50,11 +50,28 @@ class HiddenLayers(Section):
         for name in ("norm", "dropout"):
             given = getattr(self, name)
             if isinstance(given, tuple) and len(given) != len(self.hidden):
-                raise ValueError(
-                    f"{name} has {len(given)} entries for {len(self.hidden)} hidden layers; write one for each, or one "
-                    "value without brackets for all"
+                raise WrongKey(
+                    name,
+                    f"{len(given)} entries for {len(self.hidden)} hidden layers; write one for each, or one value "
+                    "without brackets for all",
                 )
         return self
+
+    @model_validator(mode="after")
+    def _what_is_synchronised_is_there(self) -> HiddenLayers:
+        if self.sync_batch_norm and not self.has_batch_norm:
+            raise WrongKey("sync_batch_norm", "there is no BatchNorm to synchronise; use norm: batch, or leave it out")
+        return self
+
+    @property
+    def kinds_of_norm(self) -> set[Norm]:
+        """The norms that there are."""
+        return {*self.norms} - {"none"}
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether some layer has one."""
+        return "batch" in self.kinds_of_norm
 
     @property
     def norms(self) -> Sequence[Norm]:
@@ -78,7 +95,7 @@ class MlpModel(HiddenLayers):
     @model_validator(mode="after")
     def _residual_has_a_layer(self) -> MlpModel:
         if self.residual and not self.hidden:
-            raise ValueError("residual: true wants a hidden layer, such as hidden: [64]")
+            raise WrongKey("residual", "true wants a hidden layer, such as hidden: [64]")
         return self
 
 
@@ -95,6 +112,11 @@ class CnnModel(HiddenLayers):
     activation: PlainActivation = "relu"
     norm: Norm = "none"
     """Of convolutions and hidden layers, before the activation. `layer` is over channels and places of an image."""
+
+    @property
+    def kinds_of_norm(self) -> set[Norm]:
+        """The norms that there are, be it in convolutions alone."""
+        return {self.norm} - {"none"}
 
 
 class Lora(Section):

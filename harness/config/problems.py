@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from harness.config.fields import without_keys
+from harness.config.fields import WrongKey, without_keys
 
 _MAX_SHOWN_CHARACTERS = 60
 _WORDS = {
@@ -61,12 +61,16 @@ def problem_sentence(details: Any, model: type[BaseModel]) -> str:
         kind, found = (kind, found[tag]) if tag in found else ("missing", None)
     hints: list[str] = []
     if kind == "extra_forbidden":
-        text, hints = "unknown key", [*_nearest_hint(details["loc"][-1], keys), f"allowed: {', '.join(keys)}"]
+        hints = _kinds_hint(details["loc"], schema_of(model)) or _nearest_hint(details["loc"][-1], keys)
+        text, hints = "unknown key", [*hints, f"allowed: {', '.join(keys)}"]
     elif kind == "missing":
         text = f"missing; wanted: {_wanted(field)}"
     elif kind == "value_error":
-        text = str(details["ctx"]["error"])
-        text = text if isinstance(found, dict) else f"{shown(found)} is refused: {text}"
+        error = details["ctx"]["error"]
+        if isinstance(error, WrongKey):
+            path, text = f"{path}.{error.key}", error.problem
+        else:
+            text = str(error) if isinstance(found, dict) else f"{shown(found)} is refused: {error}"
     else:
         text, hints = f"{shown(found)} is not {_wanted(field)}", _nearest_hint(found, resolved(field).get("enum") or ())
         if kind == "string_type":
@@ -114,6 +118,14 @@ def _wanted(schema: Schema) -> str:
 def _nearest_hint(found: Any, options: Iterable[Any]) -> list[str]:
     name = nearest_name(str(found), map(str, options))
     return [f"nearest: {name}"] if name else []
+
+
+def _kinds_hint(loc: Sequence[str | int], schema: Schema) -> list[str]:
+    """Return which other kinds of the section an unknown key is one of."""
+    path, _, parent = _locate(loc[:-2], schema)  # without the key and the kind it was looked for in
+    tagged: Schema = resolved(parent).get("discriminator", {"mapping": {}})
+    kinds = [kind for kind, section in tagged["mapping"].items() if loc[-1] in section["properties"]]
+    return [f"{path}.{tagged['propertyName']}={' or '.join(kinds)} has it"] if kinds else []
 
 
 @cache

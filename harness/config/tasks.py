@@ -9,12 +9,13 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from harness.config.fields import CountInt, Int, PositiveFloat, Probability, Section, ValueOrList
+from harness.config.fields import CountInt, Int, PositiveFloat, Probability, Section, ValueOrList, WrongKey
 
 
 class ClassificationTask(Section):
     """One integer label a row; cross-entropy."""
 
+    metrics_of_one_class: ClassVar = ("val/f1", "val/precision", "val/recall", "val/auc", "val/average_precision")
     kind: Literal["classification"]
     num_classes: Annotated[Int, Field(ge=2)]
     label_smoothing: Probability = 0.0
@@ -29,9 +30,9 @@ class ClassificationTask(Section):
     @model_validator(mode="after")
     def _classes_are_there(self) -> ClassificationTask:
         if isinstance(self.class_weights, tuple) and len(self.class_weights) != self.num_classes:
-            raise ValueError(f"class_weights has {len(self.class_weights)} entries for {self.num_classes} classes")
+            raise WrongKey("class_weights", f"{len(self.class_weights)} entries for {self.num_classes} classes")
         if self.positive_class is not None and self.positive_class >= self.num_classes:
-            raise ValueError(f"positive_class {self.positive_class} is not one of 0 to {self.num_classes - 1}")
+            raise WrongKey("positive_class", f"{self.positive_class} is not one of 0 to {self.num_classes - 1}")
         return self
 
     @property
@@ -42,8 +43,8 @@ class ClassificationTask(Section):
     @property
     def metrics(self) -> tuple[str, ...]:
         """The numbers of an evaluation."""
-        of_class = ("val/f1", "val/precision", "val/recall", "val/auc", "val/average_precision")
-        return ("val/loss", "val/accuracy", "val/macro_f1", *(of_class if self.scored_class is not None else ()))
+        of_class = self.metrics_of_one_class if self.scored_class is not None else ()
+        return ("val/loss", "val/accuracy", "val/macro_f1", *of_class)
 
 
 class RegressionTask(Section):
@@ -59,5 +60,8 @@ class CausalLmTask(Section):
     metrics: ClassVar = ("val/loss", "val/perplexity", "val/bits_per_byte")
     kind: Literal["causal_lm"]
 
+
+HIGHER_IS_BETTER = (*("val/accuracy", "val/macro_f1", "val/r2"), *ClassificationTask.metrics_of_one_class)
+"""Of every other metric the lower is better."""
 
 Task = Annotated[ClassificationTask | RegressionTask | CausalLmTask, Field(discriminator="kind")]

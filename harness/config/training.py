@@ -16,6 +16,7 @@ from harness.config.fields import (
     PositiveInt,
     Probability,
     Section,
+    WrongKey,
 )
 
 Betas = tuple[Probability, Probability]
@@ -52,7 +53,7 @@ class SgdOptim(Section):
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> SgdOptim:
         if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov: true wants a momentum above 0, such as momentum: 0.9")
+            raise WrongKey("nesterov", "true wants a momentum above 0, such as momentum: 0.9")
         return self
 
 

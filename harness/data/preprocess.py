@@ -2,7 +2,8 @@
 
 A feature becomes one column, `((value, or fill where there is none) - mean) / scale`, or one column for each of its
 categories, 1 in that of its value and 0 elsewhere. The categories, fills, means and scales are those of the training
-rows; a validation row changes none of them.
+rows; a validation row changes none of them. Every rank reads the same rows and learns the same from them, so nothing of
+it is sent.
 """
 
 from __future__ import annotations
@@ -91,6 +92,28 @@ def _columns(table: Table, feature: Feature) -> list[NDArray[Any]]:
     if (feature["mean"], feature["scale"]) == (0.0, 1.0):
         return [values]
     return [(values.astype(np.float64) - feature["mean"]) / feature["scale"]]
+
+
+def imputed_values(splits: Mapping[str, tuple[Table, NDArray[np.int64]]], features: Sequence[Feature]) -> list[str]:
+    """Return a sentence for each column some of whose numbers are filled in.
+
+    Args:
+        splits: by their names, a table and the rows of it.
+    """
+    sentences = []
+    for feature in features:
+        if feature.get("fill") is None:
+            continue
+        counts = []
+        for name, (table, rows) in splits.items():
+            missing = np.isnan(numbers_of(table, feature["name"], may_miss=True)[rows]).sum()
+            counts.append((int(missing), f"{missing:,} of {len(rows):,} {name} rows"))
+        if any(missing for missing, _ in counts):
+            where = " and ".join(text for missing, text in counts if missing)
+            sentences.append(
+                f"column {feature['name']!r} has no number in {where}; {feature['fill']:g} stands there (data.impute)"
+            )
+    return sentences
 
 
 def unknown_categories(table: Table, features: Sequence[Feature], *, rows: NDArray[np.int64]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,12 @@ from harness.config.data import (
 )
 from harness.config.tasks import ClassificationTask, Task
 from harness.data.batches import Columns
+from harness.data.classes import class_notices
+from harness.data.csv_rows import check_no_short_rows
 from harness.data.images import class_folders, image_columns
 from harness.data.mapped import Facts, cached, open_columns, write_columns
 from harness.data.order import permutation_key, permute
-from harness.data.preprocess import Feature, apply_features, fit_features, unknown_categories
+from harness.data.preprocess import Feature, apply_features, fit_features, imputed_values, unknown_categories
 from harness.data.shards import ShardedColumns
 from harness.data.tabular import (
     Table,
@@ -106,7 +108,10 @@ def load(data: Data, task: Task, *, seed: int) -> DataSplits:
     shape, other_shape = splits.input_shape, tuple(splits.validation.inputs.shape[1:])
     if shape != other_shape:
         raise DataError(f"a training row has shape {shape}, a validation row {other_shape}; bring them to one size")
-    return splits
+    if not isinstance(task, ClassificationTask):
+        return splits
+    notices = class_notices(splits.train, splits.validation, task, splits.preprocessing.get("classes"))
+    return replace(splits, notices=(*splits.notices, *notices))
 
 
 def _open_shards(data: ShardedTableData, task: Task) -> DataSplits:
@@ -187,8 +192,15 @@ class _ReadTable:
         }
 
 
+def _rows_of_table(data: TableData, path: str) -> Table:
+    table = load_table(data.source, Path(path))
+    if data.source == "csv" and (data.impute != "none" or data.categorical):
+        check_no_short_rows(table.path)  # where values may miss; elsewhere a missing one is refused
+    return table
+
+
 def _read_table(data: TableData, task: Task, *, seed: int) -> _ReadTable:
-    table = load_table(data.source, Path(data.path))
+    table = _rows_of_table(data, data.path)
     names = feature_names(table, data.features, data.targets)
     check_names(table, names, data.targets, data.categorical)
     targets, classes = table_targets(table, data.targets, task, None)
@@ -196,13 +208,16 @@ def _read_table(data: TableData, task: Task, *, seed: int) -> _ReadTable:
         rows, other_rows = split_rows(targets, data, seed=seed)
         train, validation = _Part(table, targets, rows), _Part(table, targets, other_rows)
     else:
-        other = load_table(data.source, Path(data.validation_path))
+        other = _rows_of_table(data, data.validation_path)
         check_names(other, names, data.targets, data.categorical)
         other_targets, _ = table_targets(other, data.targets, task, classes)
         train = _Part(table, targets, np.arange(len(targets)))
         validation = _Part(other, other_targets, np.arange(len(other_targets)))
     features = fit_features(table, names, data, rows=train.rows)
-    notices = unknown_categories(validation.table, features, rows=validation.rows)
+    notices = [
+        *imputed_values({"training": (table, train.rows), "validation": (validation.table, validation.rows)}, features),
+        *unknown_categories(validation.table, features, rows=validation.rows),
+    ]
     num_outputs = task.num_classes if isinstance(task, ClassificationTask) else targets.shape[1]
     preprocessing = {"features": features, "classes": classes}
     return _ReadTable(train, validation, features, num_outputs, preprocessing, notices)

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from harness.config.tasks import ClassificationTask, Task
+from harness.data.csv_rows import check_header
 from harness.data.prepare import PREPARATIONS
 from harness.errors import DataError, StorageError
 
@@ -101,6 +102,8 @@ def load_table(kind: str, path: Path, **options: Any) -> Table:
     }
     # The name is part of the cache's key: without the digest a file rewritten with the same mtime is served stale.
     dataset = load_files(kind, path, name=digest, **reader[kind], **options)
+    if kind == "csv" and "column_names" not in options:
+        check_header(path)
     return Table(path, dataset.with_format("arrow")[:])
 
 

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from harness.config.tasks import CausalLmTask, ClassificationTask, RegressionTask
+from harness.config.tasks import HIGHER_IS_BETTER, CausalLmTask, ClassificationTask, RegressionTask
 from harness.observers.ledger import read_lines
-from launch.checklist import HIGHER_IS_BETTER
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main
 

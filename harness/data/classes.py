@@ -1,0 +1,89 @@
+"""Which classes have rows to learn from, and rows to be judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.config import RunConfig
+from harness.config.checks import judging_metrics
+from harness.config.tasks import ClassificationTask
+from harness.data.batches import Columns
+from harness.data.shards import ShardedColumns
+from harness.errors import DataError
+
+NAMED = 5  # classes in a sentence
+
+
+def class_notices(
+    train: Columns | ShardedColumns, validation: Columns, task: ClassificationTask, names: Sequence[Any] | None
+) -> list[str]:
+    """Return a sentence for the classes without a training row, and one for those without a validation row.
+
+    Args:
+        train: the labels of shards are not looked at.
+        names: of the classes, where labels have some.
+    Raises:
+        DataError: all rows are of one class.
+    """
+    notices = []
+    of_validation = _counts(validation.targets, task)
+    if isinstance(train, Columns):
+        of_training = _counts(train.targets, task)
+        if len(present := (of_training + of_validation).nonzero().flatten().tolist()) == 1:
+            raise DataError(
+                f"all {len(train) + len(validation):,} rows are of class {_named(present, names)}, so there is nothing "
+                "to tell apart. Check data.path and data.targets."
+            )
+        if missing := _without_rows(of_training):
+            notices.append(
+                f"no training row is of class {_named(missing, names)}, so nothing is learned of it; lower "
+                "task.num_classes if there is no such class"
+            )
+    if missing := _without_rows(of_validation):
+        notices.append(
+            f"no validation row is of class {_named(missing, names)}, so the scores say nothing of it; where rows "
+            "are set aside, a larger data.validation_fraction or data.stratify=true sees to it"
+        )
+    return notices
+
+
+def check_judges(config: RunConfig, validation: Columns, names: Sequence[Any] | None) -> None:
+    """Refuse to judge a run by the score of a class that its validation rows say nothing of.
+
+    Raises:
+        DataError: the score would be NaN, or 0, in every evaluation.
+    """
+    task = config.task
+    if not isinstance(task, ClassificationTask) or task.scored_class is None:
+        return
+    num_positive = int(_counts(validation.targets, task)[task.scored_class])
+    for section, (metric, _) in judging_metrics(config).items():
+        wants_others = metric in ("val/auc", "val/average_precision")
+        if metric not in task.metrics_of_one_class or 0 < num_positive < len(validation) + (not wants_others):
+            continue
+        which = "none" if num_positive == 0 else "every one"
+        raise DataError(
+            f"{section}.metric: {metric} is about class {_named([task.scored_class], names)}, but of the "
+            f"{len(validation):,} validation rows {which} is of it. Set aside others "
+            "(data.validation_fraction, data.stratify, data.validation_path), or use val/loss."
+        )
+
+
+def _counts(targets: Tensor, task: ClassificationTask) -> Tensor:
+    return torch.bincount(targets, minlength=task.num_classes)
+
+
+def _without_rows(counts: Tensor) -> list[int]:
+    missing: list[int] = (counts == 0).nonzero().flatten().tolist()
+    return missing
+
+
+def _named(labels: Sequence[int], names: Sequence[Any] | None) -> str:
+    shown = [str(label) if names is None else repr(names[label]) for label in labels[:NAMED]]
+    more = [f"{len(labels) - NAMED:,} more"] if len(labels) > NAMED else []
+    *first, last = [*shown, *more]
+    return f"{', '.join(first)} or {last}" if first else last

@@ -1,0 +1,51 @@
+"""What is known of the rows of a run before any of them is read: what `harness data prepare` noted beside a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.config import RunConfig
+from harness.config.data import MNIST_5K_ROWS, Mnist5kData, TableData, TextTableData
+from harness.config.tasks import ClassificationTask
+
+MAX_NOTE_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class KnownRows:
+    """Counts of the rows that a run will see."""
+
+    updates_per_epoch: int
+    classes: Mapping[str, int]
+    """Rows of each class, those set aside for validation included; {} if they are not known."""
+
+
+def known_rows(config: RunConfig) -> KnownRows | None:
+    """Return the counts of a config's rows if they are known; none is read for them."""
+    data = config.data
+    if isinstance(data, Mnist5kData):
+        num_rows, classes = MNIST_5K_ROWS, {str(digit): MNIST_5K_ROWS // 10 for digit in range(10)}
+    elif isinstance(data, TableData | TextTableData) and (noted := _noted(Path(data.path))):
+        num_rows, classes = noted
+    else:
+        return None
+    if not (isinstance(config.task, ClassificationTask) and config.task.num_classes == len(classes)):
+        classes = {}
+    has_own_validation = not isinstance(data, Mnist5kData) and data.validation_path is not None
+    num_training = num_rows - (0 if has_own_validation else round(data.validation_fraction * num_rows))
+    return KnownRows(-(-num_training // data.global_batch), classes)
+
+
+def _noted(path: Path) -> tuple[int, dict[str, int]] | None:
+    """Return how many rows a prepared table has, in all and of each class; None where there is no such note."""
+    note = path.with_suffix(".json")
+    try:
+        if note == path or note.stat().st_size > MAX_NOTE_BYTES:
+            return None
+        file = json.loads(note.read_bytes())["files"][path.name]
+        return int(file["rows"]), {str(name): int(count) for name, count in file.get("classes", {}).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # some other file of that name

@@ -1,0 +1,104 @@
+"""A class without rows is told, and no run is judged by the score of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.config import RunConfig
+from harness.config.data import ImageFolderData, TableData
+from harness.config.tasks import ClassificationTask
+from harness.data.batches import Columns
+from harness.data.classes import check_judges, class_notices
+from harness.data.sources import load
+from harness.errors import DataError
+
+
+def of(labels: list[int]) -> Columns:
+    return Columns(torch.zeros(len(labels), 1), torch.tensor(labels))
+
+
+def task(num_classes: int, **settings: Any) -> ClassificationTask:
+    return ClassificationTask(kind="classification", num_classes=num_classes, **settings)
+
+
+def test_classes_without_training_or_validation_rows_are_named() -> None:
+    assert class_notices(of([0, 1, 2]), of([0, 1, 2]), task(3), None) == []
+    learned, judged = class_notices(of([0, 2]), of([0, 1]), task(3), ["a", "b", "c"])
+    assert learned.startswith("no training row is of class 'b', so nothing is learned of it")
+    assert judged.startswith("no validation row is of class 'c', so the scores say nothing of it")
+    learned, judged = class_notices(of([0, 0]), of([1]), task(2), None)
+    assert learned.startswith("no training row is of class 1, so")
+    assert judged.startswith("no validation row is of class 0, so")
+    (judged,) = class_notices(of(list(range(9))), of([0]), task(9), None)
+    assert judged.startswith("no validation row is of class 1, 2, 3, 4, 5 or 3 more, so")
+
+
+def test_rows_that_are_all_of_one_class_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("a,y\n" + "1,1\n" * 8)
+    data = TableData(source="csv", path=str(path), targets=("y",), global_batch=2)
+    with pytest.raises(DataError, match=r"all 8 rows are of class 1, so there is nothing to tell apart"):
+        load(data, task(3), seed=0)
+    path.write_text("a,y\n" + "1,1\n" * 8 + "1,0\n")
+    learned, judged = load(data, task(3), seed=0).notices
+    assert learned.startswith("no training row is of class 2")
+    assert judged.startswith("no validation row is of class 0 or 2")
+
+
+def test_images_have_their_notices_too(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name, count in (("cat", 8), ("dog", 1)):
+        (tmp_path / name).mkdir()
+        for number in range(count):
+            Image.new("L", (2, 2)).save(tmp_path / name / f"{number}.png")
+    data = ImageFolderData(source="imagefolder", path=str(tmp_path), global_batch=2)
+    (notice,) = load(data, task(2), seed=0).notices
+    assert notice.startswith("no validation row is of class 'dog'")
+
+
+def config(metric: str, *, where: str = "early_stopping", **settings: Any) -> RunConfig:
+    judged = {"metric": metric, "mode": "max"}
+    judge: dict[str, Any] = {
+        "early_stopping": {"early_stopping": judged},
+        "schedule": {"schedule": {"kind": "plateau", **judged}},
+    }[where]
+    return RunConfig.model_validate(
+        {
+            "run": {"name": "a", "max_epochs": 1},
+            "model": {"kind": "mlp", "hidden": []},
+            "data": {"source": "csv", "path": "a", "targets": ["y"], "global_batch": 2},
+            "task": {"kind": "classification", **settings},
+            "optim": {"kind": "sgd", "peak_lr": 0.1},
+            **judge,
+        }
+    )
+
+
+@pytest.mark.parametrize("where", ["early_stopping", "schedule"])
+@pytest.mark.parametrize("name", ["auc", "average_precision", "f1", "precision", "recall"])
+def test_no_run_is_judged_by_the_score_of_a_class_that_no_validation_row_is_of(where: str, name: str) -> None:
+    judged = config(f"val/{name}", where=where, num_classes=2)
+    with pytest.raises(DataError, match=rf"{where}\.metric: val/{name} is about class 'yes', but of the 3 .* none is"):
+        check_judges(judged, of([0, 0, 0]), ["no", "yes"])
+    check_judges(judged, of([0, 0, 1]), ["no", "yes"])
+
+
+def test_ranking_wants_rows_of_other_classes_too() -> None:
+    for name, is_refused in (("auc", True), ("average_precision", True), ("f1", False)):
+        judged = config(f"val/{name}", num_classes=3, positive_class=2)
+        if is_refused:
+            with pytest.raises(DataError, match=r"class 2, but of the 2 validation rows every one is of it"):
+                check_judges(judged, of([2, 2]), None)
+        else:
+            check_judges(judged, of([2, 2]), None)
+
+
+def test_scores_of_all_classes_judge_whatever_is_missing() -> None:
+    for metric in ("val/loss", "val/accuracy", "val/macro_f1"):
+        check_judges(config(metric, num_classes=2), of([0, 0, 0]), None)
+        check_judges(config(metric, num_classes=3), of([0, 0, 0]), None)
