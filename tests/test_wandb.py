@@ -84,7 +84,7 @@ class Trial:
             env={**os.environ, **self.environment},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
 
@@ -455,6 +455,37 @@ def test_what_a_server_missed_is_sent_later_without_gap_or_double(tmp_path: Path
     assert f"{again.url}/tester/trials/runs/{trial.run_id}" in done.stdout
     assert again.runs[trial.run_id].steps == LONG_DUE
     again.die()
+
+
+def test_rows_that_a_server_refuses_are_missed_by_the_run_and_by_sync_and_sent_once_it_takes_them(
+    tmp_path: Path, server: WandbServer
+) -> None:
+    trial = Trial(tmp_path, server=server)
+    server.mood = "refuses rows"
+    assert trial.train() == [0]
+    missed = "its server has the rows up to step 0 of 60 only"
+    assert len([line for line in trial.events("notice") if missed in line["text"]]) == 1
+    done = trial.sync()
+    assert (done.returncode, done.stdout) == (9, "")
+    assert f"TrackingError: wandb: {missed}" in done.stderr
+    server.mood = "well"
+    assert trial.sync().returncode == 0
+    assert server.runs[trial.run_id].steps == DUE
+
+
+@pytest.mark.parametrize("mood", ["refuses", "is dead"])
+def test_sync_to_a_server_that_does_not_have_it_ends_with_a_sentence(
+    tmp_path: Path, server: WandbServer, mood: Any
+) -> None:
+    trial = Trial(tmp_path, server=server)
+    assert trial.train("tracking.wandb=null", "run.max_steps=1") == [0]
+    server.mood = mood
+    if mood == "is dead":
+        trial.environment["WANDB_BASE_URL"] = f"http://127.0.0.1:{free_port()}"
+    done = trial.sync()
+    assert done.returncode == 9
+    assert re.search(r"^TrackingError: wandb could not begin run \w+: ", done.stderr, flags=re.MULTILINE)
+    assert "Traceback" not in done.stderr
 
 
 def test_sync_sends_an_offline_run_or_all_of_it_to_a_fresh_one(tmp_path: Path, server: WandbServer) -> None:
