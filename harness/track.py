@@ -23,7 +23,15 @@ from typing import Any
 from harness.config import RunConfig
 from harness.config.io import load_config
 from harness.config.tracking import Wandb, has_key, is_installed
-from harness.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError, HarnessError, RunInUseError, StorageError, TrackingError
+from harness.errors import (
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    ConfigError,
+    HarnessError,
+    RunInUseError,
+    StorageError,
+    TrackingError,
+)
 from harness.observers.base import Line
 from harness.observers.build import TRACKERS, build_tracker
 from harness.observers.rows import Rows

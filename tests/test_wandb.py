@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from harness.config.io import load_config
+from harness.json_lines import read_events
 from harness.observers.ledger import read_lines
 from tests.distributed.ranks import Started, collect, free_port, run_ranks, start_rank
 from tests.wandb_server import WandbServer
@@ -111,7 +112,7 @@ class Trial:
         return [row["trainer/global_step"] for row in self.rows()]
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        return [line for line in read_lines(self.directory / "events.jsonl") if line["event"] == name]
+        return [line for line in read_events(self.directory) if line["event"] == name]
 
     def updates(self) -> dict[int, dict[str, Any]]:
         lines = read_lines(self.directory / "ledger.jsonl")
@@ -432,6 +433,22 @@ def test_a_server_that_does_not_answer_costs_one_warning_and_no_time(
     first_save = trial.events("saved")[0]["time"]
     told = next(line["time"] for line in trial.events("notice") if "tracked offline" in line["text"])
     assert first_save < told or mood in ("refuses", "is dead", "fails")
+
+
+def test_an_interrupted_run_has_said_so_before_it_waits_for_a_server_and_does_not_wait_long(
+    tmp_path: Path, server: WandbServer
+) -> None:
+    trial = Trial(tmp_path, server=server, pause_seconds=0.02)
+    ((process, connection),) = trial.start(1, *LONG)
+    wait_until(lambda: any(line.get("url") for line in trial.events("notice")) and last_step(trial) >= 20)
+    server.mood = "hangs"
+    os.kill(process.pid, signal.SIGTERM)
+    wait_until((trial.directory / "exit.json").exists)
+    said = time.monotonic()
+    assert process.is_alive()
+    assert trial.processes("harness.track")
+    assert collect([(process, connection)], deadline_seconds=60) == [(75, False)]
+    assert time.monotonic() - said < 16  # 8 s for the tracker; at other ends it has 20
 
 
 def test_what_a_server_missed_is_sent_later_without_gap_or_double(tmp_path: Path, server: WandbServer) -> None:

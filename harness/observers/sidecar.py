@@ -20,6 +20,7 @@ from typing import Any
 
 from harness.files import storage_errors
 from harness.observers.base import Line, Link, Observer
+from harness.state import FitResult
 
 TRACK_MODULE = "harness.track"
 RESTARTS = 3
@@ -27,6 +28,8 @@ CLOSE_SECONDS = 20.0
 """How long a tracker may take at the end of a run to send what it has not sent yet."""
 OFFLINE_CLOSE_SECONDS = 60.0
 """How long one may take that only writes files: more than it needs on the busiest machine."""
+INTERRUPTED_CLOSE_SECONDS = 8.0
+"""How long at the end of an interrupted run, which may be killed in seconds: its next start sends the rest."""
 
 
 class Sidecar(Observer):
@@ -79,6 +82,10 @@ class Sidecar(Observer):
         with self._lock:
             news, self._news = self._news, []
         return news
+
+    def on_end(self, result: FitResult) -> None:
+        if result.reason == "interrupted":
+            self._close_seconds = INTERRUPTED_CLOSE_SECONDS
 
     def close(self) -> None:
         """Wait for the tracker to finish, but not for long: what is missing then, `harness track sync` sends."""
