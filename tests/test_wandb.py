@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -25,6 +26,43 @@ KEY = "c0ffee0123456789abcdef0123456789abcdef42"  # the canary
 MARK, PAUSE = "HARNESS_TEST_RUN", "HARNESS_TEST_PAUSE"
 
 
+class Meter:
+    """Measures what trackers cost the process that trains, by counts that a busy machine leaves alone."""
+
+    def __init__(self) -> None:
+        self.intervals: list[dict[str, float]] = []
+        self._seconds, self._waits, self._updates = 0.0, 0, 0
+        self._last = (time.perf_counter(), 0.0)
+
+    def attach(self) -> None:
+        """Measure from here on every call that the loop makes to a tracker."""
+        from harness.observers.sidecar import Sidecar
+
+        for name in ("on_update", "on_settled", "on_evaluation", "on_event", "news"):
+            setattr(Sidecar, name, self._measured(name, getattr(Sidecar, name)))
+
+    def _measured(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(tracker: Any, *arguments: Any) -> Any:
+            waits, began = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw, time.thread_time()
+            answer = method(tracker, *arguments)
+            self._seconds += time.thread_time() - began
+            self._waits += resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - waits
+            self._updates += name == "on_update"
+            if name == "news" and self._updates:
+                self._end_interval(tracker)
+            return answer
+
+        return call
+
+    def _end_interval(self, tracker: Any) -> None:
+        now, in_thread = time.perf_counter(), self._last[1]
+        if tracker._thread.is_alive():  # what it computes, the loop may have to wait for
+            in_thread = time.clock_gettime(time.pthread_getcpuclockid(tracker._thread.ident))
+        wall, seconds = now - self._last[0], self._seconds + in_thread - self._last[1]
+        self.intervals.append({"share": seconds / (wall / self._updates), "waits": self._waits})
+        self._seconds, self._waits, self._updates, self._last = 0.0, 0, 0, (now, in_thread)
+
+
 def train_with(environment: dict[str, str], *arguments: str) -> tuple[int, bool]:
     """Train as one rank; return the exit code and whether this process has imported wandb."""
     from harness.data.batches import TrainingBatches
@@ -41,7 +79,10 @@ def train_with(environment: dict[str, str], *arguments: str) -> tuple[int, bool]
     with Path(environment[MARK], "said.txt").open("ab") as said:
         sys.stdout.flush()
         os.dup2(said.fileno(), sys.stdout.fileno())
+    meter = Meter()
+    meter.attach()
     code = main(list(arguments))
+    Path(environment[MARK], "costs.json").write_text(json.dumps(meter.intervals))
     return code, "wandb" in sys.modules
 
 
@@ -117,6 +158,13 @@ class Trial:
     def updates(self) -> dict[int, dict[str, Any]]:
         lines = read_lines(self.directory / "ledger.jsonl")
         return {line["step"]: line for line in lines if line["event"] == "update" and line["applied"]}
+
+    def costs(self) -> list[dict[str, float]]:
+        """For each interval of the last training the share of one update that its tracker took, and how often it made
+        the thread that trains wait.
+        """
+        found: list[dict[str, float]] = json.loads((self.folder / "costs.json").read_bytes())
+        return found
 
     def processes(self, name: str) -> list[int]:
         """The processes of this trial with such a word in their command."""
@@ -314,14 +362,23 @@ def last_step(trial: Trial) -> int:
 
 
 @pytest.mark.parametrize("victim", ["wandb-core", "harness.track"])
-def test_a_tracker_that_is_killed_takes_nothing_with_it(tmp_path: Path, victim: str) -> None:
-    trial = Trial(tmp_path, pause_seconds=0.02)
+def test_a_tracker_that_is_killed_takes_nothing_with_it_and_makes_no_update_slower(tmp_path: Path, victim: str) -> None:
+    trial = Trial(tmp_path, pause_seconds=0.04)
     ranks = trial.start(1, *LONG)
     wait_until(lambda: trial.processes("wandb-core") and last_step(trial) >= 50)
     trial.kill(victim)
     assert collect(ranks, deadline_seconds=120) == [(0, False)]
     assert trial.steps() == LONG_DUE
     assert len(trial.segments()) >= 2
+    assert_no_update_was_slower(trial)
+
+
+def assert_no_update_was_slower(trial: Trial) -> None:
+    """In no interval did the tracker take a twentieth of one update, nor did the thread that trains wait for it."""
+    costs = trial.costs()
+    assert len(costs) >= len(LONG_DUE)
+    assert max(cost["share"] for cost in costs) < 0.05
+    assert sum(cost["waits"] for cost in costs) <= 2  # of the interpreter's own lock
 
 
 def test_an_interrupted_run_is_preempted_and_a_run_that_gives_up_has_failed(tmp_path: Path) -> None:
@@ -451,7 +508,9 @@ def test_an_interrupted_run_has_said_so_before_it_waits_for_a_server_and_does_no
     assert time.monotonic() - said < 16  # 8 s for the tracker; at other ends it has 20
 
 
-def test_what_a_server_missed_is_sent_later_without_gap_or_double(tmp_path: Path, server: WandbServer) -> None:
+def test_a_server_that_dies_makes_no_update_slower_and_what_it_missed_is_sent_later_without_gap_or_double(
+    tmp_path: Path, server: WandbServer
+) -> None:
     trial = Trial(tmp_path, server=server, pause_seconds=0.04)
     trial.environment["WANDB__FILE_STREAM_TRANSMIT_INTERVAL"] = "1"  # not seconds of rows at once
     ranks = trial.start(1, *LONG)
@@ -463,6 +522,7 @@ def test_what_a_server_missed_is_sent_later_without_gap_or_double(tmp_path: Path
     assert collect(ranks, deadline_seconds=90) == [(0, False)]
     assert time.monotonic() - trained < 30, trained - died
     assert any("harness track sync" in line["text"] for line in trial.events("notice"))
+    assert_no_update_was_slower(trial)
     again = WandbServer()
     again.runs = server.runs
     assert len(server.runs[trial.run_id].rows) < len(LONG_DUE)
