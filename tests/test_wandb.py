@@ -365,7 +365,7 @@ def last_step(trial: Trial) -> int:
 def test_a_tracker_that_is_killed_takes_nothing_with_it_and_makes_no_update_slower(tmp_path: Path, victim: str) -> None:
     trial = Trial(tmp_path, pause_seconds=0.04)
     ranks = trial.start(1, *LONG)
-    wait_until(lambda: trial.processes("wandb-core") and last_step(trial) >= 50)
+    wait_until(lambda: trial.segments() and last_step(trial) >= 50)
     trial.kill(victim)
     assert collect(ranks, deadline_seconds=120) == [(0, False)]
     assert trial.steps() == LONG_DUE

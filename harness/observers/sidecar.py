@@ -109,13 +109,14 @@ class Sidecar(Observer):
     def _watch(self) -> None:
         restarts_left, has_server = RESTARTS, self._start_timeout_seconds is not None
         while not self._is_given_up:
-            self._start()
+            process = self._start()
             if has_server and not self._hear_opened() and not self._is_given_up:
                 self._tell(
                     f"{self._tracker}: no answer in {self._start_timeout_seconds:.0f} s or refused, so this run is "
                     f"tracked offline; {self._log.name} says more"
                 )
                 self._kill()
+                process.wait()  # what it may still have said is not passed on
                 has_server = False
                 self._options.append("--offline")
                 continue
@@ -132,7 +133,7 @@ class Sidecar(Observer):
             restarts_left -= 1
             self._options += [] if "--restarted" in self._options else ["--restarted"]
 
-    def _start(self) -> None:
+    def _start(self) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             [sys.executable, "-m", TRACK_MODULE, "follow", self._tracker, str(self._directory), *self._options],
             stdin=subprocess.PIPE,
@@ -146,6 +147,7 @@ class Sidecar(Observer):
             self._say_follow()
         if self._is_ending:
             self._hang_up()
+        return process
 
     def _hear_opened(self) -> bool:
         """Wait for the tracker's first sentence; return whether it came in time."""
@@ -162,6 +164,7 @@ class Sidecar(Observer):
         return False
 
     def _wait_for_end(self) -> int:
+        """Pass on what the tracker says until it ends, and return its exit code."""
         assert self._process is not None
         assert self._process.stdout is not None
         for line in self._process.stdout:
@@ -189,10 +192,10 @@ class Sidecar(Observer):
             _write(self._process, None)
 
     def _kill(self) -> None:
+        """Kill the process, and leave it to the thread to wait for its end: training may want the lock meanwhile."""
         with self._lock:
             if self._process and self._process.poll() is None:
                 os.killpg(self._process.pid, signal.SIGKILL)
-                self._process.wait()
 
 
 def _write(process: subprocess.Popen[bytes] | None, content: bytes | None) -> None:
