@@ -1,5 +1,6 @@
 """Runs in wandb's real client: offline, read back with its own reader; online, against a server of ours."""
 
+import fcntl
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from harness.config.io import load_config
-from harness.json_lines import read_events
+from harness.json_lines import append_event, read_events
 from harness.observers.ledger import read_lines
 from tests.distributed.ranks import Started, collect, free_port, run_ranks, start_rank
 from tests.wandb_server import WandbServer
@@ -271,16 +272,30 @@ def test_the_run_carries_its_configuration_its_facts_and_its_step_metric(tmp_pat
 def test_variables_of_wandb_name_the_run_its_id_and_its_folder(tmp_path: Path) -> None:
     trial = Trial(tmp_path)
     named = {"WANDB_RUN_ID": "my-id", "WANDB_NAME": "my name", "WANDB_DIR": str(tmp_path), "WANDB_RUN_GROUP": "mine"}
-    trial.environment |= named
+    trial.environment |= named | {"WANDB_ENTITY": "team", "WANDB_NOTES": "why", "WANDB_JOB_TYPE": "probe"}
     assert trial.train("run.max_steps=5") == [0]
     assert trial.run_id == "my-id"
     (segment,) = tmp_path.glob("wandb/offline-run-*-my-id/run-my-id.wandb")
     summary = inspect(segment, "--summary")
     assert (summary["name"], summary["run_id"]) == ("my name", "my-id")
-    assert any(record.get("run", {}).get("run_group") == "mine" for record in inspect(segment))
+    (run, *_) = [record["run"] for record in inspect(segment) if record["type"] == "run"]
+    assert [run[key] for key in ("run_group", "entity", "notes", "job_type")] == ["mine", "team", "why", "probe"]
     trial.environment["WANDB_RUN_ID"] = "other"
     assert trial.train("run.max_steps=6") == [0]
     assert trial.run_id == "my-id"  # a run keeps the id it has
+
+
+def test_the_best_checkpoint_and_the_code_are_artifacts_when_asked_for(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    assert trial.train("tracking.wandb={log_checkpoints: true, save_code: true}", "run.max_steps=30") == [0]
+    code, best = [record["artifact"] for record in trial.records() if record["type"] == "artifact"]
+    assert {"train.py", "observers/wandb.py"} <= {file["path"] for file in code["manifest"]["contents"]}
+    assert (best["name"], best["type"], best["aliases"]) == ("t-checkpoint", "model", ["latest", "best"])
+    name = json.loads((trial.directory / "checkpoints/BEST").read_bytes())["directory"]
+    checkpoint = trial.directory / "checkpoints" / name
+    files = {str(file.relative_to(checkpoint.parent)): str(file) for file in checkpoint.iterdir()}
+    # Sent from where they are: copies of them in the home directory would fill it.
+    assert {file["path"]: file["local_path"] for file in best["manifest"]["contents"]} == files
 
 
 def test_a_confusion_matrix_is_a_table_of_the_evaluation_it_belongs_to(tmp_path: Path) -> None:
@@ -366,11 +381,24 @@ def test_a_tracker_that_is_killed_takes_nothing_with_it_and_makes_no_update_slow
     trial = Trial(tmp_path, pause_seconds=0.04)
     ranks = trial.start(1, *LONG)
     wait_until(lambda: trial.segments() and last_step(trial) >= 50)
+    for pid in (*trial.processes("harness.track"), *trial.processes("wandb-core")):
+        assert os.getpriority(os.PRIO_PROCESS, pid) > os.getpriority(os.PRIO_PROCESS, ranks[0][0].pid)
     trial.kill(victim)
     assert collect(ranks, deadline_seconds=120) == [(0, False)]
     assert trial.steps() == LONG_DUE
     assert len(trial.segments()) >= 2
     assert_no_update_was_slower(trial)
+
+
+def test_a_signal_to_every_process_of_a_job_interrupts_the_run_and_is_told(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, pause_seconds=0.02)
+    ((process, connection),) = trial.start(1, *LONG)
+    wait_until(lambda: trial.segments() and last_step(trial) >= 20)
+    for pid in (process.pid, *trial.processes("harness.track"), *trial.processes("wandb-core")):
+        os.kill(pid, signal.SIGTERM)  # as Slurm does
+    assert collect([(process, connection)], deadline_seconds=60) == [(75, False)]
+    assert [record["type"] for record in trial.records()].count("preempting") == 1
+    assert b"KeyboardInterrupt" not in (trial.directory / "tracking-wandb.log").read_bytes()
 
 
 def assert_no_update_was_slower(trial: Trial) -> None:
@@ -419,6 +447,25 @@ def test_online_a_run_is_one_run_however_often_it_is_started(tmp_path: Path, ser
     assert urls == [f"{server.url}/tester/trials/runs/{trial.run_id}"] * 2
     *_, panel = trial.said.partition("done after update 60")
     assert f"\nwandb: {urls[0]}\n" in panel
+
+
+def test_online_a_tracker_that_is_started_again_follows_and_alerts_nobody_twice(
+    tmp_path: Path, server: WandbServer
+) -> None:
+    trial = Trial(tmp_path, server=server, pause_seconds=0.06)
+    trial.environment["WANDB__FILE_STREAM_TRANSMIT_INTERVAL"] = "1"
+    ((process, connection),) = trial.start(1, *LONG)
+    wait_until(lambda: any(run.rows for run in server.runs.values()))
+    append_event(trial.directory, "save failed", step=1, reason="a full disk")
+    wait_until(lambda: server.alerts)
+    trial.kill("harness.track")
+    num_rows = len(server.runs[trial.run_id].rows)
+    wait_until(lambda: len(server.runs[trial.run_id].rows) > num_rows)
+    assert process.is_alive()
+    assert last_step(trial) < 300
+    assert collect([(process, connection)], deadline_seconds=60) == [(0, False)]
+    assert server.runs[trial.run_id].steps == LONG_DUE
+    assert [alert["title"] for alert in server.alerts] == ["a save failed"]
 
 
 def test_online_people_hear_of_a_stall_and_of_how_a_run_ended(tmp_path: Path, server: WandbServer) -> None:
@@ -593,3 +640,9 @@ def test_sync_says_what_it_lacks(tmp_path: Path) -> None:
     done = trial.sync()
     assert done.returncode == 2
     assert "wandb login" in done.stderr
+    trial.environment["WANDB_API_KEY"] = KEY
+    with (trial.directory / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = trial.sync()
+    assert done.returncode == 8
+    assert "is training and is tracked by itself" in done.stderr

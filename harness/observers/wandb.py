@@ -105,7 +105,7 @@ class WandbTracker(Tracker):
         checkpoints = CheckpointDirectory(self.run.directory / "checkpoints")
         if best := checkpoints.named_by("BEST"):
             artifact = self._wandb.Artifact(f"{self.run.config.run.name}-checkpoint", type="model")
-            artifact.add_dir(str(checkpoints.path / best), name=best)
+            artifact.add_dir(str(checkpoints.path / best), name=best, policy="immutable")  # else copied to home
             self._wandb_run.log_artifact(artifact, aliases=["best"])
 
     def _confusion_chart(self, matrix: list[list[float]], *, title: str) -> Any:
