@@ -53,3 +53,9 @@ class RunInUseError(HarnessError):
     """Another process trains in this run directory."""
 
     exit_code = 8
+
+
+class TrackingError(HarnessError):
+    """The server of a tracker was not reached, refused, or did not take everything; of `harness track sync` only."""
+
+    exit_code = 9

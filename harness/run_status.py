@@ -64,7 +64,9 @@ def run_status(directory: Path) -> RunStatus:
     """Return the status of the run in `directory`; what cannot be read makes it unreadable and is its reason."""
     try:
         return _status(directory)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except KeyError as error:
+        return RunStatus(directory, "unreadable", reason=f"one of its files does not say {error.args[0]!r}")
+    except (OSError, ValueError, TypeError) as error:
         return RunStatus(directory, "unreadable", reason=str(error) or repr(error))
 
 

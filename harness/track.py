@@ -22,7 +22,15 @@ from typing import Any
 
 from harness.config import RunConfig
 from harness.config.tracking import Wandb, has_key, is_installed
-from harness.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError, HarnessError, RunInUseError, StorageError
+from harness.errors import (
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    ConfigError,
+    HarnessError,
+    RunInUseError,
+    StorageError,
+    TrackingError,
+)
 from harness.observers.base import Line
 from harness.observers.build import TRACKERS, build_tracker
 from harness.observers.rows import Rows
@@ -272,6 +280,7 @@ def sync(directory: Path, *, is_fresh: bool) -> str:
     Raises:
         ConfigError: this machine cannot send it.
         RunInUseError: the run is training, and sends its rows itself.
+        TrackingError: the server was not reached, refused, or does not have every row.
     """
     run = tracked_run(directory, run_id=uuid.uuid4().hex[:8] if is_fresh else None)
     if not is_installed("wandb"):
@@ -292,7 +301,8 @@ def sync(directory: Path, *, is_fresh: bool) -> str:
         opened = tracker.open(offline=False)
         projection = Projection(tracker, last_step=opened.last_step)
         projection.advance(is_past=True)
-        projection.end()
+        if missing := projection.end():
+            raise TrackingError(missing)
     return f"{directory} is at {opened.url}, with every step of its ledger once"
 
 

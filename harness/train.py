@@ -162,9 +162,7 @@ class Session:
             except StorageError as second:  # the first error is the one that counts
                 print(second, file=sys.stderr, flush=True)
             raise
-        code = EXIT_INTERRUPTED if result.reason == "interrupted" else EXIT_DONE
-        self._write_exit(code, result.reason)
-        return code
+        return _exit_code(result)
 
     def _write_exit(self, code: int, reason: str) -> None:
         if self.ranks.rank == 0:
@@ -179,6 +177,8 @@ class Session:
             result = fit(run, self.state)
             run.observers.happened("ended", reason=result.reason, step=result.step, signal=self.state.stop_signal)
             run.observers.ended(result)
+            # Before trackers are waited for: a job that is out of time may be killed while they send.
+            self._write_exit(_exit_code(result), result.reason)
         except Exception as error:
             run.observers.happened("failed", step=self.state.step, **_failure(error))
             if isinstance(error, NonFiniteError):  # of all ranks alike, so they can still agree on the save in flight
@@ -296,6 +296,10 @@ class Session:
             f"rank{'s' if self.ranks.world_size > 1 else ''} ({self.ranks.device.type}); {plan.num_rows:,} training "
             f"rows, {plan.steps_per_epoch:,} updates an epoch, {run.agenda.total_updates:,} in all",
         )
+
+
+def _exit_code(result: FitResult) -> int:
+    return EXIT_INTERRUPTED if result.reason == "interrupted" else EXIT_DONE
 
 
 def _failure(error: Exception) -> dict[str, Any]:

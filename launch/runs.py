@@ -12,7 +12,7 @@ SORT_KEYS: dict[str, Callable[[RunStatus], Any]] = {
     "run": lambda run: str(run.directory),
     "state": lambda run: run.state,
     "step": lambda run: -(run.step or 0),
-    "best": lambda run: (run.metric or "", run.best or 0.0 if run.mode == "min" else -(run.best or 0.0)),
+    "best": lambda run: (run.best is None, run.metric or "", (run.best or 0.0) * (1 if run.mode == "min" else -1)),
     "age": lambda run: run.age_seconds or 0.0,
     "strategy": lambda run: (run.strategy or "", run.ranks or 0),
     "ranks": lambda run: -(run.ranks or 0),

@@ -20,15 +20,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from harness.config.io import load_config
+from harness.config.io import dump_config, load_config
 from harness.observers.ledger import MEASURED
 from harness.report.__main__ import main
 from harness.report.accounting import wall_time
 from harness.report.charts import charts, thin
 from harness.report.page import differing
 from harness.report.read import Record, read_run
-from harness.report.shapes import ConfusionMatrix, HeatMap, LineChart
+from harness.report.shapes import ConfusionMatrix, HeatMap, LineChart, Series
 from tests import browser
 from tests.conftest import run_to_the_end
 from tests.distributed.ranks import run_ranks
@@ -82,9 +84,26 @@ def test_what_is_not_a_default_is_known_by_path(real_runs: Path) -> None:
     assert record.settings["optim.peak_lr"] == 0.01
 
 
+def test_a_section_that_is_off_by_default_is_a_difference_where_it_is_on_whatever_it_says(run: Path) -> None:
+    before = read_run(run).changed
+    config = load_config(run / "config.yaml", ["early_stopping={}", "tracking.wandb={}"]).config
+    (run / "config.yaml").write_text(dump_config(config))
+    stopping = {f"early_stopping.{name}" for name in ("metric", "mode", "patience_evaluations", "min_delta")}
+    added = read_run(run).changed - before
+    assert {path for path in added if not path.startswith("tracking.wandb.")} == stopping
+    assert {"tracking.wandb.mode", "tracking.wandb.project"} <= added
+    assert "tracking.wandb.notes" not in added  # null says nothing
+
+
 def test_settings_that_differ_are_the_overrides(real_runs: Path) -> None:
     rows = differing([read_run(real_runs / name) for name in ("steady", "other")])
     assert rows == [("optim.peak_lr", ["0.01", "0.003"]), ("clip.max_norm", ["0.5", "0.2"])]
+
+
+def test_a_setting_that_a_run_does_not_have_is_a_dash_and_not_null(real_runs: Path, run: Path) -> None:
+    config = load_config(run / "config.yaml", ["clip={kind: none}"]).config
+    (run / "config.yaml").write_text(dump_config(config))
+    assert ("clip.max_norm", ["0.5", "\N{EN DASH}"]) in differing([read_run(real_runs / "steady"), read_run(run)])
 
 
 # ---------------------------------------------------------------- where the time went
@@ -240,7 +259,50 @@ def test_the_heat_map_has_the_norm_of_each_layer_and_what_was_made_again_once(tm
     assert heat_map.values.tolist() == pytest.approx(np.array([[5, 4, np.nan], [1, 1, 1]]), nan_ok=True)
 
 
+def test_a_restart_is_a_dotted_line_in_every_curve_and_the_best_evaluation_a_star_in_each_of_its_scores(
+    real_runs: Path,
+) -> None:
+    record = read_run(real_runs / "restarted")
+    curves = [chart for chart in charts([record]) if isinstance(chart, LineChart)]
+    assert len(curves) > 5
+    assert all([mark.x for mark in curve.marks if mark.y is None] == [80] for curve in curves)
+    scores = dict(record.evaluations)[record.best.best_step or 0]
+    stars = {curve.title: (mark.x, mark.y) for curve in curves for mark in curve.marks if mark.y is not None}
+    assert stars["Loss"] == (record.best.best_step, scores["val/loss"])
+    assert len(stars) == len(scores)
+
+
+def test_the_labels_of_a_curve_over_many_powers_of_ten_leave_each_other_room_and_a_level_one_is_not_the_edge() -> None:
+    def axes_of(y: list[float], **options: bool) -> Axes:
+        axes = Figure().add_subplot()
+        x = np.arange(float(len(y)))
+        LineChart("a", "a", [Series("a", x, np.array(y))], **options).draw(axes)  # type: ignore[arg-type]
+        return axes
+
+    low, high = (many := axes_of([1e-5, 1.0, 5.0], is_log=True)).get_ylim()
+    assert 3 <= len([tick for tick in many.get_yticks() if low <= tick <= high]) <= 8
+    assert axes_of([0.5, 0.5], from_zero=True).get_ylim()[1] > 0.52
+
+
+def test_verdicts_on_a_run_are_in_the_page(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Verdicts" not in drawn(capsys, run)[0]
+    with (run / "events.jsonl").open("a") as file:
+        file.write(json.dumps({"event": "verdict", "time": at(0), "learns": True, "seeds": 3}) + "\n")
+    page, _ = drawn(capsys, run)
+    assert re.search(r"<h2>Verdicts</h2>\s*<div class=\"card\"><p>learns true, seeds 3</p>", page)
+
+
 # ---------------------------------------------------------------- bad input
+
+
+def test_a_file_that_cannot_be_read_is_told_and_the_rest_drawn(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "events.jsonl").unlink()
+    (run / "events.jsonl").mkdir()
+    (run / "exit.json").write_text("[]")
+    page, said = drawn(capsys, run)
+    assert "events.jsonl, left out: the rest cannot be read (Is a directory)" in said
+    assert "unreadable after 120 updates" in page
+    assert page.count("<svg") > 5
 
 
 def test_a_corrupt_line_in_the_middle_and_a_half_written_last_one_are_told_and_the_rest_is_drawn(
@@ -472,6 +534,8 @@ FINDINGS = """(() => {
     letter: Math.min(...texts.map(t => parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a)),
     contrast: Math.min(...texts.map(t => contrast(luminance(rgb(getComputedStyle(t).fill)), card))),
     page: luminance(rgb(getComputedStyle(document.body).backgroundColor)),
+    cell: Math.min(...[...document.querySelectorAll('.scroll td')].map(td => td.getBoundingClientRect().width)),
+    row: Math.max(...[...document.querySelectorAll('.scroll tr')].map(tr => tr.getBoundingClientRect().height)),
     cut: texts.filter(t => { const b = t.getBoundingClientRect(), f = t.closest('figure').getBoundingClientRect();
         return b.left < f.left || b.right > f.right; }).length,
   };
@@ -499,6 +563,7 @@ def test_in_a_browser_every_chart_is_there_and_readable_and_nothing_is_asked_of_
     assert found["letter"] >= 9.5
     assert found["contrast"] >= 4.5
     assert found["cut"] == 0
+    assert len(names) == 1 or (found["cell"] >= 80 and found["row"] <= 100)  # pixels: words stay whole
     assert (found["page"] < 0.1) == (scheme == "dark")
 
 

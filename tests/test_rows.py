@@ -3,6 +3,8 @@
 import inspect
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from harness.observers.tensorboard import TensorBoardTracker
 from harness.observers.tracker import Opened, TrackedRun, Tracker
 from harness.track import Projection, Silence, exit_code_of
 
-MNIST = Path(__file__).parents[1] / "configs/mnist_cnn.yaml"
+REPOSITORY = Path(__file__).parents[1]
+MNIST = REPOSITORY / "configs/mnist_cnn.yaml"
 
 
 def update(step: int, **changes: Any) -> dict[str, Any]:
@@ -60,6 +63,12 @@ def test_a_skipped_update_is_counted_and_is_no_row() -> None:
     rows = rows_of([*(update(step) for step in range(1, 5)), skipped, skipped, update(5), update(6)])
     assert [(row.step, row.figures["trainer/skipped_updates"]) for row in rows] == [(5, 2)]
     assert rows[0].figures["train/loss"] == 0.2
+
+
+def test_an_evaluation_after_a_skipped_update_is_in_the_row_of_the_last_applied_one() -> None:
+    skipped = update(6, applied=False, loss=None, grad_norm=None, clip_coefficient=None)
+    rows = rows_of([*(update(step) for step in range(1, 6)), skipped, evaluation(5, 0.5), update(6)])
+    assert [(row.step, row.figures["val/loss"], row.figures["train/loss"]) for row in rows] == [(5, 0.5, 0.2)]
 
 
 def test_what_was_not_finite_is_left_out_of_a_row_and_is_never_the_best() -> None:
@@ -217,6 +226,36 @@ def test_how_a_run_ended_is_told_by_its_last_events() -> None:
     assert exit_code_of({"event": "ended", "reason": "interrupted"}, before=None) == 75
     assert exit_code_of({"event": "saved"}, before=75) == 75
     assert exit_code_of({"event": "started"}, before=75) is None
+
+
+# ---------------------------------------------------------------- a process of its own
+
+
+def test_what_libraries_print_does_not_reach_the_training_and_a_training_that_is_gone_ends_nothing() -> None:
+    script = """
+import sys
+from harness.track import _take_standard_output
+tell = _take_standard_output()
+print("noise")
+tell({"text": "heard"})
+sys.stdin.readline()
+tell({"text": "by nobody"})
+tell({"text": "by nobody"})
+print("still here", flush=True)
+"""
+    child = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+    )
+    assert child.stdout is not None
+    assert json.loads(child.stdout.readline()) == {"text": "heard"}
+    child.stdout.close()
+    _, log = child.communicate("go\n", timeout=60)
+    assert (child.returncode, log) == (0, "noise\nstill here\n")
 
 
 # ---------------------------------------------------------------- TensorBoard

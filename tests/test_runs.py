@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from harness.checkpoint.manifest import TRAINER
 from harness.config.io import load_config
 from harness.run_directory import RunDirectory
 from harness.run_status import END_BYTES, RunStatus, duration, find_runs, run_status
@@ -99,10 +100,12 @@ def test_a_file_that_cannot_be_read_is_told_and_the_other_runs_are_listed(
     run_in(tmp_path / "good", exit={"code": 0, "reason": "budget", "step": 7})
     run_in(tmp_path / "bad", identity=["what"])
     (run_in(tmp_path / "worse") / "exit.json").write_text("{")
+    run_in(tmp_path / "worst", identity={"id": "0"})
     lines = told(capsys, str(tmp_path), "--sort", "run")
     assert "unreadable: run.json is broken: it holds no JSON object" in lines[1]
     assert lines[2].split()[:3] == ["good", "finished", "7"]
     assert "unreadable: exit.json is broken" in lines[3]
+    assert "unreadable: one of its files does not say 'created'" in lines[4]
 
 
 def test_a_checkpoint_of_nonsense_is_told_and_the_other_runs_are_listed(
@@ -138,21 +141,52 @@ def test_the_list_is_aligned_and_the_youngest_run_is_first(
     assert len({row.index("finished") for row in rows} | {heading.index("state")}) == 1
 
 
+def save_score(run: Path, metric: str, mode: str, best: float) -> None:
+    checkpoint = run / "checkpoints/step-00000001"
+    checkpoint.mkdir(parents=True)
+    score = {"metric": metric, "mode": mode, "best": best, "best_step": 1}
+    (checkpoint / TRAINER).write_text(json.dumps({"judge": {"score": score}}))
+    (checkpoint.parent / "LATEST").write_text(json.dumps({"directory": checkpoint.name, "step": 1}))
+
+
 @pytest.mark.parametrize(
     ("arguments", "order"),
     [
-        (["--sort", "run"], ["a", "b", "c"]),
-        (["--sort", "step"], ["b", "c", "a"]),
-        (["--sort", "step", "--reverse"], ["a", "c", "b"]),
-        (["--sort", "state"], ["c", "a", "b"]),
+        (["--sort", "run"], "abcd"),
+        (["--sort", "step"], "bdca"),
+        (["--sort", "step", "--reverse"], "acdb"),
+        (["--sort", "state"], "cabd"),
+        (["--sort", "age"], "cbda"),
+        (["--sort", "ranks"], "dacb"),
+        (["--sort", "strategy"], "bacd"),
+        (["--sort", "best"], "bdac"),  # the higher accuracy, then the lower loss
     ],
 )
 def test_the_list_is_sorted_by_any_column(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], order: list[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], order: str
 ) -> None:
-    for name, code, step in (("a", 0, 1), ("b", 75, 30), ("c", 6, 4)):
-        run_in(tmp_path / name, exit={"code": code, "reason": "because", "step": step})
-    assert [row.split()[0] for row in told(capsys, str(tmp_path), *arguments)[1:]] == order
+    runs = [
+        # name, exit code, step, day of its creation, strategy, ranks, metric, mode, best score
+        ("a", 0, 1, 1, "ddp", 2, "val/loss", "min", 0.5),
+        ("b", 75, 30, 3, "ddp", 1, "val/accuracy", "max", 0.9),
+        ("c", 6, 4, 4, "zero1", 2, "val/loss", "min", 0.7),
+        ("d", 75, 9, 2, "zero3", 8, "val/accuracy", "max", 0.8),
+    ]
+    for name, code, step, day, strategy, ranks, *score in runs:
+        run = run_in(
+            tmp_path / name,
+            exit={"code": code, "reason": "because", "step": step},
+            identity={"id": "0", "created": f"2026-01-0{day}T00:00:00+00:00", "schema": 1},
+            events=[{"event": "started", "strategy": strategy, "world_size": ranks}],
+        )
+        save_score(run, *score)
+    assert "".join(row.split()[0] for row in told(capsys, str(tmp_path), *arguments)[1:]) == order
+
+
+def test_a_run_without_a_score_is_not_the_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_in(tmp_path / "a")
+    save_score(run_in(tmp_path / "b"), "val/loss", "min", 0.5)
+    assert [row.split()[0] for row in told(capsys, str(tmp_path), "--sort", "best")[1:]] == ["b", "a"]
 
 
 def test_json_has_every_figure_of_every_run(real_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

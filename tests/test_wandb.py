@@ -1,8 +1,10 @@
 """Runs in wandb's real client: offline, read back with its own reader; online, against a server of ours."""
 
+import fcntl
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 
 from harness.config.io import load_config
+from harness.json_lines import append_event, read_events
 from harness.observers.ledger import read_lines
 from tests.distributed.ranks import Started, collect, free_port, run_ranks, start_rank
 from tests.wandb_server import WandbServer
@@ -22,6 +25,43 @@ pytestmark = pytest.mark.slow
 
 KEY = "c0ffee0123456789abcdef0123456789abcdef42"  # the canary
 MARK, PAUSE = "HARNESS_TEST_RUN", "HARNESS_TEST_PAUSE"
+
+
+class Meter:
+    """Measures what trackers cost the process that trains, by counts that a busy machine leaves alone."""
+
+    def __init__(self) -> None:
+        self.intervals: list[dict[str, float]] = []
+        self._seconds, self._waits, self._updates = 0.0, 0, 0
+        self._last = (time.perf_counter(), 0.0)
+
+    def attach(self) -> None:
+        """Measure from here on every call that the loop makes to a tracker."""
+        from harness.observers.sidecar import Sidecar
+
+        for name in ("on_update", "on_settled", "on_evaluation", "on_event", "news"):
+            setattr(Sidecar, name, self._measured(name, getattr(Sidecar, name)))
+
+    def _measured(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(tracker: Any, *arguments: Any) -> Any:
+            waits, began = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw, time.thread_time()
+            answer = method(tracker, *arguments)
+            self._seconds += time.thread_time() - began
+            self._waits += resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - waits
+            self._updates += name == "on_update"
+            if name == "news" and self._updates:
+                self._end_interval(tracker)
+            return answer
+
+        return call
+
+    def _end_interval(self, tracker: Any) -> None:
+        now, in_thread = time.perf_counter(), self._last[1]
+        if tracker._thread.is_alive():  # what it computes, the loop may have to wait for
+            in_thread = time.clock_gettime(time.pthread_getcpuclockid(tracker._thread.ident))
+        wall, seconds = now - self._last[0], self._seconds + in_thread - self._last[1]
+        self.intervals.append({"share": seconds / (wall / self._updates), "waits": self._waits})
+        self._seconds, self._waits, self._updates, self._last = 0.0, 0, 0, (now, in_thread)
 
 
 def train_with(environment: dict[str, str], *arguments: str) -> tuple[int, bool]:
@@ -40,7 +80,10 @@ def train_with(environment: dict[str, str], *arguments: str) -> tuple[int, bool]
     with Path(environment[MARK], "said.txt").open("ab") as said:
         sys.stdout.flush()
         os.dup2(said.fileno(), sys.stdout.fileno())
+    meter = Meter()
+    meter.attach()
     code = main(list(arguments))
+    Path(environment[MARK], "costs.json").write_text(json.dumps(meter.intervals))
     return code, "wandb" in sys.modules
 
 
@@ -84,7 +127,7 @@ class Trial:
             env={**os.environ, **self.environment},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
 
@@ -111,11 +154,18 @@ class Trial:
         return [row["trainer/global_step"] for row in self.rows()]
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        return [line for line in read_lines(self.directory / "events.jsonl") if line["event"] == name]
+        return [line for line in read_events(self.directory) if line["event"] == name]
 
     def updates(self) -> dict[int, dict[str, Any]]:
         lines = read_lines(self.directory / "ledger.jsonl")
         return {line["step"]: line for line in lines if line["event"] == "update" and line["applied"]}
+
+    def costs(self) -> list[dict[str, float]]:
+        """For each interval of the last training the share of one update that its tracker took, and how often it made
+        the thread that trains wait.
+        """
+        found: list[dict[str, float]] = json.loads((self.folder / "costs.json").read_bytes())
+        return found
 
     def processes(self, name: str) -> list[int]:
         """The processes of this trial with such a word in their command."""
@@ -222,16 +272,30 @@ def test_the_run_carries_its_configuration_its_facts_and_its_step_metric(tmp_pat
 def test_variables_of_wandb_name_the_run_its_id_and_its_folder(tmp_path: Path) -> None:
     trial = Trial(tmp_path)
     named = {"WANDB_RUN_ID": "my-id", "WANDB_NAME": "my name", "WANDB_DIR": str(tmp_path), "WANDB_RUN_GROUP": "mine"}
-    trial.environment |= named
+    trial.environment |= named | {"WANDB_ENTITY": "team", "WANDB_NOTES": "why", "WANDB_JOB_TYPE": "probe"}
     assert trial.train("run.max_steps=5") == [0]
     assert trial.run_id == "my-id"
     (segment,) = tmp_path.glob("wandb/offline-run-*-my-id/run-my-id.wandb")
     summary = inspect(segment, "--summary")
     assert (summary["name"], summary["run_id"]) == ("my name", "my-id")
-    assert any(record.get("run", {}).get("run_group") == "mine" for record in inspect(segment))
+    (run, *_) = [record["run"] for record in inspect(segment) if record["type"] == "run"]
+    assert [run[key] for key in ("run_group", "entity", "notes", "job_type")] == ["mine", "team", "why", "probe"]
     trial.environment["WANDB_RUN_ID"] = "other"
     assert trial.train("run.max_steps=6") == [0]
     assert trial.run_id == "my-id"  # a run keeps the id it has
+
+
+def test_the_best_checkpoint_and_the_code_are_artifacts_when_asked_for(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    assert trial.train("tracking.wandb={log_checkpoints: true, save_code: true}", "run.max_steps=30") == [0]
+    code, best = [record["artifact"] for record in trial.records() if record["type"] == "artifact"]
+    assert {"train.py", "observers/wandb.py"} <= {file["path"] for file in code["manifest"]["contents"]}
+    assert (best["name"], best["type"], best["aliases"]) == ("t-checkpoint", "model", ["latest", "best"])
+    name = json.loads((trial.directory / "checkpoints/BEST").read_bytes())["directory"]
+    checkpoint = trial.directory / "checkpoints" / name
+    files = {str(file.relative_to(checkpoint.parent)): str(file) for file in checkpoint.iterdir()}
+    # Sent from where they are: copies of them in the home directory would fill it.
+    assert {file["path"]: file["local_path"] for file in best["manifest"]["contents"]} == files
 
 
 def test_a_confusion_matrix_is_a_table_of_the_evaluation_it_belongs_to(tmp_path: Path) -> None:
@@ -313,14 +377,40 @@ def last_step(trial: Trial) -> int:
 
 
 @pytest.mark.parametrize("victim", ["wandb-core", "harness.track"])
-def test_a_tracker_that_is_killed_takes_nothing_with_it(tmp_path: Path, victim: str) -> None:
-    trial = Trial(tmp_path, pause_seconds=0.02)
+def test_a_tracker_that_is_killed_takes_nothing_with_it_and_makes_no_update_slower(tmp_path: Path, victim: str) -> None:
+    trial = Trial(tmp_path, pause_seconds=0.04)
     ranks = trial.start(1, *LONG)
-    wait_until(lambda: trial.processes("wandb-core") and last_step(trial) >= 50)
+    wait_until(lambda: trial.segments() and last_step(trial) >= 50)
+    for pid in (*trial.processes("harness.track"), *trial.processes("wandb-core")):
+        assert os.getpriority(os.PRIO_PROCESS, pid) > os.getpriority(os.PRIO_PROCESS, ranks[0][0].pid)
     trial.kill(victim)
     assert collect(ranks, deadline_seconds=120) == [(0, False)]
     assert trial.steps() == LONG_DUE
     assert len(trial.segments()) >= 2
+    assert_no_update_was_slower(trial)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_every_process_of_a_job_interrupts_the_run_and_is_told(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    trial = Trial(tmp_path, pause_seconds=0.02)
+    ((process, connection),) = trial.start(1, *LONG)
+    wait_until(lambda: trial.segments() and last_step(trial) >= 20)
+    for pid in (process.pid, *trial.processes("harness.track"), *trial.processes("wandb-core")):
+        os.kill(pid, number)  # as Slurm does
+    assert collect([(process, connection)], deadline_seconds=60) == [(75, False)]
+    assert [record["type"] for record in trial.records()].count("preempting") == 1
+    # wandb's own process takes SIGTERM for its end, so that another tracker has to tell the rest.
+    assert len(trial.segments()) == {signal.SIGTERM: 2, signal.SIGUSR1: 1}[number]
+
+
+def assert_no_update_was_slower(trial: Trial) -> None:
+    """In no interval did the tracker take a twentieth of one update, nor did the thread that trains wait for it."""
+    costs = trial.costs()
+    assert len(costs) >= len(LONG_DUE)
+    assert max(cost["share"] for cost in costs) < 0.05
+    assert sum(cost["waits"] for cost in costs) <= 2  # of the interpreter's own lock
 
 
 def test_an_interrupted_run_is_preempted_and_a_run_that_gives_up_has_failed(tmp_path: Path) -> None:
@@ -361,6 +451,25 @@ def test_online_a_run_is_one_run_however_often_it_is_started(tmp_path: Path, ser
     assert urls == [f"{server.url}/tester/trials/runs/{trial.run_id}"] * 2
     *_, panel = trial.said.partition("done after update 60")
     assert f"\nwandb: {urls[0]}\n" in panel
+
+
+def test_online_a_tracker_that_is_started_again_follows_and_alerts_nobody_twice(
+    tmp_path: Path, server: WandbServer
+) -> None:
+    trial = Trial(tmp_path, server=server, pause_seconds=0.06)
+    trial.environment["WANDB__FILE_STREAM_TRANSMIT_INTERVAL"] = "1"
+    ((process, connection),) = trial.start(1, *LONG)
+    wait_until(lambda: any(run.rows for run in server.runs.values()))
+    append_event(trial.directory, "save failed", step=1, reason="a full disk")
+    wait_until(lambda: server.alerts)
+    trial.kill("harness.track")
+    num_rows = len(server.runs[trial.run_id].rows)
+    wait_until(lambda: len(server.runs[trial.run_id].rows) > num_rows)
+    assert process.is_alive()
+    assert last_step(trial) < 300
+    assert collect([(process, connection)], deadline_seconds=60) == [(0, False)]
+    assert server.runs[trial.run_id].steps == LONG_DUE
+    assert [alert["title"] for alert in server.alerts] == ["a save failed"]
 
 
 def test_online_people_hear_of_a_stall_and_of_how_a_run_ended(tmp_path: Path, server: WandbServer) -> None:
@@ -434,7 +543,25 @@ def test_a_server_that_does_not_answer_costs_one_warning_and_no_time(
     assert first_save < told or mood in ("refuses", "is dead", "fails")
 
 
-def test_what_a_server_missed_is_sent_later_without_gap_or_double(tmp_path: Path, server: WandbServer) -> None:
+def test_an_interrupted_run_has_said_so_before_it_waits_for_a_server_and_does_not_wait_long(
+    tmp_path: Path, server: WandbServer
+) -> None:
+    trial = Trial(tmp_path, server=server, pause_seconds=0.02)
+    ((process, connection),) = trial.start(1, *LONG)
+    wait_until(lambda: any(line.get("url") for line in trial.events("notice")) and last_step(trial) >= 20)
+    server.mood = "hangs"
+    os.kill(process.pid, signal.SIGTERM)
+    wait_until((trial.directory / "exit.json").exists)
+    said = time.monotonic()
+    assert process.is_alive()
+    assert trial.processes("harness.track")
+    assert collect([(process, connection)], deadline_seconds=60) == [(75, False)]
+    assert time.monotonic() - said < 16  # 8 s for the tracker; at other ends it has 20
+
+
+def test_a_server_that_dies_makes_no_update_slower_and_what_it_missed_is_sent_later_without_gap_or_double(
+    tmp_path: Path, server: WandbServer
+) -> None:
     trial = Trial(tmp_path, server=server, pause_seconds=0.04)
     trial.environment["WANDB__FILE_STREAM_TRANSMIT_INTERVAL"] = "1"  # not seconds of rows at once
     ranks = trial.start(1, *LONG)
@@ -446,6 +573,7 @@ def test_what_a_server_missed_is_sent_later_without_gap_or_double(tmp_path: Path
     assert collect(ranks, deadline_seconds=90) == [(0, False)]
     assert time.monotonic() - trained < 30, trained - died
     assert any("harness track sync" in line["text"] for line in trial.events("notice"))
+    assert_no_update_was_slower(trial)
     again = WandbServer()
     again.runs = server.runs
     assert len(server.runs[trial.run_id].rows) < len(LONG_DUE)
@@ -455,6 +583,37 @@ def test_what_a_server_missed_is_sent_later_without_gap_or_double(tmp_path: Path
     assert f"{again.url}/tester/trials/runs/{trial.run_id}" in done.stdout
     assert again.runs[trial.run_id].steps == LONG_DUE
     again.die()
+
+
+def test_rows_that_a_server_refuses_are_missed_by_the_run_and_by_sync_and_sent_once_it_takes_them(
+    tmp_path: Path, server: WandbServer
+) -> None:
+    trial = Trial(tmp_path, server=server)
+    server.mood = "refuses rows"
+    assert trial.train() == [0]
+    missed = "its server has the rows up to step 0 of 60 only"
+    assert len([line for line in trial.events("notice") if missed in line["text"]]) == 1
+    done = trial.sync()
+    assert (done.returncode, done.stdout) == (9, "")
+    assert f"TrackingError: wandb: {missed}" in done.stderr
+    server.mood = "well"
+    assert trial.sync().returncode == 0
+    assert server.runs[trial.run_id].steps == DUE
+
+
+@pytest.mark.parametrize("mood", ["refuses", "is dead"])
+def test_sync_to_a_server_that_does_not_have_it_ends_with_a_sentence(
+    tmp_path: Path, server: WandbServer, mood: Any
+) -> None:
+    trial = Trial(tmp_path, server=server)
+    assert trial.train("tracking.wandb=null", "run.max_steps=1") == [0]
+    server.mood = mood
+    if mood == "is dead":
+        trial.environment["WANDB_BASE_URL"] = f"http://127.0.0.1:{free_port()}"
+    done = trial.sync()
+    assert done.returncode == 9
+    assert re.search(r"^TrackingError: wandb could not begin run \w+: ", done.stderr, flags=re.MULTILINE)
+    assert "Traceback" not in done.stderr
 
 
 def test_sync_sends_an_offline_run_or_all_of_it_to_a_fresh_one(tmp_path: Path, server: WandbServer) -> None:
@@ -485,3 +644,9 @@ def test_sync_says_what_it_lacks(tmp_path: Path) -> None:
     done = trial.sync()
     assert done.returncode == 2
     assert "wandb login" in done.stderr
+    trial.environment["WANDB_API_KEY"] = KEY
+    with (trial.directory / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = trial.sync()
+    assert done.returncode == 8
+    assert "is training and is tracked by itself" in done.stderr

@@ -1,12 +1,13 @@
 """A server that wandb's real client takes for its own, on the loopback interface.
 
-It keeps what it is sent, and can be told to refuse the key, to answer 500, to hang, or to die.
+It keeps what it is sent, and can be told to refuse the key, to answer 500, to hang, to refuse rows only, or to die.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import re
 import socket
 import threading
 import time
@@ -15,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
 ENTITY = "tester"
-Mood = Literal["well", "refuses", "fails", "hangs"]
+Mood = Literal["well", "refuses", "fails", "hangs", "refuses rows"]
 
 
 @dataclass
@@ -80,8 +81,8 @@ class WandbServer:
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
         """Answer a GraphQL request."""
         variables = body.get("variables") or {}
-        match body.get("operationName"):
-            case "Viewer":
+        match name := _operation(body):
+            case "Viewer" | "GetDefaultEntity":
                 teams: dict[str, Any] = {"edges": []}
                 viewer = {"id": "u", "entity": ENTITY, "username": ENTITY, "email": "t@example.org", "flags": "{}"}
                 return {"viewer": {**viewer, "teams": teams}}
@@ -91,10 +92,12 @@ class WandbServer:
                 return {"model": self._resume_status(variables["name"])}
             case "ServerFeaturesQuery":
                 return {"serverInfo": {"features": []}}
+            case "Run" | "RunHistoryKeys":
+                return {"project": {"run": self._public(variables["name"])}}
             case "NotifyScriptableRunAlert":
                 self.alerts.append(variables)
                 return {"notifyScriptableRunAlert": {"success": True}}
-        raise LookupError(f"no answer to {body.get('operationName')}")
+        raise LookupError(f"no answer to {name}")
 
     def _bucket(self, variables: dict[str, Any]) -> dict[str, Any]:
         run_id, project = variables["name"], variables.get("project") or "uncategorized"
@@ -112,6 +115,14 @@ class WandbServer:
             "historyLineCount": len(run.rows),
             "project": {"id": "p", "name": project, "entity": owner},
         }
+
+    def _public(self, run_id: str) -> dict[str, Any] | None:
+        """What wandb.Api() hears of a run."""
+        run = self.runs.get(run_id)
+        if run is None:
+            return None
+        keys = {"lastStep": max(run.steps, default=-1)}
+        return {"id": run_id, "name": run_id, "state": "running", "config": json.dumps(run.config), "historyKeys": keys}
 
     def _resume_status(self, run_id: str) -> dict[str, Any]:
         found = {"id": "p", "name": "p", "entity": {"id": "e", "name": ENTITY}, "bucket": None}
@@ -146,6 +157,12 @@ class WandbServer:
             run.exit_code = body.get("exitcode")
 
 
+def _operation(body: dict[str, Any]) -> str:
+    """Return the name of a GraphQL operation; wandb.Api() leaves it to the query's text."""
+    found = re.search(r"\bquery (\w+)", body.get("query", ""))
+    return body.get("operationName") or (found[1] if found else "")
+
+
 class _Handler(BaseHTTPRequestHandler):
     kept: WandbServer
     protocol_version = "HTTP/1.1"
@@ -163,6 +180,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(200, {"data": self.kept.answer(json.loads(body))})
             except LookupError as error:
                 self._send(200, {"errors": [{"message": str(error)}]})
+        elif self.path.endswith("/file_stream") and self.kept.mood == "refuses rows":
+            self._send(403, {"error": "may not write"})
         elif self.path.endswith("/file_stream"):
             self.kept.stream(self.path.split("/")[-2], json.loads(body))
             self._send(200, {})
@@ -195,7 +214,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(401, {"errors": [{"message": "who are you?"}]})
             case "fails":
                 self._send(500, {"errors": [{"message": "out of order"}]})
-        return self.kept.mood == "well"
+        return self.kept.mood in ("well", "refuses rows")
 
     def _send(self, status: int, value: dict[str, Any]) -> None:
         content = json.dumps(value).encode()

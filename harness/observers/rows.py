@@ -55,7 +55,7 @@ class _Step:
 class Rows:
     """Makes rows of the lines of one run, read from its first to its last.
 
-    A row is complete when a later update is told, so that an evaluation stands in the row of its update.
+    A row is complete when a later update is applied, so that an evaluation stands in the row of its update.
     """
 
     def __init__(self, config: RunConfig, *, every_steps: int) -> None:
@@ -74,11 +74,11 @@ class Rows:
             if line["step"] == self._current.step:
                 self._evaluated(line)
             return
-        if line["step"] > self._current.step:
-            yield from self.rest()
-        if not line["applied"]:
+        if not line["applied"]:  # the row of the last one stays open: at an epoch's end its evaluation may follow
             self._num_skipped += 1
             return
+        if line["step"] > self._current.step:
+            yield from self.rest()
         self._updated(line)
 
     def take_event(self, line: Line) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from harness.files import storage_errors
 from harness.observers.base import Line, Link, Observer
+from harness.state import FitResult
 
 TRACK_MODULE = "harness.track"
 RESTARTS = 3
@@ -27,6 +28,8 @@ CLOSE_SECONDS = 20.0
 """How long a tracker may take at the end of a run to send what it has not sent yet."""
 OFFLINE_CLOSE_SECONDS = 60.0
 """How long one may take that only writes files: more than it needs on the busiest machine."""
+INTERRUPTED_CLOSE_SECONDS = 8.0
+"""How long at the end of an interrupted run, which may be killed in seconds: its next start sends the rest."""
 
 
 class Sidecar(Observer):
@@ -80,6 +83,10 @@ class Sidecar(Observer):
             news, self._news = self._news, []
         return news
 
+    def on_end(self, result: FitResult) -> None:
+        if result.reason == "interrupted":
+            self._close_seconds = INTERRUPTED_CLOSE_SECONDS
+
     def close(self) -> None:
         """Wait for the tracker to finish, but not for long: what is missing then, `harness track sync` sends."""
         if self._is_ending:
@@ -102,13 +109,14 @@ class Sidecar(Observer):
     def _watch(self) -> None:
         restarts_left, has_server = RESTARTS, self._start_timeout_seconds is not None
         while not self._is_given_up:
-            self._start()
+            process = self._start()
             if has_server and not self._hear_opened() and not self._is_given_up:
                 self._tell(
                     f"{self._tracker}: no answer in {self._start_timeout_seconds:.0f} s or refused, so this run is "
                     f"tracked offline; {self._log.name} says more"
                 )
                 self._kill()
+                process.wait()  # what it may still have said is not passed on
                 has_server = False
                 self._options.append("--offline")
                 continue
@@ -125,7 +133,7 @@ class Sidecar(Observer):
             restarts_left -= 1
             self._options += [] if "--restarted" in self._options else ["--restarted"]
 
-    def _start(self) -> None:
+    def _start(self) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             [sys.executable, "-m", TRACK_MODULE, "follow", self._tracker, str(self._directory), *self._options],
             stdin=subprocess.PIPE,
@@ -139,6 +147,7 @@ class Sidecar(Observer):
             self._say_follow()
         if self._is_ending:
             self._hang_up()
+        return process
 
     def _hear_opened(self) -> bool:
         """Wait for the tracker's first sentence; return whether it came in time."""
@@ -155,6 +164,7 @@ class Sidecar(Observer):
         return False
 
     def _wait_for_end(self) -> int:
+        """Pass on what the tracker says until it ends, and return its exit code."""
         assert self._process is not None
         assert self._process.stdout is not None
         for line in self._process.stdout:
@@ -182,10 +192,10 @@ class Sidecar(Observer):
             _write(self._process, None)
 
     def _kill(self) -> None:
+        """Kill the process, and leave it to the thread to wait for its end: training may want the lock meanwhile."""
         with self._lock:
             if self._process and self._process.poll() is None:
                 os.killpg(self._process.pid, signal.SIGKILL)
-                self._process.wait()
 
 
 def _write(process: subprocess.Popen[bytes] | None, content: bytes | None) -> None:

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import harness
 from harness.checkpoint.directory import CheckpointDirectory
 from harness.config.tracking import Wandb, wandb_settings
-from harness.errors import EXIT_DONE, EXIT_INTERRUPTED
+from harness.errors import EXIT_DONE, EXIT_INTERRUPTED, TrackingError
 from harness.observers.base import Link
 from harness.observers.rows import STEP, Row
 from harness.observers.tracker import Opened, TrackedRun, Tracker
+from harness.observers.wandb_progress import last_step_on_disk, what_is_missing
 
 
 class WandbTracker(Tracker):
     """Sends rows under their own steps, so that `_step` and `trainer/global_step` are one.
 
-    Online the server knows which rows it has. Offline the files of earlier processes are read back: what wandb holds in
-    memory when it is killed is lost, so nothing else can tell. Either way a row is there once and none is missing.
+    Online the server knows which rows it has, and is asked again at the end: of rows that it refused, wandb says so in
+    its log only. Offline the files of earlier processes are read back: what wandb holds in memory when it is killed is
+    lost, so nothing else can tell. Either way a row is there once and none is missing.
     """
 
     name = "wandb"
@@ -44,32 +43,37 @@ class WandbTracker(Tracker):
 
         self._wandb = wandb
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # nothing goes anywhere but to the server that is named
-        settings = self._settings
-        offline = offline or settings.mode == "offline"
-        last_step = self._last_step_on_disk() if offline else 0
-        self._wandb_run = wandb.init(
-            id=self.run.id,
-            resume="allow",
-            mode="offline" if offline else "online",
-            dir=_folder(self.run.directory).absolute(),
-            name=os.environ.get("WANDB_NAME") or self.run.config.run.name,
-            **settings.model_dump(include={"project", "entity", "group", "notes", "job_type"}),
-            tags=settings.tags,
-            settings=wandb.Settings(
-                console="off",
-                init_timeout=settings.start_timeout_seconds,
-                save_code=False,  # it would be the code of this process
-                **({"x_stats_pid": self.run.trainer_pid} if self.run.trainer_pid else {}),
-            ),
+        settings, folder = self._settings, _folder(self.run.directory)
+        self._is_offline = offline = offline or settings.mode == "offline"
+        client = wandb.Settings(
+            console="off",
+            init_timeout=settings.start_timeout_seconds,
+            save_code=False,  # it would be the code of this process
+            **({"x_stats_pid": self.run.trainer_pid} if self.run.trainer_pid else {}),
         )
+        try:
+            self._wandb_run = wandb.init(
+                id=self.run.id,
+                resume="allow",
+                mode="offline" if offline else "online",
+                dir=folder.absolute(),
+                name=os.environ.get("WANDB_NAME") or self.run.config.run.name,
+                **settings.model_dump(include={"project", "entity", "group", "notes", "job_type"}),
+                tags=settings.tags,
+                settings=client,
+            )
+        except wandb.Error as error:
+            raise TrackingError(f"wandb could not begin run {self.run.id}: {error}") from error
         self._wandb_run.define_metric(STEP)
         self._wandb_run.define_metric("*", step_metric=STEP)
         self.describe(self.run.config.model_dump(mode="json"))
         if settings.save_code:
             self._wandb_run.log_code(str(Path(harness.__file__).parent))
         if offline:
-            return Opened(f"wandb: offline, in {_folder(self.run.directory)}", last_step=last_step)
-        return Opened(f"wandb: {(url := self._wandb_run.url)}", url=url, last_step=self._wandb_run.starting_step - 1)
+            self._last_step = last_step_on_disk(folder, self.run.id)
+            return Opened(f"wandb: offline, in {folder}", last_step=self._last_step)
+        self._last_step = self._wandb_run.starting_step - 1
+        return Opened(f"wandb: {(url := self._wandb_run.url)}", url=url, last_step=self._last_step)
 
     def describe(self, facts: dict[str, Any]) -> None:
         self._wandb_run.config.update(facts, allow_val_change=True)
@@ -78,6 +82,7 @@ class WandbTracker(Tracker):
         charts = {name: self._confusion_chart(matrix, title=name) for name, matrix in row.matrices.items()}
         tables = {name: self._wandb.Table(columns=table.columns, data=table.rows) for name, table in row.tables.items()}
         self._wandb_run.log({**row.figures, **charts, **tables}, step=row.step, commit=True)
+        self._last_step = row.step
 
     def alert(self, title: str, text: str) -> None:
         self._wandb_run.alert(title, text, level="WARN", wait_duration=0)
@@ -88,13 +93,19 @@ class WandbTracker(Tracker):
         if exit_code == EXIT_DONE and self._settings.log_checkpoints:
             self._log_best_checkpoint()
         self._wandb_run.finish(exit_code=exit_code)
-        return ""
+        return "" if self._is_offline else what_is_missing(self._last_step_at_server, of=self._last_step)
+
+    def _last_step_at_server(self) -> int:
+        try:
+            return int(self._wandb.Api(timeout=10).run(self._wandb_run.path).lastHistoryStep)
+        except (self._wandb.Error, ValueError, OSError) as error:
+            raise TrackingError(f"wandb does not say what it has: {error}") from error
 
     def _log_best_checkpoint(self) -> None:
         checkpoints = CheckpointDirectory(self.run.directory / "checkpoints")
         if best := checkpoints.best():
             artifact = self._wandb.Artifact(f"{self.run.config.run.name}-checkpoint", type="model")
-            artifact.add_dir(str(checkpoints.path / best), name=best)
+            artifact.add_dir(str(checkpoints.path / best), name=best, policy="immutable")  # else copied to home
             self._wandb_run.log_artifact(artifact, aliases=["best"])
 
     def _confusion_chart(self, matrix: list[list[float]], *, title: str) -> Any:
@@ -102,17 +113,6 @@ class WandbTracker(Tracker):
         cells = [[str(i), str(j), count] for i, counts in enumerate(matrix) for j, count in enumerate(counts)]
         table, fields = self._wandb.Table(columns=list(axes), data=cells), dict(zip(axes, axes, strict=True))
         return self._wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": title})
-
-    def _last_step_on_disk(self) -> int:
-        segments = _folder(self.run.directory).glob(f"wandb/*run-*-{self.run.id}/run-{self.run.id}.wandb")
-        # The folder of a segment is [offline-]run-DATE_TIME-ID; the newest comes first.
-        for path in sorted(segments, key=lambda path: path.parent.name.removeprefix("offline-"), reverse=True):
-            read = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
-            records = subprocess.run(read, capture_output=True, check=False).stdout.splitlines()
-            for record in reversed(records):
-                if b'"history"' in record and (found := json.loads(record)).get("type") == "history":
-                    return int(found["history"]["item"][STEP])
-        return 0
 
 
 def _folder(directory: Path) -> Path:

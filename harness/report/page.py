@@ -23,6 +23,7 @@ from harness.run_status import duration
 MAX_INCIDENTS = 100
 _QUIET = ("gradients", "samples", "saved", "verdict")
 """Events that are drawn, counted, or have a table of their own."""
+ABSENT = "\N{EN DASH}"
 _REASONS = {"budget": "the budget is spent", "early_stopping": "no better evaluation within the patience"}
 
 
@@ -67,9 +68,9 @@ def draw(records: Sequence[Record]) -> list[Chart]:
 
 
 def differing(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
-    """Return every setting that is not the same in all runs, besides their names, with the value in each."""
+    """Return every setting that is not the same in all runs, besides their names, with the value in each, or a dash."""
     paths = dict.fromkeys(path for record in records for path in record.settings)
-    rows = [(path, [_value(record.settings.get(path)) for record in records]) for path in paths]
+    rows = [(path, [_value(record.settings.get(path, ABSENT)) for record in records]) for path in paths]
     return [(path, values) for path, values in rows if len(set(values)) > 1 and path != "run.name"]
 
 
@@ -93,7 +94,8 @@ def _about(record: Record) -> dict[str, Any]:
 
 
 def _summary(record: Record) -> str:
-    status, step = record.status, record.status.step or 0
+    status, steps = record.status, record.updates["step"]
+    step = int(steps[-1]) if status.step is None and len(steps) else status.step or 0
     reason = _REASONS.get(status.reason or "", status.reason or "")
     after = f"after {step:,} updates" if step != 1 else "after 1 update"
     restarts = len(record.restarts)
@@ -101,7 +103,7 @@ def _summary(record: Record) -> str:
     start = record.starts[-1] if record.starts else {}
     ranks = start.get("world_size")
     where = f", {start.get('strategy')} on {ranks} rank{'s' if ranks != 1 else ''}" if start else ""
-    if not len(record.updates["step"]):
+    if not len(steps):
         after = "before its first update"
     code = f" (exit code {status.code})" if status.code is not None and status.state == "failed" else ""
     return f"{status.state}{code} {after}{again}{where}{f': {reason}' if reason else ''}"

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from pydantic import BaseModel
 
 from harness.checkpoint.manifest import read_json
 from harness.config.changes import leaves
@@ -136,8 +137,18 @@ def _settings(path: Path, ignored: list[str]) -> tuple[dict[str, Any], frozenset
         ignored.append(f"{error.args[0]} (so it is not known which of its settings are defaults)")
         return _raw_settings(path), frozenset(), EarlyStopping()
     settings = dict(leaves(config.model_dump(mode="json")))
-    changed = frozenset(path for path, _ in leaves(config.model_dump(mode="json", exclude_defaults=True)))
-    return settings, changed, config.early_stopping or EarlyStopping()
+    changed = {path for path, _ in leaves(config.model_dump(mode="json", exclude_defaults=True))}
+    of_sections = tuple(f"{section}." for section in _turned_on(config))
+    changed |= {path for path, value in settings.items() if path.startswith(of_sections) and value not in (None, [])}
+    return settings, frozenset(changed), config.early_stopping or EarlyStopping()
+
+
+def _turned_on(section: BaseModel, prefix: str = "") -> Iterator[str]:
+    """Yield the path of each section that is there although there is none by default: what it says is a difference."""
+    for name, about in type(section).model_fields.items():
+        value, path = getattr(section, name), f"{prefix}{name}"
+        if isinstance(value, BaseModel):
+            yield from (path,) if about.default is None else _turned_on(value, f"{path}.")
 
 
 def _raw_settings(path: Path) -> dict[str, Any]:
@@ -176,13 +187,17 @@ def _events(path: Path, ignored: list[str]) -> list[Line]:
 def _lines(path: Path, ignored: list[str], is_good: Callable[[Line], bool]) -> Iterator[Line]:
     """Yield the lines of a file that are good; name the first of those that are not."""
     problems: list[str] = []
-    if path.exists():
+    try:
         with path.open("rb") as file:
             for line in whole_lines(file, ignored=problems):
                 if is_good(line):
                     yield line
                 else:
                     problems.append(f"a line that lacks what its kind has ({json.dumps(line)[:60]})")
+    except FileNotFoundError:
+        return  # of a run that has not come so far
+    except OSError as error:
+        problems.append(f"the rest cannot be read ({error.strerror})")
     ignored += [f"{path.name}, left out: {problem}" for problem in problems[:MAX_TOLD]]
     if len(problems) > MAX_TOLD:
         ignored.append(f"{path.name}: {len(problems) - MAX_TOLD:,} more lines were left out")

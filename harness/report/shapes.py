@@ -1,4 +1,4 @@
-"""The three kinds of charts of a report: what each holds, and how it is drawn into axes."""
+"""The kinds of charts of a report: what each holds, and how it is drawn into axes."""
 
 from __future__ import annotations
 
@@ -75,11 +75,12 @@ class LineChart:
                 axes.plot([mark.x], [mark.y], "*", color=color, markersize=11, markeredgewidth=0, zorder=4)
         if self.is_log:
             axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=7))
+            low, high = axes.get_ylim()
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 1000 * low else (1.0, 2.0, 5.0), numticks=7))
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_locator(NullLocator())
         elif self.from_zero:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.05 * max(axes.dataLim.ymax, 0) or None)
         if not self.is_log and 10_000 <= axes.get_ylim()[1] < 1e15:
             axes.yaxis.set_major_formatter(EngFormatter(sep=""))
         _over_updates(axes)

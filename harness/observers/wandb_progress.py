@@ -1,0 +1,48 @@
+"""How far wandb has got with a run, as its files and its server tell it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from harness.errors import TrackingError
+from harness.observers.rows import STEP
+
+SECONDS_UNTIL_COUNTED = 5.0
+"""How long a server may take to count what it has been sent."""
+MORE = "wandb's own warnings say more, beside a run in tracking-wandb.log; harness track sync sends what is missing"
+
+
+def last_step_on_disk(folder: Path, run_id: str) -> int:
+    """Return the last step in what earlier processes have written of a run, 0 if there is none."""
+    segments = folder.glob(f"wandb/*run-*-{run_id}/run-{run_id}.wandb")
+    # The folder of a segment is [offline-]run-DATE_TIME-ID; the newest comes first.
+    for path in sorted(segments, key=lambda path: path.parent.name.removeprefix("offline-"), reverse=True):
+        read = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
+        records = subprocess.run(read, capture_output=True, check=False).stdout.splitlines()
+        for record in reversed(records):
+            if b'"history"' in record and (found := json.loads(record)).get("type") == "history":
+                return int(found["history"]["item"][STEP])
+    return 0
+
+
+def what_is_missing(ask: Callable[[], int], *, of: int) -> str:
+    """Return a sentence about rows that a server does not have after a while, or nothing if it has the last one.
+
+    Args:
+        ask: for the last step that the server has.
+        of: the last step that was sent.
+    """
+    end = time.monotonic() + SECONDS_UNTIL_COUNTED
+    try:
+        while (found := ask()) < of:
+            if time.monotonic() > end:
+                return f"wandb: its server has the rows up to step {max(0, found):,} of {of:,} only; {MORE}"
+            time.sleep(0.5)
+    except TrackingError as error:
+        return f"wandb: whether its server has every row is not known ({error.args[0]}); {MORE}"
+    return ""
