@@ -105,7 +105,7 @@ def test_a_file_that_cannot_be_read_is_told_and_the_other_runs_are_listed(
     assert "unreadable: run.json is broken: it holds no JSON object" in lines[1]
     assert lines[2].split()[:3] == ["good", "finished", "7"]
     assert "unreadable: exit.json is broken" in lines[3]
-    assert "unreadable: one of its files does not say 'created'" in lines[4]
+    assert "unreadable: run.json is broken: it does not say when the run was created" in lines[4]
 
 
 def test_a_checkpoint_of_nonsense_is_told_and_the_other_runs_are_listed(
