@@ -141,12 +141,18 @@ def test_the_list_is_aligned_and_the_youngest_run_is_first(
     assert len({row.index("finished") for row in rows} | {heading.index("state")}) == 1
 
 
-def save_score(run: Path, metric: str, mode: str, best: float) -> None:
-    checkpoint = run / "checkpoints/step-00000001"
-    checkpoint.mkdir(parents=True)
-    score = {"metric": metric, "mode": mode, "best": best, "best_step": 1}
-    (checkpoint / TRAINER).write_text(json.dumps({"judge": {"score": score}}))
-    (checkpoint.parent / "LATEST").write_text(json.dumps({"directory": checkpoint.name, "step": 1}))
+def save_score(run: Path, real: Path, metric: str, mode: str, best: float) -> None:
+    """Give a run the newest save of a real one, with another score."""
+    shutil.copy(real / "checkpoints/LATEST", make_directory(run / "checkpoints"))
+    newest = json.loads((real / "checkpoints/LATEST").read_bytes())["directory"]
+    trainer = json.loads((real / "checkpoints" / newest / TRAINER).read_bytes())
+    trainer["judge"]["score"] |= {"metric": metric, "mode": mode, "best": best}
+    (make_directory(run / "checkpoints" / newest) / TRAINER).write_text(json.dumps(trainer))
+
+
+def make_directory(path: Path) -> Path:
+    path.mkdir(parents=True)
+    return path
 
 
 @pytest.mark.parametrize(
@@ -163,7 +169,7 @@ def save_score(run: Path, metric: str, mode: str, best: float) -> None:
     ],
 )
 def test_the_list_is_sorted_by_any_column(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], order: str
+    real_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], order: str
 ) -> None:
     runs = [
         # name, exit code, step, day of its creation, strategy, ranks, metric, mode, best score
@@ -179,13 +185,15 @@ def test_the_list_is_sorted_by_any_column(
             identity={"id": "0", "created": f"2026-01-0{day}T00:00:00+00:00", "schema": 1},
             events=[{"event": "started", "strategy": strategy, "world_size": ranks}],
         )
-        save_score(run, *score)
+        save_score(run, real_runs / "steady", *score)
     assert "".join(row.split()[0] for row in told(capsys, str(tmp_path), *arguments)[1:]) == order
 
 
-def test_a_run_without_a_score_is_not_the_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_without_a_score_is_not_the_best(
+    real_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_in(tmp_path / "a")
-    save_score(run_in(tmp_path / "b"), "val/loss", "min", 0.5)
+    save_score(run_in(tmp_path / "b"), real_runs / "steady", "val/loss", "min", 0.5)
     assert [row.split()[0] for row in told(capsys, str(tmp_path), "--sort", "best")[1:]] == ["b", "a"]
 
 
