@@ -32,7 +32,7 @@ from harness.errors import (
     TrackingError,
 )
 from harness.observers.base import Line
-from harness.observers.build import TRACKERS, build_tracker
+from harness.observers.build import build_tracker
 from harness.observers.rows import Rows
 from harness.observers.tracker import TrackedRun, Tracker
 from harness.run_directory import read_identity, stored_config
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sync_parser.add_argument("run", metavar="RUN", type=Path, help="a run directory, such as runs/mnist-cnn")
     sync_parser.add_argument("--fresh", action="store_true", help="all of it, to a new wandb run of the same name")
     follow_parser = commands.add_parser("follow")
-    follow_parser.add_argument("tracker", choices=TRACKERS)
+    follow_parser.add_argument("tracker")
     follow_parser.add_argument("run", metavar="RUN", type=Path)
     follow_parser.add_argument("--trainer-pid", type=int)
     follow_parser.add_argument("--events-from", metavar="BYTES", type=int, default=0)

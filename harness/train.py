@@ -31,7 +31,7 @@ from harness.json_lines import append_event
 from harness.process import die_with_parent
 from harness.provenance import git_state, slurm_job, versions
 from harness.rank_log import redirect_output
-from harness.report.at_end import write_report
+from harness.report_at_end import write_report
 from harness.run_directory import RunDirectory
 from harness.state import FitResult, TrainState
 from harness.stopping import StopSignals

@@ -11,7 +11,9 @@ from typing import NoReturn
 
 from harness.config.io import load_config
 from harness.config.sweep import swept
-from harness.errors import ConfigError, HarnessError
+from harness.errors import ConfigError, HarnessError, RunInUseError
+from harness.exit_file import ExitFile
+from harness.report_at_end import write_report
 from launch import status as run_status
 from launch import torchrun
 from launch.cluster import load_cluster, with_options
@@ -72,7 +74,12 @@ def launch(arguments: list[str]) -> int:
         machine=machine,
         max_restarts=given.max_restarts,
     )
-    return torchrun.run(plan)
+    exit_file = ExitFile(config.run_directory)
+    code = torchrun.run(plan)
+    was_killed = exit_file.new_code() is None and code not in (RunInUseError.exit_code, torchrun.EXIT_KILLED)
+    if was_killed and config.tracking.report and (config.run_directory / "run.json").exists():
+        write_report(config.run_directory)  # rank zero could not
+    return code
 
 
 def submit(arguments: list[str]) -> int:

@@ -25,6 +25,8 @@ SHUTDOWN_TIMEOUT_SECONDS = 300
 """How long ranks may take to save after they were asked to stop."""
 GRACE_SECONDS = 1.0
 """How long helpers of the ranks may outlive the agent."""
+LINES_OF_PROGRESS = 3
+"""At most, of harness/observers/console.py."""
 EXIT_KILLED = 128 + signal.SIGINT
 
 FINAL_CODES = {
@@ -140,11 +142,20 @@ def _wait(agent: subprocess.Popen[bytes], stop_signals: set[signal.Signals]) -> 
             continue
         if stop_signal is None:
             stop_signal = signal.Signals(received)
-            print("Stopping: the ranks save and end. Ctrl-C again kills them at once.", file=sys.stderr)
+            print(stop_notice(is_terminal=sys.stderr.isatty()), end="", file=sys.stderr, flush=True)
             agent.terminate()
         elif received == signal.SIGINT:
             return stop_signal, True
     return stop_signal, False
+
+
+def stop_notice(*, is_terminal: bool) -> str:
+    """Return what a person reads who has asked the ranks to stop; on a terminal below the progress that is there.
+
+    Rank zero draws that anew from the end of the terminal upwards, so what is below the notice is left to it.
+    """
+    text = "Stopping: the ranks save and end. Ctrl-C again kills them at once."
+    return f"\n{text}" + "\n" * LINES_OF_PROGRESS if is_terminal else f"{text}\n"
 
 
 def _before_exec(mask: Iterable[int]) -> None:

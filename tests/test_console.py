@@ -24,6 +24,7 @@ from harness.observers.ledger import read_lines
 from harness.observers.pace import Pace
 from harness.state import FitResult, TrainState
 from harness.stopping import Patience
+from launch.torchrun import stop_notice
 from tests.conftest import run_to_the_end
 
 REPOSITORY = Path(__file__).parent.parent
@@ -146,7 +147,8 @@ def test_a_nan_is_shown_and_leaves_the_curve_alone(told: Tell) -> None:
 @pytest.mark.parametrize("width", [80, 140])
 def test_a_terminal_has_a_bar_both_times_a_curve_and_the_best_score_and_no_line_is_cut(told: Tell, width: int) -> None:
     run = told(is_terminal=True, width=width)
-    for step in range(1, 30):
+    run.settle(1, loss=29.0, seconds=60.0)  # a minute ago
+    for step in range(2, 30):
         run.settle(step, loss=30.0 - step)
     best = Patience("val/loss", "min", 0.0, best=0.5, best_step=20)
     run.console.on_evaluation({"event": "evaluation", "step": 20, "metrics": {"val/loss": 0.5}}, best)
@@ -154,10 +156,74 @@ def test_a_terminal_has_a_bar_both_times_a_curve_and_the_best_score_and_no_line_
     shown = without_escapes(run.settle(30, loss=0.25)).splitlines()[-3:]
     assert shown[0].startswith("update 30/100 ")
     assert "━" in shown[0]
-    assert re.search(r"\d:\d\d:\d\d left, evaluation in 0:00:05$", shown[0].rstrip())
+    assert re.search(r"0:02:[2-5]\d left, evaluation in 0:00:05$", shown[0].rstrip())  # 70 of 2 s; 10 of 0.5 s
     assert re.match(r"loss 0\.2500  █[▁-█]*▁  norm 1\.500  rate 1\.0e-03  [\d,]+ samples/s$", shown[1].rstrip())
     assert shown[2].strip() == "best val/loss 0.5000 at 20"
     assert all(len(line.rstrip()) <= width for line in shown)
+
+
+def on_screen(text: str) -> list[str]:
+    """What a terminal shows that was sent this text, line by line; for the few movements that rich makes."""
+    lines, row = [""], 0
+    for part in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|\n|\r|[^\x1b\n\r]+", text):
+        if part == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif part == "\x1b[1A":
+            row -= 1
+        elif part == "\x1b[2K":
+            lines[row] = ""
+        elif part[0] not in "\x1b\r":
+            lines[row] += part  # rich goes to a line's beginning only to erase it
+    return [line.rstrip() for line in lines]
+
+
+def test_progress_is_gone_at_the_end_and_what_was_told_stays(told: Tell) -> None:
+    run = told(is_terminal=True)
+    best = Patience("val/loss", "min", 0.0, best=0.5, best_step=2)
+    for step in (1, 2, 3):
+        run.console._shown_at = -math.inf
+        run.settle(step)
+        run.console.on_evaluation({"event": "evaluation", "step": step, "metrics": {"val/loss": 0.5}}, best)
+    assert any("━" in line for line in on_screen(run.text.getvalue()))
+    run.console.on_end(FitResult("budget", 3, {"val/loss": 0.5}))
+    screen = on_screen(run.text.getvalue())
+    assert [line.split(":")[0] for line in screen[:3]] == [f"evaluation at update {step}" for step in (1, 2, 3)]
+    assert not any("━" in line or line.startswith("update") for line in screen)
+
+
+@pytest.mark.parametrize("has_best", [False, True])
+def test_what_a_launcher_says_about_stopping_is_not_overwritten_by_progress(told: Tell, has_best: bool) -> None:
+    run = told(is_terminal=True)
+    if has_best:  # the third line of progress
+        best = Patience("val/loss", "min", 0.0, best=0.5, best_step=2)
+        run.console.on_evaluation({"event": "evaluation", "step": 2, "metrics": {"val/loss": 0.5}}, best)
+    run.settle(3)
+    run.text.write("^C" + stop_notice(is_terminal=True))
+    for step in (4, 5):
+        run.console._shown_at = -math.inf
+        run.settle(step)
+    run.console.on_end(FitResult("interrupted", 5, {}))
+    screen = on_screen(run.text.getvalue())
+    assert "Stopping: the ranks save and end. Ctrl-C again kills them at once." in screen
+    assert "interrupted after update 5 of 100, already saved; the same command goes on from there" in screen
+
+
+@pytest.mark.parametrize("frames_before", [0, 1])
+def test_a_terminal_that_is_gone_ends_nothing(tmp_path: Path, frames_before: int) -> None:
+    run = Told(tmp_path, is_terminal=True)
+    ours, theirs = os.openpty()
+    run.console._out.file = os.fdopen(theirs, "w", closefd=False)
+    for step in range(1, 1 + frames_before):
+        run.settle(step)
+    os.close(ours)
+    with pytest.raises(OSError, match="Input/output error"):
+        os.write(theirs, b"x")
+    run.console._shown_at = -math.inf
+    run.settle(2)
+    run.console.on_event({"event": "started"})
+    run.console.on_end(FitResult("budget", 2, {}))
+    os.close(theirs)
 
 
 def test_lines_in_a_pipe_have_no_escapes_even_where_colours_are_forced(tmp_path: Path) -> None:

@@ -674,6 +674,24 @@ def test_ctrl_c_saves_a_real_run_and_the_same_command_goes_on(config_file: Path)
     assert json.loads((directory / "exit.json").read_text())["step"] == saved["step"] + 3
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_gpus")
+def test_a_run_whose_rank_zero_was_killed_has_a_report(config_file: Path) -> None:
+    directory = config_file.parent / "runs" / "digits"
+    overrides = ["run.max_epochs=1000", "early_stopping=null", "tracking.report=true"]
+    command = ["launch.cli", "launch", str(config_file), "--gpus", "2", *overrides]
+    launch = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+        _wait_for(lambda: (directory / "ledger.jsonl").exists() and (directory / "ledger.jsonl").stat().st_size > 0)
+        os.kill(json.loads((directory / "lock").read_text())["pid"], signal.SIGKILL)
+        _, said = launch.communicate(timeout=DEADLINE_SECONDS)
+    finally:
+        launch.kill()
+    assert launch.returncode == 137
+    assert "was not drawn" not in said
+    assert '<span class="killed">killed after ' in (directory / "report.html").read_text()
+
+
 # ---------------------------------------------------------------- helpers
 
 

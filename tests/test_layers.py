@@ -21,6 +21,7 @@ LAYERS = {
         "harness/peak_flops.py",
         "harness/process.py",
         "harness/provenance.py",
+        "harness/report_at_end.py",
     ),
     1: (
         "harness/config/",

@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 
 from harness.config.io import dump_config, load_config
-from harness.errors import StorageError
-from harness.observers.build import TRACKERS
+from harness.errors import ConfigError, StorageError
+from harness.json_lines import read_lines
+from harness.observers.build import TRACKERS, build_tracker
 from harness.observers.rows import Row, Rows
 from harness.observers.tensorboard import TensorBoardTracker
 from harness.observers.tracker import Opened, TrackedRun, Tracker
@@ -256,6 +258,57 @@ print("still here", flush=True)
     child.stdout.close()
     _, log = child.communicate("go\n", timeout=60)
     assert (child.returncode, log) == (0, "noise\nstill here\n")
+
+
+OWN = """
+import json
+from harness.observers.tracker import Opened, Tracker
+
+class Lines(Tracker):
+    def open(self, *, offline):
+        self.file = open(self.run.directory / "lines.jsonl", "w")
+        return Opened("lines: in lines.jsonl")
+
+    def describe(self, facts):
+        print(json.dumps({"world_size": facts["world_size"]}), file=self.file)
+
+    def log(self, row):
+        print(json.dumps([row.step, row.figures["train/loss"]]), file=self.file)
+
+    def close(self, *, exit_code):
+        print(json.dumps(exit_code), file=self.file)
+        return "lines: closed"
+"""
+
+
+@pytest.mark.slow
+def test_a_tracker_of_ones_own_is_one_file_and_a_word_in_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(OWN)
+    config = {
+        "run": {"name": "a", "output_root": "runs", "max_steps": 20},
+        "model": {"kind": "mlp", "hidden": [4]},
+        "data": {"source": "mnist_5k", "global_batch": 8},
+        "task": {"kind": "classification", "num_classes": 10},
+        "optim": {"kind": "sgd", "peak_lr": 0.1},
+    }
+    (tmp_path / "a.yaml").write_text(json.dumps(config))
+    command = [sys.executable, "-m", "harness.train", "a.yaml", "tracking={own: [mine.Lines], report: false}"]
+    path = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, cwd=tmp_path, env=path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "runs/a/lines.jsonl").read_text().splitlines()
+    losses = {line["step"]: line["loss"] for line in read_lines(tmp_path / "runs/a/ledger.jsonl") if "loss" in line}
+    assert list(map(json.loads, lines)) == [{"world_size": 1}, [10, losses[10]], [20, losses[20]], 0]
+    assert "lines: closed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [("nowhere.Lines", "cannot be imp"), ("json.Lines", "cannot be imp"), ("json.JSONEncoder", "is no subclass")],
+)
+def test_a_name_that_is_no_tracker_is_told(run: TrackedRun, name: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=rf"tracking\.own: {name} .*{problem}"):
+        build_tracker(name, run)
 
 
 # ---------------------------------------------------------------- TensorBoard

@@ -106,3 +106,16 @@ sys.exit(99 if "torch" in sys.modules or "wandb" in sys.modules else code)
     assert done.returncode == 2, done.stderr
     assert "wandb is not installed; pip install 'harness[wandb]', or tracking.wandb=null" in done.stderr
     assert "tensorboard is not installed; pip install 'harness[tensorboard]'" in done.stderr
+
+
+def test_a_module_that_is_not_there_is_told_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Tracking.model_validate({"own": ["mine.Lines"]})
+    (problem,) = tracking_problems(own, {})
+    assert problem == "tracking.own: there is no module mine here or in PYTHONPATH, for mine.Lines"
+    (tmp_path / "mine.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert tracking_problems(own, {}) == []
+    with pytest.raises(ConfigError, match=r"tracking\.own"):
+        load_config(MNIST, ["tracking.own=[Lines]"])

@@ -229,3 +229,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
+
+
+if __name__ == "__main__":
+    print(WandbServer().url, flush=True)
+    threading.Event().wait()

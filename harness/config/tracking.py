@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import netrc
 import os
+import sys
 from collections.abc import Mapping
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -94,6 +96,8 @@ class Tracking(Section):
     """After so long without an update, an evaluation or a save people are alerted, where a tracker can do that."""
     wandb: Wandb | None = None
     tensorboard: TensorBoard | None = None
+    own: tuple[Annotated[str, Field(pattern=r"^([A-Za-z_]\w*\.)+[A-Za-z_]\w*$")], ...] = ()
+    """Trackers of yours, such as my_trackers.Lines: subclasses of `harness.observers.tracker.Tracker`."""
 
 
 def wandb_settings(tracking: Tracking, environment: Mapping[str, str] = os.environ) -> Wandb | None:
@@ -144,6 +148,10 @@ def tracking_problems(tracking: Tracking, environment: Mapping[str, str] = os.en
             "tracking.tensorboard: tensorboard is not installed; pip install 'harness[tensorboard]', or "
             "tracking.tensorboard=null"
         )
+    for name in tracking.own:
+        module = name.partition(".")[0]
+        if PathFinder.find_spec(module, [os.getcwd(), *sys.path]) is None:
+            problems.append(f"tracking.own: there is no module {module} here or in PYTHONPATH, for {name}")
     return problems
 
 

@@ -1,6 +1,9 @@
 """Which trackers a configuration wants, by name."""
 
+from pkgutil import resolve_name
+
 from harness.config.tracking import Tracking, wandb_settings
+from harness.errors import ConfigError
 from harness.observers.sidecar import Sidecar
 from harness.observers.tensorboard import TensorBoardTracker
 from harness.observers.tracker import TrackedRun, Tracker
@@ -18,14 +21,25 @@ def start_trackers(tracking: Tracking, directory: RunDirectory) -> list[Sidecar]
         sidecars.append(_sidecar("wandb", directory, start_timeout_seconds=timeout))
     if tracking.tensorboard:
         sidecars.append(_sidecar("tensorboard", directory, start_timeout_seconds=None))
-    return sidecars
+    return [*sidecars, *(_sidecar(name, directory, start_timeout_seconds=None) for name in tracking.own)]
 
 
 def _sidecar(name: str, directory: RunDirectory, *, start_timeout_seconds: float | None) -> Sidecar:
     path = directory.path
-    return Sidecar(name, path, links=TRACKERS[name].links(path), start_timeout_seconds=start_timeout_seconds)
+    links = TRACKERS[name].links(path) if name in TRACKERS else ()  # a stranger's code stays in its own process
+    return Sidecar(name, path, links=links, start_timeout_seconds=start_timeout_seconds)
 
 
 def build_tracker(name: str, run: TrackedRun) -> Tracker:
-    """Return the tracker of that name for a run, not yet opened."""
-    return TRACKERS[name](run)
+    """Return the tracker of that name for a run, not yet opened.
+
+    Raises:
+        ConfigError: it is none of ours, and no tracker can be imported by that name.
+    """
+    try:
+        tracker = TRACKERS.get(name) or resolve_name(name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"tracking.own: {name} cannot be imported ({error})") from error
+    if not (isinstance(tracker, type) and issubclass(tracker, Tracker)):
+        raise ConfigError(f"tracking.own: {name} is no subclass of harness.observers.tracker.Tracker")
+    return tracker(run)

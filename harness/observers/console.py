@@ -182,7 +182,7 @@ class Console(Observer):
         try:
             show()
         except OSError:  # the terminal is gone; the ledger and events.jsonl have everything
-            self._out.quiet = True
+            self._out.quiet, self._live = True, None
 
     def _show(self) -> None:
         assert self._live, "only a terminal has moving lines"

@@ -1,7 +1,8 @@
 """What a place is where a run can be watched. A tracker lives in a process of its own (harness/track.py), so that
 nothing it does or suffers can reach the training; what it is told is read from the run's files.
 
-To add one: a file beside this one, an entry in `build.py`, a section in harness/config/tracking.py.
+To add one of yours: a file with a subclass, and `tracking.own: [file.Subclass]`. To add one that comes with the harness
+and has settings: a file beside this one, an entry in `build.py`, a section in harness/config/tracking.py.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class Opened:
 class Tracker(ABC):
     """Hears of one run from its first step to its last, of which it may have heard some before."""
 
-    name: ClassVar[str]
-    """Of its section in the configuration."""
+    name: ClassVar[str] = ""
+    """Of its section in the configuration, if it has one."""
 
     def __init__(self, run: TrackedRun) -> None:
         self.run = run
@@ -52,7 +53,7 @@ class Tracker(ABC):
     def every_steps(self) -> int:
         """Updates whose step is a multiple of this become rows."""
         tracking = self.run.config.tracking
-        return getattr(getattr(tracking, self.name), "log_every_steps", None) or tracking.log_every_steps
+        return getattr(getattr(tracking, self.name, None), "log_every_steps", None) or tracking.log_every_steps
 
     @classmethod
     def links(cls, directory: Path) -> list[Link]:

@@ -1,4 +1,4 @@
-"""Draws the report of a run that has just ended."""
+"""Draws the report of a run that has just ended: rank zero does it, or who started a rank zero that was killed."""
 
 import subprocess
 import sys
