@@ -73,7 +73,7 @@ def whole_lines(file: Iterable[bytes], *, ignored: list[str] | None = None) -> I
         ignored: gets a sentence for every line that is no JSON object.
     """
     for number, text in enumerate(file, start=1):
-        line = _parse(text)
+        line = parse_line(text)
         if line is not None:
             yield line
         elif ignored is not None and text.endswith(b"\n"):
@@ -100,7 +100,7 @@ def ends(path: Path, *, num_bytes: int) -> tuple[list[Line], list[Line]]:
 def first_line(path: Path) -> Line | None:
     """Return the first line of a file; None if it is no JSON object."""
     with path.open("rb") as file:
-        return _parse(file.readline())
+        return parse_line(file.readline())
 
 
 def last_line(path: Path, *, num_bytes: int) -> Line | None:
@@ -112,11 +112,12 @@ def last_line(path: Path, *, num_bytes: int) -> Line | None:
             file.seek(num_bytes - length)
             *before, text = file.read(length).splitlines(keepends=True) or [b""]
             if before or length == num_bytes:
-                return _parse(text) if text.endswith(b"\n") else None
+                return parse_line(text) if text.endswith(b"\n") else None
             length *= 2  # an evaluation may have tables
 
 
-def _parse(text: bytes) -> Line | None:
+def parse_line(text: bytes) -> Line | None:
+    """Return the JSON object of one line, or None if it is none."""
     try:
         line = json.loads(text)
     except (ValueError, RecursionError):

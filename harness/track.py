@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,9 @@ from harness.errors import (
     ConfigError,
     HarnessError,
     RunInUseError,
-    StorageError,
     TrackingError,
 )
+from harness.json_lines import parse_line
 from harness.observers.base import Line
 from harness.observers.build import build_tracker
 from harness.observers.rows import Rows
@@ -54,6 +54,16 @@ ALERTS = {
     "ended: interrupted": ("interrupted", "saved after update {step:,}; the same command goes on from there"),
 }
 """Title and text for each event that people want to hear of at once."""
+IN_LEDGER = {"update": {"step", "applied"}, "evaluation": {"step", "metrics"}}
+IN_EVENTS = {
+    "gradients": {"step", "norms"},
+    "samples": {"step", "columns", "rows"},
+    "nonfinite": {"step", "parameter"},
+    "save failed": {"step", "reason"},
+    "failed": {"step", "code", "reason"},
+    "ended": {"step", "reason"},
+}
+"""What is read of each kind of line."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,6 +108,8 @@ def follow(given: argparse.Namespace) -> None:
     if _is_told_to_follow():
         projection.advance(is_past=given.restarted)
         silence = Silence(tracker.run.config.tracking.stall_alert_seconds)
+        for text in projection.left_out:
+            tell({"text": text})
         while not select.select([sys.stdin], [], [], SECONDS_BETWEEN_LOOKS)[0] or os.read(sys.stdin.fileno(), 64):
             if silence.is_too_long(now=time.monotonic(), has_news=projection.advance()):
                 tracker.alert("stalled", projection.last_sign())
@@ -147,8 +159,11 @@ class Projection:
     def __init__(self, tracker: Tracker, *, last_step: int, events_from: int = 0) -> None:
         self._tracker = tracker
         self._rows = Rows(tracker.run.config, every_steps=tracker.every_steps)
-        self._ledger = _Tail(tracker.run.directory / "ledger.jsonl")
-        self._events = _Tail(tracker.run.directory / "events.jsonl")
+        self.left_out: list[str] = []
+        """A sentence for each line that could not be read."""
+        files = {name: tracker.run.directory / f"{name}.jsonl" for name in ("ledger", "events")}
+        self._ledger = _Tail(files["ledger"], wanted=IN_LEDGER, left_out=self.left_out)
+        self._events = _Tail(files["events"], wanted=IN_EVENTS, left_out=self.left_out)
         self._last_step, self._events_from = last_step, events_from
         self._exit_code: int | None = None
         self._step = 0
@@ -220,10 +235,15 @@ class Silence:
 
 
 class _Tail:
-    """The whole lines of a file that grows, each once."""
+    """The whole lines of a file that grows, each once.
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._read_bytes = path, 0
+    Args:
+        wanted: what a line of each kind must have to be of use.
+        left_out: gets a sentence for each line that has not.
+    """
+
+    def __init__(self, path: Path, *, wanted: Mapping[str, set[str]], left_out: list[str]) -> None:
+        self._path, self._wanted, self._left_out, self._read_bytes = path, wanted, left_out, 0
 
     def lines(self) -> Iterator[tuple[int, Line]]:
         """Yield (where it begins, line) of what was added since the last call; a half-written line waits."""
@@ -231,21 +251,15 @@ class _Tail:
             return
         with self._path.open("rb") as file:
             file.seek(self._read_bytes)
-            for line in file:
-                if not line.endswith(b"\n"):
+            for text in file:
+                if not text.endswith(b"\n"):
                     return
-                offset, self._read_bytes = self._read_bytes, self._read_bytes + len(line)
-                yield offset, self._parsed(line, offset)
-
-    def _parsed(self, line: bytes, offset: int) -> Line:
-        try:
-            parsed: Line = json.loads(line)
-        except ValueError as error:
-            raise StorageError(
-                f"{self._path} is damaged: what begins at byte {offset:,} is not a line of JSON ({error}). Cut that "
-                "line out to track what is left"
-            ) from error
-        return parsed
+                offset, self._read_bytes = self._read_bytes, self._read_bytes + len(text)
+                line = parse_line(text)
+                if line is not None and line.keys() >= {"event", *self._wanted.get(str(line.get("event")), ())}:
+                    yield offset, line
+                else:
+                    self._left_out.append(f"{self._path}: the line at byte {offset:,} is broken and left out")
 
 
 def exit_code_of(event: Line, *, before: int | None) -> int | None:
@@ -301,6 +315,8 @@ def sync(directory: Path, *, is_fresh: bool) -> str:
         opened = tracker.open(offline=False)
         projection = Projection(tracker, last_step=opened.last_step)
         projection.advance(is_past=True)
+        for text in projection.left_out:
+            print(text, file=sys.stderr)
         if missing := projection.end():
             raise TrackingError(missing)
     return f"{directory} is at {opened.url}, with every step of its ledger once"

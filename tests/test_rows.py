@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from harness.config.io import dump_config, load_config
-from harness.errors import ConfigError, StorageError
+from harness.errors import ConfigError
 from harness.json_lines import read_lines
 from harness.observers.build import TRACKERS, build_tracker
 from harness.observers.rows import Row, Rows
@@ -207,13 +207,19 @@ def test_nobody_is_alerted_twice_and_rows_that_are_there_are_not_logged(run: Tra
     assert tracker.facts == {"num_parameters": 7}  # "strategy" is a section of the configuration
 
 
-def test_a_damaged_ledger_is_named_with_its_place(run: TrackedRun) -> None:
-    (run.directory / "ledger.jsonl").write_text(json.dumps(update(1)) + "\n{broken\n" + json.dumps(update(2)) + "\n")
+@pytest.mark.parametrize("broken", ["{broken", "[1]", '{"event": "update", "step": 2}', '{"step": 2}'])
+def test_a_broken_line_is_named_with_its_place_and_the_others_are_shown(run: TrackedRun, broken: str) -> None:
+    lines = [json.dumps(update(1)), broken, *(json.dumps(update(step)) for step in (2, 3))]
+    (run.directory / "ledger.jsonl").write_text("\n".join(lines) + "\n")
     tracker = Memory(run)
     tracker.open(offline=True)
-    place = len(json.dumps(update(1))) + 1
-    with pytest.raises(StorageError, match=rf"ledger\.jsonl is damaged: what begins at byte {place} is not"):
-        Projection(tracker, last_step=0).advance()
+    projection = Projection(tracker, last_step=0)
+    projection.advance()
+    projection.end()
+    assert projection.left_out == [
+        f"{run.directory / 'ledger.jsonl'}: the line at byte {len(lines[0]) + 1} is broken and left out"
+    ]
+    assert tracker.steps == [2]
 
 
 def test_a_silent_run_is_told_of_once_until_it_speaks_again() -> None:

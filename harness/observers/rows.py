@@ -106,10 +106,12 @@ class Rows:
 
     def _updated(self, line: Line) -> None:
         self._num_since_row += 1
-        self._num_clipped_since_row += line["clip_coefficient"] < 1
         step: int = line["step"]
         figures = {_name(key): value for key, value in line.items() if key not in NOT_DRAWN}
-        figures["train/grad_norm_clipped"] = line["grad_norm"] * line["clip_coefficient"]
+        norm, coefficient = line.get("grad_norm"), line.get("clip_coefficient")
+        if norm is not None and coefficient is not None:
+            self._num_clipped_since_row += coefficient < 1
+            figures["train/grad_norm_clipped"] = norm * coefficient
         # Told once an interval, so that a row of another interval's step knows the last of them.
         self._lasting |= {name: value for name, value in figures.items() if not name.startswith("train/")}
         self._current = _Step(step, figures, is_due=step % self._every_steps == 0)
