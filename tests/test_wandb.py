@@ -1,5 +1,6 @@
 """Runs in wandb's real client: offline, read back with its own reader; online, against a server of ours."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -399,7 +400,8 @@ def test_a_signal_to_every_process_of_a_job_interrupts_the_run_and_is_told(
     ((process, connection),) = trial.start(1, *LONG)
     wait_until(lambda: trial.segments() and last_step(trial) >= 20)
     for pid in (process.pid, *trial.processes("harness.track"), *trial.processes("wandb-core")):
-        os.kill(pid, number)  # as Slurm does
+        with contextlib.suppress(ProcessLookupError):  # the end of one may be that of another
+            os.kill(pid, number)  # as Slurm does
     assert collect([(process, connection)], deadline_seconds=60) == [(75, False)]
     assert [record["type"] for record in trial.records()].count("preempting") == 1
     # wandb's own process takes SIGTERM for its end, so that another tracker has to tell the rest.
