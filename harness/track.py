@@ -16,20 +16,13 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.config import RunConfig
 from harness.config.tracking import Wandb, has_key, is_installed
-from harness.errors import (
-    EXIT_DONE,
-    EXIT_INTERRUPTED,
-    ConfigError,
-    HarnessError,
-    RunInUseError,
-    TrackingError,
-)
+from harness.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError, HarnessError, RunInUseError, TrackingError
 from harness.json_lines import parse_line
 from harness.observers.base import Line
 from harness.observers.build import build_tracker
@@ -104,12 +97,12 @@ def follow(given: argparse.Namespace) -> None:
     tracker = build_tracker(given.tracker, tracked_run(given.run, trainer_pid=given.trainer_pid))
     opened = tracker.open(offline=given.offline)
     tell({"text": opened.text, "url": opened.url})
-    projection = Projection(tracker, last_step=opened.last_step, events_from=given.events_from)
+    projection = Projection(
+        tracker, last_step=opened.last_step, events_from=given.events_from, on_broken=lambda text: tell({"text": text})
+    )
     if _is_told_to_follow():
         projection.advance(is_past=given.restarted)
         silence = Silence(tracker.run.config.tracking.stall_alert_seconds)
-        for text in projection.left_out:
-            tell({"text": text})
         while not select.select([sys.stdin], [], [], SECONDS_BETWEEN_LOOKS)[0] or os.read(sys.stdin.fileno(), 64):
             if silence.is_too_long(now=time.monotonic(), has_news=projection.advance()):
                 tracker.alert("stalled", projection.last_sign())
@@ -154,16 +147,16 @@ class Projection:
     Args:
         last_step: rows up to it are there already.
         events_from: where this launch's lines of events.jsonl begin; of earlier ones nobody is alerted.
+        on_broken: hears of each line that cannot be read; it is left out.
     """
 
-    def __init__(self, tracker: Tracker, *, last_step: int, events_from: int = 0) -> None:
+    def __init__(
+        self, tracker: Tracker, *, last_step: int, events_from: int = 0, on_broken: Callable[[str], object]
+    ) -> None:
         self._tracker = tracker
         self._rows = Rows(tracker.run.config, every_steps=tracker.every_steps)
-        self.left_out: list[str] = []
-        """A sentence for each line that could not be read."""
-        files = {name: tracker.run.directory / f"{name}.jsonl" for name in ("ledger", "events")}
-        self._ledger = _Tail(files["ledger"], wanted=IN_LEDGER, left_out=self.left_out)
-        self._events = _Tail(files["events"], wanted=IN_EVENTS, left_out=self.left_out)
+        self._ledger = _Tail(tracker.run.directory / "ledger.jsonl", IN_LEDGER, on_broken)
+        self._events = _Tail(tracker.run.directory / "events.jsonl", IN_EVENTS, on_broken)
         self._last_step, self._events_from = last_step, events_from
         self._exit_code: int | None = None
         self._step = 0
@@ -239,11 +232,11 @@ class _Tail:
 
     Args:
         wanted: what a line of each kind must have to be of use.
-        left_out: gets a sentence for each line that has not.
+        on_broken: hears of each line that has not.
     """
 
-    def __init__(self, path: Path, *, wanted: Mapping[str, set[str]], left_out: list[str]) -> None:
-        self._path, self._wanted, self._left_out, self._read_bytes = path, wanted, left_out, 0
+    def __init__(self, path: Path, wanted: Mapping[str, set[str]], on_broken: Callable[[str], object]) -> None:
+        self._path, self._wanted, self._on_broken, self._read_bytes = path, wanted, on_broken, 0
 
     def lines(self) -> Iterator[tuple[int, Line]]:
         """Yield (where it begins, line) of what was added since the last call; a half-written line waits."""
@@ -259,7 +252,7 @@ class _Tail:
                 if line is not None and line.keys() >= {"event", *self._wanted.get(str(line.get("event")), ())}:
                     yield offset, line
                 else:
-                    self._left_out.append(f"{self._path}: the line at byte {offset:,} is broken and left out")
+                    self._on_broken(f"{self._path}: the line at byte {offset:,} is broken and left out")
 
 
 def exit_code_of(event: Line, *, before: int | None) -> int | None:
@@ -313,13 +306,13 @@ def sync(directory: Path, *, is_fresh: bool) -> str:
         run = TrackedRun(run.directory, run.config.model_copy(update={"tracking": online}), run.id)
         tracker = build_tracker("wandb", run)
         opened = tracker.open(offline=False)
-        projection = Projection(tracker, last_step=opened.last_step)
+        broken: list[str] = []
+        projection = Projection(tracker, last_step=opened.last_step, on_broken=broken.append)
         projection.advance(is_past=True)
-        for text in projection.left_out:
-            print(text, file=sys.stderr)
         if missing := projection.end():
             raise TrackingError(missing)
-    return f"{directory} is at {opened.url}, with every step of its ledger once"
+    sent = f"{directory} is at {opened.url}, with every step of its ledger once"
+    return "\n".join([f"{sent}, but for broken lines:" if broken else sent, *broken])
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from harness.observers.pace import Pace
 from harness.state import FitResult, TrainState
 from harness.stopping import Patience
 from launch.torchrun import stop_notice
+from tests.children import start_python
 from tests.conftest import run_to_the_end
 
 REPOSITORY = Path(__file__).parent.parent
@@ -350,14 +351,7 @@ for _ in range(3):
     console.on_event({{"event": "notice", "text": "x" * 100_000}})
 print("still here", file=sys.stderr)
 """
-    child = subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=REPOSITORY,
-    )
+    child = start_python(script)
     assert child.stdout is not None
     child.stdout.close()
     _, said = child.communicate("go\n", timeout=20)

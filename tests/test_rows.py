@@ -19,6 +19,7 @@ from harness.observers.rows import Row, Rows
 from harness.observers.tensorboard import TensorBoardTracker
 from harness.observers.tracker import Opened, TrackedRun, Tracker
 from harness.track import Projection, Silence, exit_code_of
+from tests.children import start_python
 
 REPOSITORY = Path(__file__).parents[1]
 MNIST = REPOSITORY / "configs/mnist_cnn.yaml"
@@ -162,7 +163,7 @@ def test_a_ledger_that_grows_is_told_line_by_line_and_a_half_line_waits(run: Tra
     tracker = Memory(run)
     tracker.open(offline=True)
     ledger = run.directory / "ledger.jsonl"
-    projection = Projection(tracker, last_step=0)
+    projection = Projection(tracker, last_step=0, on_broken=pytest.fail)
     projection.advance()  # there is nothing yet
     add(ledger, update(1), update(2))
     whole = json.dumps(update(3))
@@ -184,7 +185,7 @@ def test_a_ledger_that_grows_is_told_line_by_line_and_a_half_line_waits(run: Tra
 def test_the_last_row_of_a_killed_run_waits_for_the_run_to_come_to_it_again(run: TrackedRun) -> None:
     tracker = Memory(run)
     tracker.open(offline=True)
-    projection = Projection(tracker, last_step=0)
+    projection = Projection(tracker, last_step=0, on_broken=pytest.fail)
     add(run.directory / "ledger.jsonl", *(update(step) for step in range(1, 5)))
     projection.advance()
     projection.end()
@@ -193,14 +194,18 @@ def test_the_last_row_of_a_killed_run_waits_for_the_run_to_come_to_it_again(run:
 
 def test_nobody_is_alerted_twice_and_rows_that_are_there_are_not_logged(run: TrackedRun) -> None:
     events = run.directory / "events.jsonl"
-    add(events, {"event": "nonfinite", "step": 1, "parameter": "a"}, {"event": "ended", "reason": "interrupted"})
+    add(
+        events,
+        {"event": "nonfinite", "step": 1, "parameter": "a"},
+        {"event": "ended", "step": 1, "reason": "interrupted"},
+    )
     of_this_launch = events.stat().st_size
     add(events, {"event": "started", "num_parameters": 7, "strategy": "ddp"})
     add(events, {"event": "failed", "step": 9, "code": 6, "reason": "NaN"})
     add(run.directory / "ledger.jsonl", *(update(step) for step in range(1, 8)))
     tracker = Memory(run)
     tracker.open(offline=True)
-    projection = Projection(tracker, last_step=4, events_from=of_this_launch)
+    projection = Projection(tracker, last_step=4, events_from=of_this_launch, on_broken=pytest.fail)
     projection.advance()
     projection.end()
     assert (tracker.steps, tracker.alerts, tracker.exit_code) == ([6], ["failed"], 6)
@@ -213,12 +218,11 @@ def test_a_broken_line_is_named_with_its_place_and_the_others_are_shown(run: Tra
     (run.directory / "ledger.jsonl").write_text("\n".join(lines) + "\n")
     tracker = Memory(run)
     tracker.open(offline=True)
-    projection = Projection(tracker, last_step=0)
+    told: list[str] = []
+    projection = Projection(tracker, last_step=0, on_broken=told.append)
     projection.advance()
     projection.end()
-    assert projection.left_out == [
-        f"{run.directory / 'ledger.jsonl'}: the line at byte {len(lines[0]) + 1} is broken and left out"
-    ]
+    assert told == [f"{run.directory / 'ledger.jsonl'}: the line at byte {len(lines[0]) + 1} is broken and left out"]
     assert tracker.steps == [2]
 
 
@@ -251,14 +255,7 @@ tell({"text": "by nobody"})
 tell({"text": "by nobody"})
 print("still here", flush=True)
 """
-    child = subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=REPOSITORY,
-    )
+    child = start_python(script)
     assert child.stdout is not None
     assert json.loads(child.stdout.readline()) == {"text": "heard"}
     child.stdout.close()
@@ -333,7 +330,7 @@ def test_tensorboard_has_the_ledger_once_however_often_it_was_opened(run: Tracke
     add(run.directory / "events.jsonl", {"event": "ended", "reason": "budget", "step": 6})
     for _ in range(2):
         tracker = TensorBoardTracker(run)
-        projection = Projection(tracker, last_step=tracker.open(offline=False).last_step)
+        projection = Projection(tracker, last_step=tracker.open(offline=False).last_step, on_broken=pytest.fail)
         projection.advance()
         projection.end()
     found = EventAccumulator(str(run.directory / "tensorboard"), size_guidance={"scalars": 0}).Reload()

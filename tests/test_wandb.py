@@ -637,6 +637,24 @@ def test_sync_sends_an_offline_run_or_all_of_it_to_a_fresh_one(tmp_path: Path, s
     assert server.runs[fresh].exit_code == 0
 
 
+def test_a_broken_line_of_the_ledger_is_told_by_the_run_and_by_sync_and_hides_no_other_row(
+    tmp_path: Path, server: WandbServer
+) -> None:
+    trial, is_half = Trial(tmp_path, server=server), "run.max_steps=30"
+    assert trial.train("tracking.wandb={mode: offline}", is_half) == [0]
+    ledger = trial.directory / "ledger.jsonl"
+    lines = ledger.read_text().splitlines(keepends=True)
+    place = sum(map(len, lines[:14]))
+    ledger.write_text("".join([*lines[:14], lines[14].replace("{", "<"), *lines[15:]]))
+    sentence = f"{ledger}: the line at byte {place:,} is broken and left out"
+    assert trial.train("tracking.wandb={mode: offline}") == [0]
+    assert [line["text"] for line in trial.events("notice") if "is broken" in line["text"]] == [sentence]
+    done = trial.sync()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(f", with every step of its ledger once, but for broken lines:\n{sentence}\n")
+    assert server.runs[trial.run_id].steps == DUE
+
+
 def test_sync_says_what_it_lacks(tmp_path: Path) -> None:
     trial = Trial(tmp_path)
     done = trial.sync()
