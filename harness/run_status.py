@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from harness.checkpoint.directory import CheckpointDirectory
+from harness.checkpoint.directory import CheckpointDirectory, step_of
 from harness.checkpoint.manifest import TRAINER, read_json
 from harness.checkpoint.trainer import trainer_problems
 from harness.errors import EXIT_DONE, EXIT_INTERRUPTED
@@ -138,7 +138,7 @@ def _last_save(directory: Path) -> dict[str, Any]:
     if not name:
         return {}
     trainer = _object(checkpoints.path / name / TRAINER)
-    problems = trainer_problems(trainer, step=int(name.removeprefix("step-")))
+    problems = trainer_problems(trainer, step=step_of(name))
     if problems:
         raise ValueError(f"{name}/{TRAINER} is broken: {problems[0]}")
     return trainer

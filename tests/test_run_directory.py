@@ -102,13 +102,16 @@ def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path: Path) -> None:
 
 
 def test_the_lock_is_free_again_when_the_run_is_over(tmp_path: Path) -> None:
-    for _ in range(2):
-        described(a_config(tmp_path))
+    described(a_config(tmp_path))
+    with RunDirectory(a_config(tmp_path)) as directory:
+        assert directory.describe() == [], "a second start is refused nothing, and has nothing to say"
 
 
 def test_another_run_of_the_same_root_is_not_in_the_way(tmp_path: Path) -> None:
-    with RunDirectory(a_config(tmp_path)):
-        described(a_config(tmp_path, run={"name": "s"}))
+    other = a_config(tmp_path, run={"name": "s"})
+    with RunDirectory(a_config(tmp_path)), RunDirectory(other) as directory:
+        assert directory.path == tmp_path / "s"
+        assert read(directory.path / "lock")["pid"] == os.getpid()
 
 
 @pytest.mark.slow  # a whole process imports torch
