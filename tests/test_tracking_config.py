@@ -1,5 +1,6 @@
 """The tracking section: what goes before what, and what is refused before anything starts."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from harness.config.io import load_config
 from harness.config.tracking import Tracking, Wandb, tracking_problems, wandb_settings
 from harness.errors import ConfigError
+from tests.wandb_server import WandbServer
 
 REPOSITORY = Path(__file__).parents[1]
 MNIST = REPOSITORY / "configs/mnist_cnn.yaml"
@@ -84,12 +86,27 @@ def test_online_without_a_key_says_what_to_type(tmp_path: Path) -> None:
 
 
 def test_a_key_in_a_netrc_file_counts_for_the_server_it_is_for(tmp_path: Path) -> None:
-    (tmp_path / ".netrc").write_text(f"machine wandb.here.org\n  login user\n  password {KEY}\n")
+    (tmp_path / ".netrc").write_text(f"machine wandb.here.org:8080\n  login user\n  password {KEY}\n")
     (tmp_path / ".netrc").chmod(0o600)
     home = {"HOME": str(tmp_path)}
     assert tracking_problems(tracking(mode="online"), {**home, "WANDB_BASE_URL": "https://wandb.here.org:8080"}) == []
+    assert len(tracking_problems(tracking(mode="online"), {**home, "WANDB_BASE_URL": "https://wandb.here.org"})) == 1
     assert len(tracking_problems(tracking(mode="online"), home)) == 1
     assert tracking_problems(tracking(mode="online"), {"NETRC": str(tmp_path / ".netrc"), "HOME": "/"}) != []
+
+
+def test_a_key_for_the_server_of_a_wandb_login_counts_without_a_variable_that_names_it(tmp_path: Path) -> None:
+    server = WandbServer()
+    for name, variables in (("home", {}), ("own", {"WANDB_CONFIG_DIR": str(tmp_path / "settings")})):
+        home = {"HOME": str(tmp_path / name), **variables}
+        Path(home["HOME"]).mkdir()
+        login = [sys.executable, "-m", "wandb", "login", "--host", server.url, KEY]
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")} | home
+        subprocess.run(login, env=environment, check=True, capture_output=True, timeout=60)
+        assert tracking_problems(tracking(mode="online"), home) == []
+        (problem,) = tracking_problems(tracking(mode="online"), {**home, "WANDB_BASE_URL": "https://api.wandb.ai"})
+        assert "an API key for api.wandb.ai" in problem
+    server.die()
 
 
 def test_a_tracker_that_is_not_installed_is_told_in_a_moment_without_torch(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import netrc
 import os
 import sys
 from collections.abc import Mapping
+from configparser import ConfigParser
+from configparser import Error as ConfigParserError
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
@@ -178,4 +180,16 @@ def has_key(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def _host(environment: Mapping[str, str]) -> str:
-    return urlsplit(environment.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or "api.wandb.ai"
+    url = environment.get("WANDB_BASE_URL") or _url_of_login(environment) or "https://api.wandb.ai"
+    return urlsplit(url).netloc or "api.wandb.ai"  # with its port: so wandb writes and looks up a netrc entry
+
+
+def _url_of_login(environment: Mapping[str, str]) -> str | None:
+    """Return the server that `wandb login --host` has left in wandb's own settings."""
+    folder = environment.get("WANDB_CONFIG_DIR") or f"{environment.get('HOME', '~')}/.config/wandb"
+    settings = ConfigParser(interpolation=None)
+    try:
+        settings.read(Path(folder).expanduser() / "settings")
+    except (ConfigParserError, UnicodeDecodeError):
+        return None  # wandb cannot read it either
+    return settings.get("default", "base_url", fallback=None)
