@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     follow_parser.add_argument("--trainer-pid", type=int)
     follow_parser.add_argument("--events-from", metavar="BYTES", type=int, default=0)
     follow_parser.add_argument("--offline", action="store_true")
-    follow_parser.add_argument("--restarted", action="store_true")
+    follow_parser.add_argument("--alerts-from", metavar="BYTES", type=int, default=0)
     given = parser.parse_args(arguments)
     try:
         if given.command == "sync":
@@ -98,10 +98,15 @@ def follow(given: argparse.Namespace) -> None:
     opened = tracker.open(offline=given.offline)
     tell({"text": opened.text, "url": opened.url})
     projection = Projection(
-        tracker, last_step=opened.last_step, events_from=given.events_from, on_broken=lambda text: tell({"text": text})
+        tracker,
+        last_step=opened.last_step,
+        events_from=given.events_from,
+        alerts_from=given.alerts_from,
+        on_alert=lambda offset: tell({"alerts_from": offset + 1}),
+        on_broken=lambda text: tell({"text": text}),
     )
     if _is_told_to_follow():
-        projection.advance(is_past=given.restarted)
+        projection.advance()
         silence = Silence(tracker.run.config.tracking.stall_alert_seconds)
         while not select.select([sys.stdin], [], [], SECONDS_BETWEEN_LOOKS)[0] or os.read(sys.stdin.fileno(), 64):
             if silence.is_too_long(now=time.monotonic(), has_news=projection.advance()):
@@ -146,27 +151,33 @@ class Projection:
 
     Args:
         last_step: rows up to it are there already.
-        events_from: where this launch's lines of events.jsonl begin; of earlier ones nobody is alerted.
+        events_from: where this launch's lines of events.jsonl begin.
+        alerts_from: of earlier ones nobody is alerted; None alerts nobody.
+        on_alert: hears where the event begins of which people were just alerted.
         on_broken: hears of each line that cannot be read; it is left out.
     """
 
     def __init__(
-        self, tracker: Tracker, *, last_step: int, events_from: int = 0, on_broken: Callable[[str], object]
+        self,
+        tracker: Tracker,
+        *,
+        last_step: int,
+        events_from: int = 0,
+        alerts_from: int | None = None,
+        on_alert: Callable[[int], object] = lambda _: None,
+        on_broken: Callable[[str], object],
     ) -> None:
         self._tracker = tracker
         self._rows = Rows(tracker.run.config, every_steps=tracker.every_steps)
         self._ledger = _Tail(tracker.run.directory / "ledger.jsonl", IN_LEDGER, on_broken)
         self._events = _Tail(tracker.run.directory / "events.jsonl", IN_EVENTS, on_broken)
         self._last_step, self._events_from = last_step, events_from
+        self._alerts_from, self._on_alert = math.inf if alerts_from is None else alerts_from, on_alert
         self._exit_code: int | None = None
         self._step = 0
 
-    def advance(self, *, is_past: bool = False) -> bool:
-        """Bring what was added since the last time; return whether anything was.
-
-        Args:
-            is_past: an earlier process has alerted people of it.
-        """
+    def advance(self) -> bool:
+        """Bring what was added since the last time; return whether anything was."""
         lines, events = list(self._ledger.lines()), list(self._events.lines())
         for offset, event in events:  # read second: norms stand there before their ledger line
             self._rows.take_event(event)
@@ -174,8 +185,9 @@ class Projection:
                 self._tracker.describe({key: value for key, value in event.items() if key not in FACTS_LEFT_OUT})
             if offset >= self._events_from:
                 self._exit_code = exit_code_of(event, before=self._exit_code)
-                if not is_past and (alert := alert_of(event)):
-                    self._tracker.alert(*alert)
+            if offset >= self._alerts_from and (alert := alert_of(event)):
+                self._tracker.alert(*alert)
+                self._on_alert(offset)
         for _, line in lines:
             self._log(self._rows.take(line))
             self._step = line["step"]
@@ -308,7 +320,7 @@ def sync(directory: Path, *, is_fresh: bool) -> str:
         opened = tracker.open(offline=False)
         broken: list[str] = []
         projection = Projection(tracker, last_step=opened.last_step, on_broken=broken.append)
-        projection.advance(is_past=True)
+        projection.advance()
         if missing := projection.end():
             raise TrackingError(missing)
     sent = f"{directory} is at {opened.url}, with every step of its ledger once"

@@ -404,6 +404,8 @@ def test_a_signal_to_every_process_of_a_job_interrupts_the_run_and_is_told(
             os.kill(pid, number)  # as Slurm does
     assert collect([(process, connection)], deadline_seconds=60) == [(75, False)]
     assert [record["type"] for record in trial.records()].count("preempting") == 1
+    titles = [record["alert"]["title"] for record in trial.records() if record["type"] == "alert"]
+    assert titles == ["interrupted"]
     # wandb's own process takes SIGTERM for its end, so that another tracker has to tell the rest.
     assert len(trial.segments()) == {signal.SIGTERM: 2, signal.SIGUSR1: 1}[number]
 

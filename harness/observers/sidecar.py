@@ -63,10 +63,8 @@ class Sidecar(Observer):
         self._is_followed = self._is_ending = self._is_given_up = False
         self._news: list[Line] = []
         events = directory / "events.jsonl"
-        self._options = [
-            f"--trainer-pid={os.getpid()}",
-            f"--events-from={events.stat().st_size if events.exists() else 0}",
-        ]
+        self._alerts_from = events.stat().st_size if events.exists() else 0
+        self._options = [f"--trainer-pid={os.getpid()}", f"--events-from={self._alerts_from}"]
         self._thread = threading.Thread(target=self._watch, name=f"{tracker} tracker", daemon=True)
         self._thread.start()
 
@@ -131,11 +129,11 @@ class Sidecar(Observer):
                 )
                 return
             restarts_left -= 1
-            self._options += [] if "--restarted" in self._options else ["--restarted"]
 
     def _start(self) -> subprocess.Popen[bytes]:
+        options = [*self._options, f"--alerts-from={self._alerts_from}"]  # an earlier process has alerted of the rest
         process = subprocess.Popen(
-            [sys.executable, "-m", TRACK_MODULE, "follow", self._tracker, str(self._directory), *self._options],
+            [sys.executable, "-m", TRACK_MODULE, "follow", self._tracker, str(self._directory), *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -173,6 +171,9 @@ class Sidecar(Observer):
 
     def _pass_on(self, line: bytes) -> bool:
         said: dict[str, Any] = json.loads(line)
+        if "alerts_from" in said:
+            self._alerts_from = said["alerts_from"]
+            return True
         self._url = said.get("url") or self._url
         self._tell(**said)
         return True
