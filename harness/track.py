@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import RunConfig
-from harness.config.tracking import Wandb, has_key, is_installed
+from harness.config.tracking import Wandb, has_key, is_installed, wandb_settings
 from harness.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError, HarnessError, RunInUseError, TrackingError
 from harness.json_lines import parse_line
 from harness.observers.base import Line
@@ -311,11 +311,7 @@ def sync(directory: Path, *, is_fresh: bool) -> str:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RunInUseError(f"{directory} is training and is tracked by itself; wait for its end") from error
-        os.environ["WANDB_MODE"] = "online"  # this command says so
-        tracking = run.config.tracking
-        wandb = tracking.wandb or Wandb()
-        online = tracking.model_copy(update={"wandb": wandb.model_copy(update={"mode": "online"})})
-        run = TrackedRun(run.directory, run.config.model_copy(update={"tracking": online}), run.id)
+        run = TrackedRun(run.directory, _online(run.config), run.id)
         tracker = build_tracker("wandb", run)
         opened = tracker.open(offline=False)
         broken: list[str] = []
@@ -325,6 +321,19 @@ def sync(directory: Path, *, is_fresh: bool) -> str:
             raise TrackingError(missing)
     sent = f"{directory} is at {opened.url}, with every step of its ledger once"
     return "\n".join([f"{sent}, but for broken lines:" if broken else sent, *broken])
+
+
+def _online(config: RunConfig) -> RunConfig:
+    """Return the configuration with wandb online, whatever it and WANDB_MODE say."""
+    os.environ["WANDB_MODE"] = "online"
+    tracking = config.tracking
+    wandb = (tracking.wandb or Wandb()).model_copy(update={"mode": "online"})
+    tracking = tracking.model_copy(update={"wandb": wandb})
+    try:
+        wandb_settings(tracking)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return config.model_copy(update={"tracking": tracking})
 
 
 if __name__ == "__main__":

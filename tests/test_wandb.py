@@ -286,6 +286,23 @@ def test_variables_of_wandb_name_the_run_its_id_and_its_folder(tmp_path: Path) -
     assert trial.run_id == "my-id"  # a run keeps the id it has
 
 
+def test_a_variable_that_wandb_itself_would_not_take_does_not_end_tracking(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    trial.environment["WANDB_TAGS"] = "night,,probe"
+    assert trial.train("run.max_steps=5") == [0]
+    (segment,) = trial.segments()
+    assert inspect(segment, "--summary")["tags"] == ["night", "probe"]
+    for variable, value, code, said in (
+        ("WANDB_PROJECT", "a/b", 2, "ConfigError: WANDB_PROJECT: "),
+        ("WANDB_INIT_TIMEOUT", "soon", 9, "TrackingError: wandb could not begin run "),
+    ):
+        trial.environment |= {"WANDB_API_KEY": KEY, variable: value}
+        done = trial.sync()
+        assert (done.returncode, "Traceback" in done.stderr) == (code, False)
+        assert said in done.stderr
+        del trial.environment[variable]
+
+
 def test_the_best_checkpoint_and_the_code_are_artifacts_when_asked_for(tmp_path: Path) -> None:
     trial = Trial(tmp_path)
     assert trial.train("tracking.wandb={log_checkpoints: true, save_code: true}", "run.max_steps=30") == [0]

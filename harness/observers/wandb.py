@@ -9,7 +9,7 @@ from typing import Any
 
 import harness
 from harness.checkpoint.directory import CheckpointDirectory
-from harness.config.tracking import Wandb, wandb_settings
+from harness.config.tracking import VARIABLES, Wandb, wandb_settings
 from harness.errors import EXIT_DONE, EXIT_INTERRUPTED, TrackingError
 from harness.observers.base import Link
 from harness.observers.rows import STEP, Row
@@ -43,14 +43,10 @@ class WandbTracker(Tracker):
 
         self._wandb = wandb
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # nothing goes anywhere but to the server that is named
+        for variable in VARIABLES.values():  # they are in the settings; wandb would refuse a value such as tags "a,,b"
+            os.environ.pop(variable, None)
         settings, folder = self._settings, _folder(self.run.directory)
         self._is_offline = offline = offline or settings.mode == "offline"
-        client = wandb.Settings(
-            console="off",
-            init_timeout=settings.start_timeout_seconds,
-            save_code=False,  # it would be the code of this process
-            **({"x_stats_pid": self.run.trainer_pid} if self.run.trainer_pid else {}),
-        )
         try:
             self._wandb_run = wandb.init(
                 id=self.run.id,
@@ -58,11 +54,15 @@ class WandbTracker(Tracker):
                 mode="offline" if offline else "online",
                 dir=folder.absolute(),
                 name=os.environ.get("WANDB_NAME") or self.run.config.run.name,
-                **settings.model_dump(include={"project", "entity", "group", "notes", "job_type"}),
-                tags=settings.tags,
-                settings=client,
+                **settings.model_dump(include={"project", "entity", "group", "notes", "job_type", "tags"}),
+                settings=wandb.Settings(
+                    console="off",
+                    init_timeout=settings.start_timeout_seconds,
+                    save_code=False,  # it would be the code of this process
+                    **({"x_stats_pid": self.run.trainer_pid} if self.run.trainer_pid else {}),
+                ),
             )
-        except wandb.Error as error:
+        except (wandb.Error, ValueError) as error:  # the latter where it cannot take one of its variables
             raise TrackingError(f"wandb could not begin run {self.run.id}: {error}") from error
         self._wandb_run.define_metric(STEP)
         self._wandb_run.define_metric("*", step_metric=STEP)
