@@ -4,7 +4,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,14 @@ def parse_line(text: bytes) -> Line | None:
     except (ValueError, RecursionError):
         return None
     return line if isinstance(line, dict) else None
+
+
+def has(line: Line, wanted: Mapping[str, Any]) -> bool:
+    """Return whether a line has every key of `wanted`, with a value of that type; integers of at most 64 bits."""
+    return all(
+        isinstance(value := line.get(key), kind) and not (isinstance(value, int) and abs(value) >= 2**63)
+        for key, kind in wanted.items()
+    )
 
 
 def _shown(text: bytes) -> str:

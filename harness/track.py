@@ -23,7 +23,7 @@ from typing import Any
 from harness.config import RunConfig
 from harness.config.tracking import Wandb, has_key, is_installed, wandb_settings
 from harness.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError, HarnessError, RunInUseError, TrackingError
-from harness.json_lines import parse_line
+from harness.json_lines import has, parse_line
 from harness.observers.base import Line
 from harness.observers.build import build_tracker
 from harness.observers.rows import Rows
@@ -47,14 +47,17 @@ ALERTS = {
     "ended: interrupted": ("interrupted", "saved after update {step:,}; the same command goes on from there"),
 }
 """Title and text for each event that people want to hear of at once."""
-IN_LEDGER = {"update": {"step", "applied"}, "evaluation": {"step", "metrics"}}
-IN_EVENTS = {
-    "gradients": {"step", "norms"},
-    "samples": {"step", "columns", "rows"},
-    "nonfinite": {"step", "parameter"},
-    "save failed": {"step", "reason"},
-    "failed": {"step", "code", "reason"},
-    "ended": {"step", "reason"},
+IN_LEDGER: dict[str, dict[str, Any]] = {
+    "update": {"step": int, "applied": bool},
+    "evaluation": {"step": int, "metrics": dict},
+}
+IN_EVENTS: dict[str, dict[str, Any]] = {
+    "gradients": {"step": int, "norms": dict},
+    "samples": {"step": int, "columns": list, "rows": list},
+    "nonfinite": {"step": int, "parameter": object},
+    "save failed": {"step": int, "reason": object},
+    "failed": {"step": int, "code": int, "reason": object},
+    "ended": {"step": int, "reason": str},
 }
 """What is read of each kind of line."""
 
@@ -243,11 +246,11 @@ class _Tail:
     """The whole lines of a file that grows, each once.
 
     Args:
-        wanted: what a line of each kind must have to be of use.
+        wanted: what a line of each kind must have to be of use, and of which type.
         on_broken: hears of each line that has not.
     """
 
-    def __init__(self, path: Path, wanted: Mapping[str, set[str]], on_broken: Callable[[str], object]) -> None:
+    def __init__(self, path: Path, wanted: Mapping[str, Mapping[str, Any]], on_broken: Callable[[str], object]) -> None:
         self._path, self._wanted, self._on_broken, self._read_bytes = path, wanted, on_broken, 0
 
     def lines(self) -> Iterator[tuple[int, Line]]:
@@ -261,7 +264,7 @@ class _Tail:
                     return
                 offset, self._read_bytes = self._read_bytes, self._read_bytes + len(text)
                 line = parse_line(text)
-                if line is not None and line.keys() >= {"event", *self._wanted.get(str(line.get("event")), ())}:
+                if line is not None and has(line, {"event": str, **self._wanted.get(str(line.get("event")), {})}):
                     yield offset, line
                 else:
                     self._on_broken(f"{self._path}: the line at byte {offset:,} is broken and left out")

@@ -326,6 +326,30 @@ def test_a_corrupt_line_in_the_middle_and_a_half_written_last_one_are_told_and_t
     assert page.count("<svg") == 12
 
 
+def test_lines_whose_values_are_of_other_types_are_told_and_count_as_no_update(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = read_run(run)
+    time = '"time": "2026-11-27T00:00:00+00:00"'
+    with (run / "ledger.jsonl").open("a") as ledger:
+        ledger.write('{"event": "evaluation", "step": 120, "metrics": null}\n{"event": [1], "step": 120}\n')
+        ledger.write(f'{{"event": "update", "step": 1{400 * "0"}}}\n')
+    with (run / "events.jsonl").open("a") as events:
+        events.write(f'{{"event": ["x"], {time}}}\n{{"event": "overflow", {time}}}\n')
+        events.write(f'{{"event": "gradients", "step": 119, "norms": {{"a.w": 1e300, "b.w": "x"}}, {time}}}\n')
+    page, said = drawn(capsys, run)
+    assert said.count("a line that lacks what its kind has") == 5
+    assert page.count("<svg") == 12
+    assert read_run(run).updates["step"].tolist() == before.updates["step"].tolist()
+
+
+def test_a_number_of_hundreds_of_digits_is_none(tmp_path: Path) -> None:
+    lines = updates(1, 10, seconds=0.5)
+    lines[4]["loss"] = 10**400
+    record = made(tmp_path / "a", events=[], ledger=lines)
+    assert np.isnan(record.updates["loss"]).tolist() == [step == 5 for step in range(1, 11)]
+
+
 def test_a_ledger_of_rubbish_is_told_in_a_few_lines(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "ledger.jsonl").write_text("rubbish\n" * 5000)
     page, said = drawn(capsys, run)

@@ -674,6 +674,29 @@ def test_a_broken_line_of_the_ledger_is_told_by_the_run_and_by_sync_and_hides_no
     assert server.runs[trial.run_id].steps == DUE
 
 
+def test_lines_whose_values_are_of_other_types_end_no_sync(tmp_path: Path, server: WandbServer) -> None:
+    trial = Trial(tmp_path, server=server)
+    trial.environment["WANDB_MODE"] = "offline"
+    assert trial.train() == [0]
+    ledger = trial.directory / "ledger.jsonl"
+    first, *rest = ledger.read_text().splitlines(keepends=True)
+    bad = [
+        '{"event": "update", "step": null, "applied": true}\n',
+        '{"event": "update", "step": "2", "applied": true}\n',
+        '{"event": "evaluation", "step": 1, "metrics": null}\n',
+        '{"event": ["update"], "step": 2}\n',
+    ]
+    kept = [
+        '{"event": "evaluation", "step": 1, "metrics": {"val/loss": "low"}}\n',
+        '{"event": "of a later version", "step": 2}\n',
+    ]
+    ledger.write_text("".join([first, *bad, *kept, *rest]))
+    done = trial.sync()
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+    assert done.stdout.count("is broken and left out") == len(bad)
+    assert server.runs[trial.run_id].steps == [1, *DUE]  # an evaluation makes a row
+
+
 def test_sync_says_what_it_lacks(tmp_path: Path) -> None:
     trial = Trial(tmp_path)
     done = trial.sync()

@@ -74,6 +74,8 @@ class Rows:
             if line["step"] == self._current.step:
                 self._evaluated(line)
             return
+        if line["event"] != "update":
+            return  # of a later version
         if not line["applied"]:  # the row of the last one stays open: at an epoch's end its evaluation may follow
             self._num_skipped += 1
             return
@@ -109,7 +111,7 @@ class Rows:
         step: int = line["step"]
         figures = {_name(key): value for key, value in line.items() if key not in NOT_DRAWN}
         norm, coefficient = line.get("grad_norm"), line.get("clip_coefficient")
-        if norm is not None and coefficient is not None:
+        if isinstance(norm, int | float) and isinstance(coefficient, int | float):
             self._num_clipped_since_row += coefficient < 1
             figures["train/grad_norm_clipped"] = norm * coefficient
         # Told once an interval, so that a row of another interval's step knows the last of them.
@@ -119,7 +121,7 @@ class Rows:
     def _evaluated(self, line: Line) -> None:
         metrics = line["metrics"]
         value = metrics.get(self._best.metric)
-        if value is not None:
+        if isinstance(value, int | float):
             self._best.observe(value, step=line["step"])
         if self._best.best is not None and self._best.best_step is not None:
             best = {f"best/{self._best.metric}": self._best.best, "best/step": self._best.best_step}

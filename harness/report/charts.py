@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from harness.report.accounting import wall_time
-from harness.report.read import Record
+from harness.report.read import Record, number
 from harness.report.shapes import Chart, ConfusionMatrix, HeatMap, LineChart, Mark, Series, ShareChart
 
 MAX_POINTS = 300
@@ -209,13 +211,13 @@ def _heat_maps(records: Sequence[Record]) -> Iterator[HeatMap]:
             yield HeatMap(f"gradients-{record.name}", title, steps, layers, values, "input at the top, output below")
 
 
-def _by_layer(norms: dict[str, float | None]) -> dict[str, float]:
+def _by_layer(norms: dict[str, Any]) -> dict[str, float]:
     """Return the 2-norm of each layer from those of its parameters, in the network's order."""
-    squares: dict[str, float] = {}
+    layers: dict[str, float] = {}
     for name, norm in norms.items():
         layer = name.rpartition(".")[0] or name
-        squares[layer] = squares.get(layer, 0.0) + (np.nan if norm is None else norm**2)
-    return {layer: float(np.sqrt(square)) for layer, square in squares.items()}
+        layers[layer] = math.hypot(layers.get(layer, 0.0), number(norm))
+    return layers
 
 
 def _times(records: Sequence[Record]) -> Iterator[ShareChart]:

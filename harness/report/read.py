@@ -20,7 +20,7 @@ from harness.config.changes import leaves
 from harness.config.io import load_config
 from harness.config.run import EarlyStopping
 from harness.errors import ConfigError
-from harness.json_lines import Line, whole_lines
+from harness.json_lines import Line, has, whole_lines
 from harness.run_directory import SCHEMA
 from harness.run_status import RunStatus, run_status
 from harness.stopping import Patience
@@ -32,9 +32,11 @@ COLUMNS = (
 )
 """What is read of an update; where a line has no such number it is NaN."""
 MAX_TOLD = 8
+_WANTED_OF_LINE: dict[str, dict[str, Any]] = {"evaluation": {"metrics": dict}}
 _WANTED_OF_EVENT: dict[str, dict[str, Any]] = {
     "started": {"step": int},
     "cut back": {"seconds": int | float},
+    "overflow": {"step": int},
     "gradients": {"step": int, "norms": dict},
     "samples": {"step": int, "columns": list, "rows": list},
 }
@@ -164,22 +166,25 @@ def _ledger(
 ) -> tuple[dict[str, np.ndarray], list[tuple[int, dict[str, float]]], dict[str, np.ndarray]]:
     columns = {name: array("d") for name in COLUMNS}
     evaluations, matrices = [], dict[str, np.ndarray]()
-    for line in _lines(path, ignored, lambda line: _has(line, {"event": str, "step": int})):
-        if isinstance(line.get("metrics"), dict):
+
+    def is_good(line: Line) -> bool:
+        return _is_whole(line, {"step": int}, _WANTED_OF_LINE)
+
+    for line in _lines(path, ignored, is_good):
+        if line["event"] == "evaluation":
             scores = line["metrics"]
-            numbers = {name: _number(value) for name, value in scores.items() if not isinstance(value, list)}
+            numbers = {name: number(value) for name, value in scores.items() if not isinstance(value, list)}
             evaluations.append((line["step"], numbers))
             matrices |= {name: matrix for name, value in scores.items() if (matrix := _matrix(value)) is not None}
-        else:
+        elif line["event"] == "update":
             for name, column in columns.items():
-                column.append(_number(line.get(name)))
+                column.append(number(line.get(name)))
     return {name: np.array(column) for name, column in columns.items()}, evaluations, matrices
 
 
 def _events(path: Path, ignored: list[str]) -> list[Line]:
     def is_good(line: Line) -> bool:
-        wanted = {"event": str, "time": str, **_WANTED_OF_EVENT.get(line.get("event", ""), {})}
-        return _has(line, wanted) and _is_time(line["time"])
+        return _is_whole(line, {"time": str}, _WANTED_OF_EVENT) and _is_time(line["time"])
 
     return list(_lines(path, ignored, is_good))
 
@@ -203,8 +208,8 @@ def _lines(path: Path, ignored: list[str], is_good: Callable[[Line], bool]) -> I
         ignored.append(f"{path.name}: {len(problems) - MAX_TOLD:,} more lines were left out")
 
 
-def _has(line: Line, wanted: dict[str, Any]) -> bool:
-    return all(isinstance(line.get(key), kind) for key, kind in wanted.items())
+def _is_whole(line: Line, of_all: dict[str, Any], of_kind: dict[str, dict[str, Any]]) -> bool:
+    return has(line, {"event": str, **of_all}) and has(line, of_kind.get(line["event"], {}))
 
 
 def _is_time(text: str) -> bool:
@@ -219,8 +224,12 @@ def _matrix(value: Any) -> np.ndarray | None:
     rows = value if isinstance(value, list) else []
     if not rows or not all(isinstance(row, list) and len(row) == len(rows) for row in rows):
         return None
-    return np.array([[_number(number) for number in row] for row in rows])
+    return np.array([[number(number) for number in row] for row in rows])
 
 
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
+def number(value: Any) -> float:
+    """Return a value of a file as a float, NaN where it is none."""
+    try:
+        return float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:  # an integer of hundreds of digits
+        return math.nan
