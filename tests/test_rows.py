@@ -205,10 +205,19 @@ def test_nobody_is_alerted_twice_and_rows_that_are_there_are_not_logged(run: Tra
     add(run.directory / "ledger.jsonl", *(update(step) for step in range(1, 8)))
     tracker = Memory(run)
     tracker.open(offline=True)
-    projection = Projection(tracker, last_step=4, events_from=of_this_launch, on_broken=pytest.fail)
+    told: list[int] = []
+    projection = Projection(
+        tracker,
+        last_step=4,
+        events_from=of_this_launch,
+        alerts_from=of_this_launch,
+        on_alert=told.append,
+        on_broken=pytest.fail,
+    )
     projection.advance()
     projection.end()
     assert (tracker.steps, tracker.alerts, tracker.exit_code) == ([6], ["failed"], 6)
+    assert events.read_bytes()[told[0] :].startswith(b'{"event": "failed"')
     assert tracker.facts == {"num_parameters": 7}  # "strategy" is a section of the configuration
 
 
