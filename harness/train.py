@@ -260,6 +260,7 @@ class Session:
             state=self.state,
             samples_seen=trainer.get("samples_seen", 0),
             command=self.command,
+            best=run.judge.score,
             report=self.directory.path / "report.html" if self.config.tracking.report else None,
             links=Observers(self.trackers).links,
         )

@@ -307,6 +307,22 @@ def test_a_finished_run_says_why_how_good_and_where(told: Tell) -> None:
     ]
 
 
+def test_a_run_that_is_past_its_budget_says_what_goes_beyond_it_and_which_earlier_evaluation_is_best(
+    tmp_path: Path,
+) -> None:
+    words = [f"run.output_root={tmp_path}", "evaluation.every_steps=4"]
+    config = tmp_path / "a.yaml"
+    config.write_text(CONFIG)
+    run_to_the_end(config, *words, "run.max_steps=9")
+    again = [sys.executable, "-m", "harness.train", str(config), *words, "run.max_steps=4"]
+    said = subprocess.run(again, check=True, capture_output=True, text=True, timeout=120).stdout
+    score = json.loads((tmp_path / "a/checkpoints/step-00000009/trainer.json").read_text())["judge"]["score"]
+    assert f"best val/loss {score['best']:.4f} at {score['best_step']}" in said
+    (longer,) = re.findall(r"^to train longer: .*$", said, flags=re.MULTILINE)
+    run_to_the_end(config, *words, *shlex.split(longer)[-1:])
+    assert json.loads((tmp_path / "a/exit.json").read_text())["step"] == 24
+
+
 def test_a_failed_run_says_with_what_code_and_how_to_go_on(told: Tell) -> None:
     run = told(is_terminal=False)
     run.console.on_event({"event": "failed", "step": 7, "code": 6, "reason": "NaN"})

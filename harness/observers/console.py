@@ -43,6 +43,7 @@ class Console(Observer):
         directory: of the run.
         state: of the run, which changes as it trains.
         samples_seen: before this launch.
+        best: the best evaluation before this launch, if there was one.
         command: what starts the run again.
         report: where its report will be, if one is drawn.
         links: where else the run can be looked at; asked at the start and again at the end.
@@ -56,6 +57,7 @@ class Console(Observer):
         state: TrainState,
         samples_seen: int,
         command: str,
+        best: Patience | None = None,
         report: Path | None = None,
         links: Callable[[], Sequence[Link]] = list,
         terminal: RichConsole | None = None,
@@ -65,7 +67,7 @@ class Console(Observer):
         self._directory, self._command, self._report, self._links = directory, command, report, links
         self._pace = Pace(agenda, state, samples_seen=samples_seen)
         self._shown_at = -SECONDS_BETWEEN_LINES
-        self._best = ""
+        self._best = _best(best) if best else ""
         self._saved = ""
         self._live: Live | None = None
         if self._out.is_terminal and not self._out.is_dumb_terminal:
@@ -88,7 +90,7 @@ class Console(Observer):
     def on_evaluation(self, line: Line, best: Patience) -> None:
         scores = "  ".join(_scores(line["metrics"]))
         is_best = best.best_step == line["step"]
-        self._best = f"best {best.metric} {best.best:.4f} at {best.best_step:,}" if best.best is not None else ""
+        self._best = _best(best)
         mark = "  best so far" if is_best else ""
         self._print(f"evaluation at update {line['step']:,}: {scores}{mark}", style="bold" if is_best else "")
 
@@ -132,32 +134,37 @@ class Console(Observer):
             best = self._best or "no best"
             text = f"done {where}, {_REASONS[result.reason]}: {scores or 'not evaluated'}; {best}"
             self._print(text, style="bold green")
-        self._print_panel(self._facts(None if result.reason == "interrupted" else result.reason))
+        self._print_panel(self._facts(None if result.reason == "interrupted" else result.reason, step=result.step))
 
     def close(self) -> None:
         if self._live:
             live, self._live = self._live, None
             self._safely(live.stop)
 
-    def _facts(self, reason: StopReason | None = None) -> list[Link]:
+    def _facts(self, reason: StopReason | None = None, *, step: int = 0) -> list[Link]:
         """Return where things are and what to type, for a panel.
 
         Args:
-            reason: why the run is over, if it is.
+            reason: why the run is over, if it is; after `step`.
         """
         facts = [("run directory", str(self._directory))]
         if self._report:
             draw = shlex.join(["harness", "report", str(self._directory)])
             facts.append(("report", str(self._report) if reason else f"{draw} (drawn at the end anyway)"))
         facts += self._links()
-        facts.append(("to resume", self._command) if reason is None else ("to train longer", self._longer(reason)))
+        facts.append(
+            ("to resume", self._command) if reason is None else ("to train longer", self._longer(reason, step))
+        )
         return facts
 
-    def _longer(self, reason: StopReason) -> str:
-        """Return what makes a run that is over go on: the same command with twice the budget, or without patience."""
-        run = self._pace.config.run
+    def _longer(self, reason: StopReason, step: int) -> str:
+        """Return what makes a run that is over go on: the same command with a budget of twice as much, or without
+        patience.
+        """
+        run, pace = self._pace.config.run, self._pace
+        factor = 2 * max(1, -(-step // pace.total))  # the run may be past a budget that was made smaller
         budget = {"run.max_epochs": run.max_epochs, "run.max_steps": run.max_steps}
-        changes = {key: str(2 * count) for key, count in budget.items() if count}
+        changes = {key: str(factor * count) for key, count in budget.items() if count}
         if reason == "early_stopping":
             changes = {"early_stopping": "null"}
         given = [word for word in shlex.split(self._command) if not word.partition("=")[0].startswith(tuple(changes))]
@@ -222,6 +229,10 @@ class Console(Observer):
         times = [f"ETA {pace.time_left}", f"evaluation in {pace.time_to_evaluation}"]
         words = [f"update {line['step']:,}/{pace.total:,}", *times, f"loss {line['loss']:.4f}", *self._gauges(line)]
         return "  ".join([*words, *filter(None, [self._best])])
+
+
+def _best(best: Patience) -> str:
+    return f"best {best.metric} {best.best:.4f} at {best.best_step:,}" if best.best is not None else ""
 
 
 def _scores(metrics: dict[str, Any]) -> list[str]:
