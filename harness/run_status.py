@@ -110,7 +110,9 @@ def _ending(directory: Path) -> tuple[str, int | None, str | None, int | None]:
     if not (directory / "exit.json").exists():
         return ("running" if is_alive(directory) else "killed"), None, None, None
     ending = _object(directory / "exit.json")
-    code, reason, step = int(ending["code"]), str(ending["reason"]), int(ending["step"])
+    code, reason, step = ending.get("code"), ending.get("reason"), ending.get("step")
+    if not (isinstance(code, int) and isinstance(reason, str) and isinstance(step, int)):
+        raise ValueError("exit.json is broken: it does not say code, reason and step")
     return {EXIT_DONE: "finished", EXIT_INTERRUPTED: "interrupted"}.get(code, "failed"), code, reason, step
 
 

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
@@ -47,6 +48,9 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return torchrun.EXIT_KILLED
+    except BrokenPipeError:  # of `harness runs | head`; what is still to be flushed goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 def train(arguments: list[str]) -> int:
@@ -188,7 +192,7 @@ def runs(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="for programs")
     given = parser.parse_args(arguments)
     found = statuses(given.root, sort=given.sort, is_reversed=given.reverse)
-    print(as_json(found) if given.json else as_table(found, root=given.root))
+    print(as_json(found) if given.json else as_table(found, root=given.root), flush=True)
     return 0
 
 

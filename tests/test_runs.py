@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -35,6 +36,22 @@ def run_in(folder: Path, **files: Any) -> Path:
     for name in ("ledger", "events"):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in files.get(name, [])))
     return folder
+
+
+def test_a_list_whose_reader_goes_away_ends_without_a_traceback(tmp_path: Path) -> None:
+    run_in(tmp_path / "a")
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "launch.cli", "runs", str(tmp_path)]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.parametrize("ending", [{"code": "x", "reason": "budget", "step": 1}, {"code": 0}])
+def test_an_ending_of_other_types_names_its_file(tmp_path: Path, ending: dict[str, Any]) -> None:
+    status = run_status(run_in(tmp_path / "a", exit=ending))
+    assert (status.state, status.reason) == ("unreadable", "exit.json is broken: it does not say code, reason and step")
 
 
 # ---------------------------------------------------------------- one run

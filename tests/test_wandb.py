@@ -303,6 +303,17 @@ def test_a_variable_that_wandb_itself_would_not_take_does_not_end_tracking(tmp_p
         del trial.environment[variable]
 
 
+def test_a_tracker_that_cannot_begin_is_left_alone_and_sync_is_advised_only_where_it_helps(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    trial.environment["WANDB_INIT_TIMEOUT"] = "soon"
+    assert trial.train("run.max_steps=5", "tracking.own=[os.path]") == [0]
+    told = {line["tracker"]: line["text"] for line in trial.events("notice") if "tracker" in line}
+    alone = "its process ended 4 times (exit code {}) and is left alone; the ledger has everything{}; "
+    sync = f", harness track sync {trial.directory} sends it"
+    assert told["wandb"].startswith(f"wandb: {alone.format(9, sync)}")
+    assert told["os.path"].startswith(f"os.path: {alone.format(2, '')}")  # it is no tracker; sync sends to wandb alone
+
+
 def test_the_best_checkpoint_and_the_code_are_artifacts_when_asked_for(tmp_path: Path) -> None:
     trial = Trial(tmp_path)
     assert trial.train("tracking.wandb={log_checkpoints: true, save_code: true}", "run.max_steps=30") == [0]

@@ -20,6 +20,7 @@ from typing import Any
 
 from harness.files import storage_errors
 from harness.observers.base import Line, Link, Observer
+from harness.observers.tracker import TO_SEND
 from harness.state import FitResult
 
 TRACK_MODULE = "harness.track"
@@ -52,6 +53,7 @@ class Sidecar(Observer):
         start_timeout_seconds: float | None = None,
     ) -> None:
         self._links, self._url = links, ""
+        self._sends = dict(links).get(TO_SEND, "")
         self._tracker, self._directory = tracker, directory
         self._start_timeout_seconds = start_timeout_seconds
         self._close_seconds = CLOSE_SECONDS if start_timeout_seconds is not None else OFFLINE_CLOSE_SECONDS
@@ -97,8 +99,8 @@ class Sidecar(Observer):
             self._kill()
             self._thread.join(5.0)
             self._tell(
-                f"{self._tracker}: not everything was taken in {self._close_seconds:.0f} s; harness track sync "
-                f"{self._directory} sends the rest"
+                f"{self._tracker}: not everything was taken in {self._close_seconds:.0f} s"
+                + (f"; {self._sends} sends the rest" if self._sends else "")
             )
         self._log.close()
 
@@ -124,7 +126,7 @@ class Sidecar(Observer):
             if not restarts_left:
                 self._tell(
                     f"{self._tracker}: its process ended {RESTARTS + 1} times (exit code {code}) and is left alone; "
-                    f"the ledger has everything, harness track sync {self._directory} sends it; {self._log.name} "
+                    f"the ledger has everything{f', {self._sends} sends it' if self._sends else ''}; {self._log.name} "
                     "says more"
                 )
                 return

@@ -16,6 +16,9 @@ from harness.config import RunConfig
 from harness.observers.base import Link
 from harness.observers.rows import Row
 
+TO_SEND = "to send it"
+"""What the link of a tracker is for that sends later what it could not."""
+
 
 @dataclass(frozen=True)
 class TrackedRun:

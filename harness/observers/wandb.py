@@ -13,7 +13,7 @@ from harness.config.tracking import VARIABLES, Wandb, wandb_settings
 from harness.errors import EXIT_DONE, EXIT_INTERRUPTED, TrackingError
 from harness.observers.base import Link
 from harness.observers.rows import STEP, Row
-from harness.observers.tracker import Opened, TrackedRun, Tracker
+from harness.observers.tracker import TO_SEND, Opened, TrackedRun, Tracker
 from harness.observers.wandb_progress import last_step_on_disk, what_is_missing
 
 
@@ -35,7 +35,7 @@ class WandbTracker(Tracker):
     def links(cls, directory: Path) -> list[Link]:
         return [
             ("to look at it", shlex.join(["wandb", "leet", str(_folder(directory) / "wandb")])),
-            ("to send it", shlex.join(["harness", "track", "sync", str(directory)])),
+            (TO_SEND, shlex.join(["harness", "track", "sync", str(directory)])),
         ]
 
     def open(self, *, offline: bool) -> Opened:
