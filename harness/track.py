@@ -27,7 +27,7 @@ from harness.json_lines import has, parse_line
 from harness.observers.base import Line
 from harness.observers.build import build_tracker
 from harness.observers.rows import Rows
-from harness.observers.tracker import TrackedRun, Tracker
+from harness.observers.tracker import Opened, TrackedRun, Tracker
 from harness.run_directory import read_identity, stored_config
 from harness.stopping import StopSignals
 
@@ -102,11 +102,11 @@ def follow(given: argparse.Namespace) -> None:
     tell({"text": opened.text, "url": opened.url})
     projection = Projection(
         tracker,
-        last_step=opened.last_step,
+        opened=opened,
         events_from=given.events_from,
         alerts_from=given.alerts_from,
         on_alert=lambda offset: tell({"alerts_from": offset + 1}),
-        on_broken=lambda text: tell({"text": text}),
+        on_problem=lambda text: tell({"text": text}),
     )
     if _is_told_to_follow():
         projection.advance()
@@ -153,28 +153,28 @@ class Projection:
     """Brings what a run's files say to a tracker.
 
     Args:
-        last_step: rows up to it are there already.
+        opened: what is there already.
         events_from: where this launch's lines of events.jsonl begin.
         alerts_from: of earlier ones nobody is alerted; None alerts nobody.
         on_alert: hears where the event begins of which people were just alerted.
-        on_broken: hears of each line that cannot be read; it is left out.
+        on_problem: hears of each line that is broken and left out, and of rows there that are of an earlier attempt.
     """
 
     def __init__(
         self,
         tracker: Tracker,
         *,
-        last_step: int,
+        opened: Opened,
         events_from: int = 0,
         alerts_from: int | None = None,
         on_alert: Callable[[int], object] = lambda _: None,
-        on_broken: Callable[[str], object],
+        on_problem: Callable[[str], object],
     ) -> None:
         self._tracker = tracker
         self._rows = Rows(tracker.run.config, every_steps=tracker.every_steps)
-        self._ledger = _Tail(tracker.run.directory / "ledger.jsonl", IN_LEDGER, on_broken)
-        self._events = _Tail(tracker.run.directory / "events.jsonl", IN_EVENTS, on_broken)
-        self._last_step, self._events_from = last_step, events_from
+        self._ledger = _Tail(tracker.run.directory / "ledger.jsonl", IN_LEDGER, on_problem)
+        self._events = _Tail(tracker.run.directory / "events.jsonl", IN_EVENTS, on_problem)
+        self._opened, self._events_from, self._on_problem = opened, events_from, on_problem
         self._alerts_from, self._on_alert = math.inf if alerts_from is None else alerts_from, on_alert
         self._exit_code: int | None = None
         self._step = 0
@@ -212,8 +212,19 @@ class Projection:
 
     def _log(self, rows: Iterator[Any]) -> None:
         for row in rows:
-            if row.step > self._last_step:
+            if row.step > self._opened.last_step:
                 self._tracker.log(row)
+            elif row.step == self._opened.last_step and self._opened.last_loss is not None:
+                self._compare(row.figures.get("train/loss"), self._opened.last_loss)
+
+    def _compare(self, loss: float | None, loss_there: float) -> None:
+        """Say so if an earlier attempt at the same steps, of which they were sent, had other results."""
+        if loss is not None and not math.isclose(loss, loss_there, rel_tol=1e-4):
+            self._on_problem(
+                f"{self._tracker.name}: step {self._opened.last_step:,} has loss {loss_there:.6g} there and {loss:.6g} "
+                "in the ledger: rows that were sent before a crash were made again with other results. "
+                f"harness track sync --fresh {self._tracker.run.directory} sends them all to a new run"
+            )
 
 
 class Silence:
@@ -318,12 +329,12 @@ def sync(directory: Path, *, is_fresh: bool) -> str:
         tracker = build_tracker("wandb", run)
         opened = tracker.open(offline=False)
         broken: list[str] = []
-        projection = Projection(tracker, last_step=opened.last_step, on_broken=broken.append)
+        projection = Projection(tracker, opened=opened, on_problem=broken.append)
         projection.advance()
         if missing := projection.end():
             raise TrackingError(missing)
     sent = f"{directory} is at {opened.url}, with every step of its ledger once"
-    return "\n".join([f"{sent}, but for broken lines:" if broken else sent, *broken])
+    return "\n".join([f"{sent}, but for:" if broken else sent, *broken])
 
 
 def _online(config: RunConfig) -> RunConfig:

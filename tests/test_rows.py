@@ -163,7 +163,7 @@ def test_a_ledger_that_grows_is_told_line_by_line_and_a_half_line_waits(run: Tra
     tracker = Memory(run)
     tracker.open(offline=True)
     ledger = run.directory / "ledger.jsonl"
-    projection = Projection(tracker, last_step=0, on_broken=pytest.fail)
+    projection = Projection(tracker, opened=Opened("", last_step=0), on_problem=pytest.fail)
     projection.advance()  # there is nothing yet
     add(ledger, update(1), update(2))
     whole = json.dumps(update(3))
@@ -185,7 +185,7 @@ def test_a_ledger_that_grows_is_told_line_by_line_and_a_half_line_waits(run: Tra
 def test_the_last_row_of_a_killed_run_waits_for_the_run_to_come_to_it_again(run: TrackedRun) -> None:
     tracker = Memory(run)
     tracker.open(offline=True)
-    projection = Projection(tracker, last_step=0, on_broken=pytest.fail)
+    projection = Projection(tracker, opened=Opened("", last_step=0), on_problem=pytest.fail)
     add(run.directory / "ledger.jsonl", *(update(step) for step in range(1, 5)))
     projection.advance()
     projection.end()
@@ -208,11 +208,11 @@ def test_nobody_is_alerted_twice_and_rows_that_are_there_are_not_logged(run: Tra
     told: list[int] = []
     projection = Projection(
         tracker,
-        last_step=4,
+        opened=Opened("", last_step=4),
         events_from=of_this_launch,
         alerts_from=of_this_launch,
         on_alert=told.append,
-        on_broken=pytest.fail,
+        on_problem=pytest.fail,
     )
     projection.advance()
     projection.end()
@@ -228,7 +228,7 @@ def test_a_broken_line_is_named_with_its_place_and_the_others_are_shown(run: Tra
     tracker = Memory(run)
     tracker.open(offline=True)
     told: list[str] = []
-    projection = Projection(tracker, last_step=0, on_broken=told.append)
+    projection = Projection(tracker, opened=Opened("", last_step=0), on_problem=told.append)
     projection.advance()
     projection.end()
     assert told == [f"{run.directory / 'ledger.jsonl'}: the line at byte {len(lines[0]) + 1} is broken and left out"]
@@ -339,7 +339,7 @@ def test_tensorboard_has_the_ledger_once_however_often_it_was_opened(run: Tracke
     add(run.directory / "events.jsonl", {"event": "ended", "reason": "budget", "step": 6})
     for _ in range(2):
         tracker = TensorBoardTracker(run)
-        projection = Projection(tracker, last_step=tracker.open(offline=False).last_step, on_broken=pytest.fail)
+        projection = Projection(tracker, opened=tracker.open(offline=False), on_problem=pytest.fail)
         projection.advance()
         projection.end()
     found = EventAccumulator(str(run.directory / "tensorboard"), size_guidance={"scalars": 0}).Reload()

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -681,8 +682,26 @@ def test_a_broken_line_of_the_ledger_is_told_by_the_run_and_by_sync_and_hides_no
     assert [line["text"] for line in trial.events("notice") if "is broken" in line["text"]] == [sentence]
     done = trial.sync()
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith(f", with every step of its ledger once, but for broken lines:\n{sentence}\n")
+    assert done.stdout.endswith(f", with every step of its ledger once, but for:\n{sentence}\n")
     assert server.runs[trial.run_id].steps == DUE
+
+
+def test_rows_that_were_made_again_with_other_results_are_told_by_the_run_and_by_sync(
+    tmp_path: Path, server: WandbServer
+) -> None:
+    trial = Trial(tmp_path, server=server)
+    steps = ("checkpoint.every_steps=20", "evaluation.every_steps=1000")
+    assert trial.train("run.max_steps=40", *steps) == [0]
+    shutil.rmtree(trial.directory / "checkpoints/step-00000040")  # as if it had crashed before that save
+    assert trial.train(*steps) == [0]  # the same bits again
+    told = "were made again with other results"
+    assert not [line for line in trial.events("notice") if told in line["text"]]
+    shutil.rmtree(trial.directory / "checkpoints/step-00000060")
+    assert trial.train(*steps, "optim.peak_lr=0.1") == [0]
+    assert len([line for line in trial.events("notice") if told in line["text"]]) == 1
+    done = trial.sync()
+    assert (done.returncode, done.stdout.count(told)) == (0, 1)
+    assert trial.sync("--fresh").stdout.count(told) == 0
 
 
 def test_lines_whose_values_are_of_other_types_end_no_sync(tmp_path: Path, server: WandbServer) -> None:

@@ -41,6 +41,8 @@ class Opened:
     url: str | None = None
     last_step: int = 0
     """The last step that is already there: rows up to it are not logged again."""
+    last_loss: float | None = None
+    """The loss that is there for it, if the place says so."""
 
 
 class Tracker(ABC):

@@ -14,7 +14,7 @@ from harness.errors import EXIT_DONE, EXIT_INTERRUPTED, TrackingError
 from harness.observers.base import Link
 from harness.observers.rows import STEP, Row
 from harness.observers.tracker import TO_SEND, Opened, TrackedRun, Tracker
-from harness.observers.wandb_progress import last_step_on_disk, what_is_missing
+from harness.observers.wandb_progress import last_step_on_disk, loss_at, what_is_missing
 
 
 class WandbTracker(Tracker):
@@ -73,7 +73,9 @@ class WandbTracker(Tracker):
             self._last_step = last_step_on_disk(folder, self.run.id)
             return Opened(f"wandb: offline, in {folder}", last_step=self._last_step)
         self._last_step = self._wandb_run.starting_step - 1
-        return Opened(f"wandb: {(url := self._wandb_run.url)}", url=url, last_step=self._last_step)
+        loss = loss_at(self._last_step, self._wandb_run.summary)
+        url = self._wandb_run.url
+        return Opened(f"wandb: {url}", url=url, last_step=self._last_step, last_loss=loss)
 
     def describe(self, facts: dict[str, Any]) -> None:
         self._wandb_run.config.update(facts, allow_val_change=True)
@@ -93,13 +95,7 @@ class WandbTracker(Tracker):
         if exit_code == EXIT_DONE and self._settings.log_checkpoints:
             self._log_best_checkpoint()
         self._wandb_run.finish(exit_code=exit_code)
-        return "" if self._is_offline else what_is_missing(self._last_step_at_server, of=self._last_step)
-
-    def _last_step_at_server(self) -> int:
-        try:
-            return int(self._wandb.Api(timeout=10).run(self._wandb_run.path).lastHistoryStep)
-        except (self._wandb.Error, ValueError, OSError) as error:
-            raise TrackingError(f"wandb does not say what it has: {error}") from error
+        return "" if self._is_offline else what_is_missing(self._wandb_run.path, of=self._last_step)
 
     def _log_best_checkpoint(self) -> None:
         checkpoints = CheckpointDirectory(self.run.directory / "checkpoints")

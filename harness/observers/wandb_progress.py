@@ -6,8 +6,9 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from harness.errors import TrackingError
 from harness.observers.rows import STEP
@@ -30,16 +31,36 @@ def last_step_on_disk(folder: Path, run_id: str) -> int:
     return 0
 
 
-def what_is_missing(ask: Callable[[], int], *, of: int) -> str:
-    """Return a sentence about rows that a server does not have after a while, or nothing if it has the last one.
+def loss_at(step: int, summary: Mapping[str, Any]) -> float | None:
+    """Return the loss of a step that a server has, if what it says of a run is of that step."""
+    loss = summary.get("train/loss")
+    return float(loss) if summary.get(STEP) == step and isinstance(loss, int | float) else None
+
+
+def last_step_at_server(path: str) -> int:
+    """Return the last step that wandb's server has of a run.
+
+    Raises:
+        TrackingError: it does not say.
+    """
+    import wandb
+
+    try:
+        return int(wandb.Api(timeout=10).run(path).lastHistoryStep)
+    except (wandb.Error, ValueError, OSError) as error:
+        raise TrackingError(f"wandb does not say what it has: {error}") from error
+
+
+def what_is_missing(path: str, *, of: int) -> str:
+    """Return a sentence about rows that the server does not have after a while, or nothing if it has the last one.
 
     Args:
-        ask: for the last step that the server has.
+        path: of the run at its server.
         of: the last step that was sent.
     """
     end = time.monotonic() + SECONDS_UNTIL_COUNTED
     try:
-        while (found := ask()) < of:
+        while (found := last_step_at_server(path)) < of:
             if time.monotonic() > end:
                 return f"wandb: its server has the rows up to step {max(0, found):,} of {of:,} only; {MORE}"
             time.sleep(0.5)
