@@ -30,7 +30,7 @@ from harness.report.accounting import wall_time
 from harness.report.charts import charts, thin
 from harness.report.page import differing
 from harness.report.read import Record, read_run
-from harness.report.shapes import ConfusionMatrix, HeatMap, LineChart, Series
+from harness.report.shapes import ConfusionMatrix, HeatMap, LineChart, Series, ShareChart
 from tests import browser
 from tests.conftest import run_to_the_end
 from tests.distributed.ranks import run_ranks
@@ -341,6 +341,30 @@ def test_lines_whose_values_are_of_other_types_are_told_and_count_as_no_update(
     assert said.count("a line that lacks what its kind has") == 5
     assert page.count("<svg") == 12
     assert read_run(run).updates["step"].tolist() == before.updates["step"].tolist()
+
+
+def test_runs_of_one_name_are_told_apart_by_their_directories(
+    real_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twins = [Path(shutil.copytree(real_runs / "restarted", tmp_path / name)) for name in ("here", "there")]
+    assert main([*map(str, twins), "--to", str(tmp_path / "both.html"), "--png", str(tmp_path / "png")]) == 0
+    page = (tmp_path / "both.html").read_text()
+    for twin in twins:
+        assert page.count(f"</span>{twin}</") >= 5  # in the heading, the table and the legends
+    (said,) = re.findall(r"^images: (\d+) in", capsys.readouterr().out, flags=re.MULTILINE)
+    assert len(list((tmp_path / "png").iterdir())) == int(said)
+    assert "run.name=restarted-again" in page
+
+
+def test_a_long_name_leaves_the_bars_of_the_wall_time_room() -> None:
+    widths = []
+    for name in ("a", 64 * "a"):
+        figure = Figure(figsize=(4.4, 2), layout="constrained")
+        axes = figure.add_subplot()
+        ShareChart("wall-time", "", [name, "b"], {"useful": [0.5, 0.5], "other": [0.5, 0.5]}).draw(axes)
+        figure.draw_without_rendering()
+        widths.append(axes.get_position().width)
+    assert widths[1] > 0.5 * widths[0]
 
 
 def test_a_number_of_hundreds_of_digits_is_none(tmp_path: Path) -> None:

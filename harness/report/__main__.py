@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from harness.errors import EXIT_DONE, ConfigError, HarnessError
@@ -39,6 +40,8 @@ def report(runs: Sequence[Path], *, to: Path, images: Path | None = None) -> Non
     if len(set(map(Path.resolve, runs))) < len(runs):
         raise ConfigError(f"{', '.join(map(str, runs))}: give each run once")
     records = [read_run(run) for run in runs]
+    names = [record.own_name for record in records]
+    records = [replace(record, has_twin=names.count(record.own_name) > 1) for record in records]
     for record in records:
         for text in record.ignored:
             print(f"{record.status.directory}: {text}", file=sys.stderr)

@@ -33,7 +33,7 @@ def charts(records: Sequence[Record]) -> Iterator[Chart]:
     for record in records:
         for name, counts in record.matrices.items():
             title = f"{name}, last" + (f": {record.name}" if len(records) > 1 else "")
-            yield ConfusionMatrix(f"{name.replace('/', '-')}-{record.name}", title, counts)
+            yield ConfusionMatrix(f"{name.replace('/', '-')}-{record.slug}", title, counts)
     yield from _column(records, "learning_rate", "Learning rate", from_zero=True)
     yield from _column(records, "grad_norm", "Gradient norm before clipping", is_log=True, note=_clipped(records))
     yield from _column(records, "clip_coefficient", "Clip coefficient", note="1: not clipped", from_zero=True)
@@ -208,7 +208,7 @@ def _heat_maps(records: Sequence[Record]) -> Iterator[HeatMap]:
         values = np.array([[norms[step].get(layer, np.nan) for step in steps] for layer in layers])
         if (values > 0).any():
             title = "Gradient norm of each layer" + (f": {record.name}" if len(records) > 1 else "")
-            yield HeatMap(f"gradients-{record.name}", title, steps, layers, values, "input at the top, output below")
+            yield HeatMap(f"gradients-{record.slug}", title, steps, layers, values, "input at the top, output below")
 
 
 def _by_layer(norms: dict[str, Any]) -> dict[str, float]:

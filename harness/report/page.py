@@ -185,7 +185,7 @@ def _commands(record: Record) -> Iterator[tuple[str, str]]:
         str(config),
         "--gpus",
         str(start.get("world_size", 1)),
-        f"run.name={record.name}-again",
+        f"run.name={record.own_name}-again",
     ]
     yield "to run it again, with the settings it had", shlex.join(words)
     yield "to see the whole of it again", shlex.join(["harness", "report", str(record.status.directory)])

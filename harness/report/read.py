@@ -62,11 +62,23 @@ class Record:
     """A sentence for each thing that could not be read."""
     matrices: dict[str, np.ndarray] = field(default_factory=dict)
     """The last of each score that is a (classes, classes) matrix."""
+    has_twin: bool = False
+    """Another run of the same report has this one's name."""
+
+    @property
+    def own_name(self) -> str:
+        """What its configuration calls it."""
+        return str(self.settings.get("run.name", self.status.directory.name))
 
     @property
     def name(self) -> str:
-        """What the run is called."""
-        return str(self.settings.get("run.name", self.status.directory.name))
+        """What a report calls it: its directory where the name does not tell it from the others."""
+        return str(self.status.directory) if self.has_twin else self.own_name
+
+    @property
+    def slug(self) -> str:
+        """Its name, fit for a part of a file's name."""
+        return self.name.strip("/").replace("/", "-")
 
     @property
     def starts(self) -> list[Line]:
@@ -224,7 +236,7 @@ def _matrix(value: Any) -> np.ndarray | None:
     rows = value if isinstance(value, list) else []
     if not rows or not all(isinstance(row, list) and len(row) == len(rows) for row in rows):
         return None
-    return np.array([[number(number) for number in row] for row in rows])
+    return np.array([[number(value) for value in row] for row in rows])
 
 
 def number(value: Any) -> float:

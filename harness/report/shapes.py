@@ -118,7 +118,7 @@ class HeatMap:
         axes.invert_yaxis()
         axes.grid(False)
         every = max(1, -(-len(self.rows) // 26))
-        shown_rows = [name if len(name) <= 18 else f"…{name[-17:]}" for name in self.rows[::every]]
+        shown_rows = [_short(name) for name in self.rows[::every]]
         axes.set_yticks(np.arange(0, len(self.rows), every) + 0.5, shown_rows)
         axes.tick_params(left=False)
         _over_updates(axes)
@@ -163,7 +163,7 @@ class ShareChart:
         for index, values in enumerate(self.parts.values()):
             axes.barh(np.arange(len(self.rows)), values, left=left, color=SERIES[self.COLORS[index]], height=0.7)
             left += np.asarray(values)
-        axes.set_yticks(np.arange(len(self.rows)), self.rows if len(self.rows) > 1 else [""])
+        axes.set_yticks(np.arange(len(self.rows)), list(map(_short, self.rows)) if len(self.rows) > 1 else [""])
         axes.set_xlim(0, 1)
         axes.invert_yaxis()
         axes.grid(False)
@@ -210,6 +210,11 @@ class ConfusionMatrix:
 
 
 Chart = LineChart | HeatMap | ShareChart | ConfusionMatrix
+
+
+def _short(name: str) -> str:
+    """Return the end of a name, which leaves the axes room."""
+    return name if len(name) <= 18 else f"…{name[-17:]}"
 
 
 def _over_updates(axes: Axes) -> None:
