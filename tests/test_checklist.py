@@ -275,6 +275,17 @@ def test_a_file_beside_a_table_that_is_no_note_tells_nothing(tmp_path: Path, con
     assert known_rows(RunConfig.model_validate({**CONFIG, "data": data})) is None
 
 
+def test_counts_of_classes_are_those_of_the_column_that_is_predicted(tmp_path: Path) -> None:
+    path, counts = tmp_path / "rows.parquet", {"no": 98, "yes": 3}
+    note = {"files": {"rows.parquet": {"rows": 101, "target": "paid", "classes": counts}}}
+    path.with_suffix(".json").write_text(json.dumps(note))
+    for target, known in (("paid", counts), ("student", {})):
+        data = {"source": "parquet", "path": str(path), "targets": [target], "global_batch": 8}
+        task = {"kind": "classification", "num_classes": 2}
+        config = RunConfig.model_validate({**CONFIG, "data": data, "task": task})
+        assert known_rows(config) == KnownRows(11, known)
+
+
 def test_a_sound_configuration_has_no_warning_and_says_what_was_looked_at() -> None:
     assert warnings_of() == []
     lines = checklist(RunConfig.model_validate(CONFIG), ranks=2)
