@@ -276,6 +276,21 @@ def test_texts_become_the_tokens_of_the_models_own_tokenizer(bert: Path, tmp_pat
     assert splits.notices == ()
 
 
+def test_short_texts_are_filled_up_with_the_models_own_padding(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", pad_token_id=12)
+    (tmp_path / "reviews.csv").write_text("review,score\n" + "the food was good,great\nbad,other\n" * 4)
+    splits = splits_of(tmp_path, model, validation_fraction=0.25)
+    assert {tuple(row) for row in splits.train.inputs.tolist()} == {(2, 11, 8, 13, 4, 3), (2, 5, 3, 12, 12, 12)}
+
+
+@pytest.mark.parametrize("key", ["text", "target"])
+def test_a_column_that_a_table_of_texts_does_not_have_is_told_by_the_key_that_names_it(
+    key: str, bert: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=rf"data\.{key}: there is no column 'scroe' \(nearest: 'score'\)"):
+        splits_of(tmp_path, bert, **{key: "scroe"})
+
+
 def test_a_text_that_is_too_long_keeps_its_last_special_token_and_is_counted(bert: Path, tmp_path: Path) -> None:
     (tmp_path / "reviews.csv").write_text("review,score\n" + "the food was good,great\nbad,other\n" * 4)
     splits = splits_of(tmp_path, bert, max_tokens=4, validation_fraction=0.25)
@@ -304,6 +319,7 @@ def test_a_row_without_a_text_is_named(bert: Path, tmp_path: Path, text: str) ->
         ({"data": {"source": "mnist_5k"}}, "data.source: a pretrained model wants tokens, not mnist_5k"),
         ({"model": {"head": "causal_lm"}}, "model.head: causal_lm does not fit task.kind classification"),
         ({"task": {"kind": "regression"}}, "task.kind: text_table has labels"),
+        ({"data": {"target": "review"}}, "data.target: 'review' is the column of the texts; name that of the labels"),
         ({"data": {"path": "reviews.txt"}}, "a file name that ends with .csv, .parquet, .json, .jsonl is wanted"),
     ],
 )
