@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +37,6 @@ from harness.stopping import StopSignals
 from harness.strategy.env import Placement, placement
 
 if TYPE_CHECKING:
-    from harness.config import RunConfig
     from harness.observers.base import Observers
     from harness.observers.sidecar import Sidecar
     from harness.run import Run
@@ -87,74 +85,53 @@ def train(path: str, overrides: Sequence[str], place: Placement, *, when_all_is_
     if place.under_torchrun:
         die_with_parent()
 
-    from harness.observers.build import start_trackers
-    from harness.strategy.base import peers_answer
-    from harness.strategy.build import join_ranks, leave_ranks
-
-    strategy = loaded.config.strategy
-    timeout_seconds, is_zero = strategy.collective_timeout_seconds, strategy.kind != "ddp"
     with ExitStack() as stack:
-        stack.enter_context(peers_answer())
-        ranks = join_ranks(place, timeout_seconds=timeout_seconds, alone_in_group=is_zero)
-        stack.callback(leave_ranks)
-        loaded = _as_swept(loaded, path, overrides, ranks)
-        directory = RunDirectory(loaded.config, new_id=chosen_run_id() if loaded.config.tracking.wandb else None)
-        session = Session(loaded.config, ranks, directory, signals, place.command(path, overrides))
-        with ranks.together("opening the run directory"):
-            if ranks.rank == 0:
-                stack.enter_context(session.directory)
-                session.notices = [*loaded.notices, *session.directory.describe()]
-                if loaded.config.tracking.report:
-                    when_all_is_said.callback(write_report, session.directory.path)
-                session.trackers = start_trackers(loaded.config.tracking, session.directory)
-                for tracker in session.trackers:
-                    stack.callback(tracker.close)
-        return session.run_to_the_end()
+        return Session(loaded, place, signals, path, overrides).run_to_the_end(stack, when_all_is_said)
 
 
-def _as_swept(loaded: LoadedConfig, path: str, overrides: Sequence[str], ranks: Ranks) -> LoadedConfig:
-    """Return the configuration that a sweep asks rank zero for, if wandb is on and an agent has started this run.
-
-    Collective.
-    """
-    if loaded.config.tracking.wandb is None:
-        return loaded
-    wanted = list(overrides)
-    with ranks.together("reading the sweep's values"):
-        if ranks.rank == 0:
-            wanted = swept(overrides, name=loaded.config.run.name)
-    wanted = ranks.broadcast(wanted)
-    if wanted == list(overrides):
-        return loaded
-    found = load_config(path, wanted, world_size=ranks.world_size)
-    if found.config.strategy != loaded.config.strategy:
-        raise ConfigError(
-            "strategy: the ranks have joined before the sweep was heard; start its runs with harness launch, which "
-            "hears of it first"
-        )
-    return found
-
-
-@dataclass
 class Session:
-    """One launch of a run, on one rank."""
+    """One launch of a run, on one rank.
 
-    config: RunConfig
+    Args:
+        path: of the configuration, which with `overrides` was `loaded`.
+    """
+
     ranks: Ranks
-    directory: RunDirectory
-    signals: StopSignals
-    command: str
-    notices: Sequence[str] = ()
-    trackers: Sequence[Sidecar] = ()
-    """On rank zero, the processes that show this run elsewhere; they start while the model is built."""
-    state: TrainState = field(default_factory=TrainState)
+    """From `_join` on."""
 
-    def run_to_the_end(self) -> int:
-        """Build, train, and write exit.json whatever happens. Collective."""
+    def __init__(
+        self, loaded: LoadedConfig, place: Placement, signals: StopSignals, path: str, overrides: Sequence[str]
+    ) -> None:
+        self.place, self.signals, self._path = place, signals, path
+        self.command = place.command(path, overrides)
+        self.state = TrainState()
+        self.trackers: Sequence[Sidecar] = ()  # on rank zero, the processes that show this run elsewhere
+        self._take(loaded, overrides)
+
+    def _take(self, loaded: LoadedConfig, overrides: Sequence[str]) -> None:
+        self.config, self.notices, self._overrides = loaded.config, list(loaded.notices), list(overrides)
+        chosen_id = chosen_run_id() if self.config.tracking.wandb else None
+        self.directory = RunDirectory(self.config, new_id=chosen_id)
+
+    def run_to_the_end(self, stack: ExitStack, when_all_is_said: ExitStack) -> int:
+        """Join the other ranks, build, train, and write exit.json whatever happens. Collective.
+
+        Args:
+            stack: is given what is to be undone after it.
+            when_all_is_said: see `train`.
+        """
+        problem: HarnessError | None = None
+        if self.place.rank == 0:  # before torch is imported and the ranks join: trackers open meanwhile
+            try:
+                self._open(stack, when_all_is_said)
+            except HarnessError as error:
+                problem = error  # all ranks hear of it when they have joined
+
         from harness.strategy.base import peers_answer
 
         try:
             with peers_answer():
+                self._join(stack, problem)
                 result = self._fit()
         except Exception as error:
             try:
@@ -164,8 +141,47 @@ class Session:
             raise
         return _exit_code(result)
 
+    def _open(self, stack: ExitStack, when_all_is_said: ExitStack) -> None:
+        """Hear what a sweep wants, take the run directory and start its trackers. On rank zero alone."""
+        from harness.observers.build import start_trackers
+
+        if self.config.tracking.wandb:
+            self._hear_sweep(swept(self._overrides, name=self.config.run.name))
+        stack.enter_context(self.directory)
+        self.notices += self.directory.describe()
+        if self.config.tracking.report:
+            when_all_is_said.callback(write_report, self.directory.path)
+        self.trackers = start_trackers(self.config.tracking, self.directory)
+        for tracker in self.trackers:
+            stack.callback(tracker.close)
+
+    def _join(self, stack: ExitStack, problem: HarnessError | None) -> None:
+        """Join the other ranks, which hear what rank zero has found. Collective."""
+        from harness.strategy.build import join_ranks, leave_ranks
+
+        strategy = self.config.strategy
+        timeout_seconds, is_zero = strategy.collective_timeout_seconds, strategy.kind != "ddp"
+        self.ranks = join_ranks(self.place, timeout_seconds=timeout_seconds, alone_in_group=is_zero)
+        stack.callback(leave_ranks)
+        with self.ranks.together("opening the run directory"):
+            if problem:
+                raise problem
+        self._hear_sweep(self.ranks.broadcast(self._overrides))
+
+    def _hear_sweep(self, overrides: Sequence[str]) -> None:
+        """Take the configuration of other overrides, if they are others."""
+        if overrides == self._overrides:
+            return
+        found = load_config(self._path, overrides, world_size=self.place.world_size)
+        if found.config.strategy != self.config.strategy:
+            raise ConfigError(
+                "strategy: the ranks join before all have heard of the sweep; start its runs with harness launch, "
+                "which hears of it first"
+            )
+        self._take(found, overrides)
+
     def _write_exit(self, code: int, reason: str) -> None:
-        if self.ranks.rank == 0:
+        if self.directory.run_id:  # of rank zero, which has taken the directory
             self.directory.write_exit(code=code, reason=reason, step=self.state.step)
 
     def _fit(self) -> FitResult:

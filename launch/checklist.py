@@ -27,7 +27,8 @@ def checklist(config: RunConfig, *, ranks: int | None, rows: KnownRows | None = 
         ranks: how many there will be, if that is known.
         rows: what is known of the data.
     """
-    lines = [*_init(config), *_depth(config), *_norm(config, ranks), *_dropout(config), *_output(config)]
+    lines = [*_init(config), *_depth(config), *_norm(config, ranks), *_dropout(config), *_unused(config)]
+    lines += _output(config)
     lines += [*_transformer(config), *_patience(config, rows), *_plateau(config, rows), *_average(config, rows)]
     return [*lines, *_imbalance(config, rows)]
 
@@ -67,10 +68,10 @@ def _depth(config: RunConfig) -> Iterator[str]:
         return
     layers = f"{num_layers(model)} layers"
     has_norm = all(norm != "none" for norm in (model.norms or (model.norm,)))
-    if model.activation in SATURATING and not model.residual:
+    if model.activation == "sigmoid" and not has_norm and not model.residual:  # each passes on a quarter at most
         yield (
-            f"WARNING: model.activation: gradients vanish in {layers} of {model.activation}; use relu with norm=batch, "
-            "or residual=true"
+            f"WARNING: model.activation: gradients vanish in {layers} of sigmoid; use relu with norm=batch, or "
+            "residual=true"
         )
     elif not has_norm and not model.residual:
         yield f"WARNING: model.norm: {layers} without norms or shortcuts; use batch, or residual=true"
@@ -124,6 +125,17 @@ def _dropout(config: RunConfig) -> Iterator[str]:
             "dropout: some stands before a later BatchNorm, whose statistics then differ between training and "
             "evaluation (Li et al. 2019, arXiv:1801.05134); dropping only after the last norm avoids it"
         )
+
+
+def _unused(config: RunConfig) -> Iterator[str]:
+    """Say of what a single value asks of all hidden layers that there is none."""
+    model: Any = config.model
+    if not isinstance(model, HiddenLayers) or model.hidden:
+        return
+    if isinstance(model, MlpModel) and model.norm in NORMS:
+        yield "WARNING: model.norm: there is no hidden layer to have it; list some in model.hidden, or use none"
+    if model.dropout:
+        yield "WARNING: model.dropout: there is no hidden layer to drop from; list some in model.hidden, or use 0"
 
 
 def _is_cnn(model: HiddenLayers) -> bool:

@@ -29,7 +29,8 @@ def known_rows(config: RunConfig) -> KnownRows | None:
     if isinstance(data, Mnist5kData):
         num_rows, classes = MNIST_5K_ROWS, {str(digit): MNIST_5K_ROWS // 10 for digit in range(10)}
     elif isinstance(data, TableData | TextTableData) and (noted := _noted(Path(data.path))):
-        num_rows, classes = noted
+        num_rows, target, classes = noted
+        classes = classes if [target] == _targets(data) else {}
     else:
         return None
     if not (isinstance(config.task, ClassificationTask) and config.task.num_classes == len(classes)):
@@ -39,13 +40,18 @@ def known_rows(config: RunConfig) -> KnownRows | None:
     return KnownRows(-(-num_training // data.global_batch), classes)
 
 
-def _noted(path: Path) -> tuple[int, dict[str, int]] | None:
-    """Return how many rows a prepared table has, in all and of each class; None where there is no such note."""
+def _targets(data: TableData | TextTableData) -> list[str]:
+    return list(data.targets) if isinstance(data, TableData) else [data.target]
+
+
+def _noted(path: Path) -> tuple[int, str | None, dict[str, int]] | None:
+    """Return how many rows a prepared table has, in all and of each class of which column; None without such a note."""
     note = path.with_suffix(".json")
     try:
         if note == path or note.stat().st_size > MAX_NOTE_BYTES:
             return None
         file = json.loads(note.read_bytes())["files"][path.name]
-        return int(file["rows"]), {str(name): int(count) for name, count in file.get("classes", {}).items()}
+        classes = {str(name): int(count) for name, count in file.get("classes", {}).items()}
+        return int(file["rows"]), file.get("target"), classes
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # some other file of that name

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from harness.config import RunConfig
@@ -140,7 +141,18 @@ def test_what_is_said_of_each_example(path: Path, tmp_path: Path, monkeypatch: p
             ],
         ),
         ({"hidden": [64] * 6, "residual": True}, ["init: kaiming for relu", "depth: 14 layers with shortcuts"]),
-        ({"hidden": [], "norm": "batch"}, []),
+        (
+            {"hidden": [], "norm": "batch"},
+            ["WARNING: model.norm: there is no hidden layer to have it; list some in model.hidden, or use none"],
+        ),
+        (
+            {"kind": "cnn", "channels": [4], "hidden": [], "norm": "layer", "dropout": 0.2},
+            [
+                "init: kaiming for relu",
+                "norm: LayerNorm stands before the activation",
+                "WARNING: model.dropout: there is no hidden layer to drop from; list some in model.hidden, or use 0",
+            ],
+        ),
     ],
 )
 def test_what_is_said_of_a_network_names_the_place_of_its_norms_and_dropout(
@@ -263,6 +275,17 @@ def test_a_file_beside_a_table_that_is_no_note_tells_nothing(tmp_path: Path, con
     assert known_rows(RunConfig.model_validate({**CONFIG, "data": data})) is None
 
 
+def test_counts_of_classes_are_those_of_the_column_that_is_predicted(tmp_path: Path) -> None:
+    path, counts = tmp_path / "rows.parquet", {"no": 98, "yes": 3}
+    note = {"files": {"rows.parquet": {"rows": 101, "target": "paid", "classes": counts}}}
+    path.with_suffix(".json").write_text(json.dumps(note))
+    for target, known in (("paid", counts), ("student", {})):
+        data = {"source": "parquet", "path": str(path), "targets": [target], "global_batch": 8}
+        task = {"kind": "classification", "num_classes": 2}
+        config = RunConfig.model_validate({**CONFIG, "data": data, "task": task})
+        assert known_rows(config) == KnownRows(11, known)
+
+
 def test_a_sound_configuration_has_no_warning_and_says_what_was_looked_at() -> None:
     assert warnings_of() == []
     lines = checklist(RunConfig.model_validate(CONFIG), ranks=2)
@@ -288,6 +311,11 @@ def test_a_sound_configuration_has_no_warning_and_says_what_was_looked_at() -> N
             {"model": {"hidden": [64] * 11}},
             "model.norm: 12 layers without norms or shortcuts",
             {"model": {"hidden": [64] * 11, "residual": True}},
+        ),
+        (
+            {"model": {"hidden": [64] * 11, "activation": "tanh"}},
+            "model.norm: 12 layers without norms or shortcuts",
+            {"model": {"hidden": [64] * 11, "activation": "tanh", "norm": "batch"}},
         ),
         ({"model": {"dropout": 0.7}}, "model.dropout: 0.7 drops more", {"model": {"dropout": 0.5}}),
         (
@@ -331,6 +359,32 @@ def test_a_mismatch_is_one_warning_and_its_remedy_none(
     (warning,) = warnings_of(**changes)
     assert warning.startswith(words)
     assert warnings_of(**remedy) == []
+
+
+def first_of_last_gradient(**model: Any) -> float:
+    """The gradient's norm of the first of twelve layers, by that of the last."""
+    torch.manual_seed(0)
+    config = MlpModel(kind="mlp", hidden=(64,) * 11, **model)
+    network = build_model(config, input_shape=(20,), num_outputs=5)
+    torch.nn.functional.cross_entropy(network(torch.randn(128, 20)), torch.arange(128) % 5).backward()
+    first, *_, last = [layer for layer in network if isinstance(layer, nn.Linear)]  # type: ignore[union-attr]
+    return float(first.weight.grad.norm() / last.weight.grad.norm())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("model", "vanishes"),
+    [
+        ({"activation": "sigmoid"}, True),
+        ({"activation": "sigmoid", "norm": "batch"}, False),
+        ({"activation": "tanh"}, False),
+        ({"activation": "tanh", "norm": "layer"}, False),
+    ],
+)
+def test_gradients_are_said_to_vanish_where_they_do(model: dict[str, Any], vanishes: bool) -> None:
+    ratio = first_of_last_gradient(**model)
+    assert ratio < 1e-5 if vanishes else ratio > 0.05
+    warnings = warnings_of(model={**model, "hidden": [64] * 11})
+    assert any("gradients vanish" in warning for warning in warnings) == vanishes
 
 
 def test_without_a_number_of_ranks_nothing_is_said_of_their_share() -> None:

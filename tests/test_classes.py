@@ -57,8 +57,17 @@ def test_images_have_their_notices_too(tmp_path: Path) -> None:
         for number in range(count):
             Image.new("L", (2, 2)).save(tmp_path / name / f"{number}.png")
     data = ImageFolderData(source="imagefolder", path=str(tmp_path), global_batch=2)
-    (notice,) = load(data, task(2), seed=0).notices
+    (notice,) = load(data, task(2, positive_class=1), seed=0).notices
     assert notice.startswith("no validation row is of class 'dog'")
+
+
+def test_which_of_two_named_classes_the_scores_are_of_is_told_where_nobody_chose_it() -> None:
+    rows = of([0, 1])
+    (notice,) = class_notices(rows, rows, task(2), ["bad", "good"])
+    assert notice.startswith("precision, recall, f1, auc and average_precision are of class 'good', the second by the")
+    assert notice.endswith("task.positive_class=0 makes them of 'bad'")
+    assert class_notices(rows, rows, task(2, positive_class=1), ["bad", "good"]) == []
+    assert class_notices(rows, rows, task(2), None) == []
 
 
 def config(metric: str, *, where: str = "early_stopping", **settings: Any) -> RunConfig:

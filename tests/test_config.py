@@ -238,7 +238,11 @@ def test_optimizers_that_want_whole_matrices_are_refused_under_zero(
     [
         ("class_weights: [1, 2]", "task.class_weights: 2 entries for 10 classes"),
         ("class_weights: [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]", "task.class_weights.9: 0 is not a finite number, above 0"),
-        ("class_weights: balance", "task.class_weights: 'balance' is not balanced (nearest: balanced)"),
+        (
+            "class_weights: balance",
+            "task.class_weights: 'balance' is not balanced, or a list, each a finite number, above 0 "
+            "(nearest: balanced)",
+        ),
         ("positive_class: 10", "task.positive_class: 10 is not one of 0 to 9"),
         ("label_smoothing: 1", "task.label_smoothing: 1 is not a finite number, at least 0, below 1"),
     ],

@@ -8,6 +8,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
+from harness.config.gpt import Experts, GptModel, forward_flops_per_token
 from harness.config.models import Model
 from harness.models.flops import training_flops_per_row
 from harness.models.registry import build_model
@@ -27,6 +28,15 @@ def test_a_gpt_has_the_operations_of_the_closed_form(form: dict[str, Any]) -> No
     multiplied = [p for name, p in model.named_parameters() if p.dim() == 2 and name not in looked_up]
     # Kaplan et al. 2020, arXiv:2001.08361: 6 a weight and token, and the products of queries, keys and values.
     wanted = 6 * sum(p.numel() for p in multiplied) * T + 12 * layers * width * T * T
+    assert training_flops_per_row(model, torch.zeros(1, T, dtype=torch.int32)) == wanted
+
+
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_experts_have_the_operations_of_the_closed_form_though_their_router_looks_at_its_numbers(top_k: int) -> None:
+    T, V = 16, 50
+    config = GptModel(kind="gpt", layers=3, width=32, heads=4, experts=Experts(count=4, top_k=top_k))
+    model = build_model(config, input_shape=(T,), num_outputs=V)
+    wanted = 3 * T * forward_flops_per_token(config, context=T, num_tokens=V)
     assert training_flops_per_row(model, torch.zeros(1, T, dtype=torch.int32)) == wanted
 
 

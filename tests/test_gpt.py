@@ -164,3 +164,27 @@ def test_dropout_is_for_training_only() -> None:
     network.eval()
     assert torch.equal(network(some_ids), network(some_ids))
     assert network.blocks[0].attention._dropout == 0.5
+
+
+@pytest.mark.parametrize("experts", [None, {"count": 3, "top_k": 2}])
+@pytest.mark.parametrize(
+    "place", ["dropout", "blocks.1.attention", "blocks.1.attention.dropout", "blocks.1.feed_forward.dropout"]
+)
+def test_dropout_is_of_the_embeddings_in_the_attention_and_at_the_end_of_each_branch(
+    place: str, experts: dict[str, int] | None
+) -> None:
+    network = a_gpt(a_config(dropout=0.5, experts=experts))
+
+    def keep_all_but(names: list[str]) -> None:
+        for name, module in network.named_modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.5 if name in names else 0.0
+            if isinstance(module, Attention):
+                module._dropout = 0.5 if name in names else 0.0
+
+    for half in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            keep_all_but([])
+            assert torch.equal(network(some_ids), network(some_ids))
+            keep_all_but([place])
+            assert not torch.equal(network(some_ids), network(some_ids))

@@ -18,6 +18,7 @@ from torch import nn
 
 from harness.config.models import Model
 from harness.errors import ConfigError
+from harness.models.layers import weight_std
 from harness.models.registry import batch_norms, build_model
 from tests.test_order import unhurried
 
@@ -227,6 +228,18 @@ def test_first_weights_have_the_standard_deviation_of_the_closed_form(init: str,
     assert not last.bias.any()
 
 
+@pytest.mark.parametrize("activation", GAINS)
+def test_a_shortcut_between_widths_carries_its_input_at_its_size(activation: str) -> None:
+    keys: dict[str, Any] = {"hidden": [FAN_IN, FAN_OUT], "activation": activation, "residual": True}
+    model = a_model("mlp", input_shape=(7,), **keys)
+    assert_normal(model[0].blocks[1].shortcut.weight, std=1 / math.sqrt(FAN_IN))
+
+
+def test_the_gain_before_leaky_relu_has_its_slope() -> None:
+    found = weight_std("kaiming", followed_by="leaky_relu", fan_in=FAN_IN, fan_out=FAN_OUT)
+    assert found == pytest.approx(nn.init.calculate_gain("leaky_relu", 0.01) / math.sqrt(FAN_IN), rel=1e-12)
+
+
 def test_first_weights_of_convolutions_count_the_places_under_the_kernel() -> None:
     model = a_model("cnn", input_shape=(3, 8, 8), channels=[256, 128], init="kaiming")
     assert_normal(model[0].weight, std=math.sqrt(2 / (3 * 9)))
@@ -319,6 +332,16 @@ def test_a_residual_cnn_has_the_parameters_of_its_formula(norm: str) -> None:
     outputs = 4 + (4 + 4) + (8 + 8 + 8)  # of all convolutions: a bias each, or a scale and a shift
     assert num_parameters(model) == stem + first + second + outputs * (1 if has_bias else 2) + (8 * 3 + 3)
     assert model.eval()(torch.randn(2, 3, 9, 9)).shape == (2, 3)
+
+
+def test_the_fully_connected_layers_of_a_residual_cnn_are_plain_ones_on_the_mean_of_the_image() -> None:
+    model = a_model("cnn", input_shape=(3, 9, 9), channels=[4], hidden=[5, 6], residual=True, dropout=0.25)
+    hidden = [nn.Linear, nn.ReLU, nn.Dropout]
+    *_, pool, flat = list(model.children())[:-7]
+    assert (type(pool), type(flat)) == (nn.AdaptiveAvgPool2d, nn.Flatten)
+    assert [type(layer) for layer in list(model.children())[-7:]] == [*hidden, *hidden, nn.Linear]
+    h = torch.randn(2, 4, 9, 9)
+    torch.testing.assert_close(flat(pool(h)), h.mean(dim=(2, 3)))
 
 
 def test_every_block_of_a_residual_cnn_but_the_first_halves_the_image() -> None:

@@ -217,19 +217,19 @@ def test_what_is_no_frame_is_refused(content: bytes) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "rows", "counts"),
+    ("name", "rows", "target", "counts"),
     [
-        ("default", 10_000, {"No": 9_667, "Yes": 333}),
-        ("fraud", 26_217, {"alive": 25_037, "dead": 1_180}),
-        ("krk", 28_056, {"fourteen": 4_553, "zero": 27}),
-        ("digits", 1_797, {"3": 183, "8": 174}),
+        ("default", 10_000, "default", {"No": 9_667, "Yes": 333}),
+        ("fraud", 26_217, "dead", {"alive": 25_037, "dead": 1_180}),
+        ("krk", 28_056, "moves", {"fourteen": 4_553, "zero": 27}),
+        ("digits", 1_797, "digit", {"3": 183, "8": 174}),
     ],
 )
 def test_each_example_has_the_rows_and_classes_that_are_published(
-    name: str, rows: int, counts: dict[str, int], prepared_data: Path
+    name: str, rows: int, target: str, counts: dict[str, int], prepared_data: Path
 ) -> None:
     prepare(name, prepared_data)
     (found,) = json.loads((prepared_data / f"{name}.json").read_bytes())["files"].values()
-    assert found["rows"] == rows
+    assert (found["rows"], found["target"]) == (rows, target)
     assert found["classes"].items() >= counts.items()
     assert sum(found["classes"].values()) == rows

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from harness.config.io import load_config
@@ -21,7 +22,7 @@ from harness.data.sources import load
 from harness.errors import ConfigError, DataError
 from harness.models.pretrained import build
 from harness.optim import parameter_groups
-from tests.tiny_models import NUM_TOKENS, config_values, write_model, write_reviews
+from tests.tiny_models import NUM_TOKENS, config_values, write_language_model, write_model, write_reviews
 
 DEPTHS = {"embeddings": 3, "layer.0": 2, "layer.1": 1, "pooler": 0, "classifier": 0}
 """Of a BERT of two blocks, counted down from the head."""
@@ -163,6 +164,23 @@ def test_lora_trains_its_additions_and_the_head_alone_and_begins_as_the_model_it
     torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.parametrize("is_in_the_files", [True, False])
+def test_lora_trains_the_head_of_a_language_model_only_where_its_files_have_none(
+    is_in_the_files: bool, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    path = write_language_model(tmp_path / "model", ["7 and 8"], family="llama", tie_word_embeddings=False)
+    weights = path / "model.safetensors"
+    tensors = load_file(weights)
+    num_tokens = len(tensors["lm_head.weight"])
+    if not is_in_the_files:
+        save_file({name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}, weights)
+    names = trained(a_model(path, num_outputs=num_tokens, head="causal_lm", lora={"rank": 2}))
+    trained_whole = set() if is_in_the_files else {"network.lm_head.weight"}
+    assert {name for name in names if ".lora_" not in name} == trained_whole
+    assert any(".lora_" in name for name in names)
+
+
 def test_frozen_layers_have_no_additions_that_train(bert: Path) -> None:
     pytest.importorskip("peft")
     model = a_model(bert, lora={"rank": 2}, frozen_layers=1)
@@ -213,12 +231,13 @@ def answered(folder: Path, directory: Path, /, **sections: dict[str, Any]) -> su
         (("model.safetensors", "tokenizer.json"), {"pickle": True}, {}, "only as a pickle (pytorch_model.bin)"),
         ((), {"auto_map": {"AutoModel": "evil.Model"}}, {}, "has auto_map, which is code of its own"),
         ((), {}, {"model": {"frozen_layers": 3}}, "model.frozen_layers: 3 is more than the 2 blocks"),
+        ((), {}, {"model": {"frozen_layers": 2, "lora": {}}}, "model.lora: model.frozen_layers keeps all 2 blocks"),
         ((), {}, {"data": {"max_tokens": 33}}, "data.max_tokens: 33 is more than the 32 positions"),
         (("tokenizer.json",), {}, {}, "has no tokenizer.json"),
         ((), {"pad_token_id": None}, {}, "has neither pad_token_id nor eos_token_id"),
         ((), {}, {"model": {"path": "sentence-transformers/all-MiniLM-L6-v2"}}, "there is no such directory"),
     ],
-    ids=["no weights", "pickle", "code", "frozen", "long", "tokenizer", "pad", "hub"],
+    ids=["no weights", "pickle", "code", "frozen", "no lora", "long", "tokenizer", "pad", "hub"],
 )
 def test_a_directory_that_cannot_be_used_is_answered_before_torch_is_imported(
     bert: Path, tmp_path: Path, *, drop: tuple[str, ...], config: Any, sections: Any, words: str
@@ -273,14 +292,30 @@ def test_texts_become_the_tokens_of_the_models_own_tokenizer(bert: Path, tmp_pat
     assert splits.preprocessing["classes"] == ["great", "other"]
     for row, label in zip(splits.train.inputs.tolist(), splits.train.targets.tolist(), strict=True):
         assert label == int(row[1] == 5)
-    assert splits.notices == ()
+    (notice,) = splits.notices
+    assert "are of class 'other'" in notice
+
+
+def test_short_texts_are_filled_up_with_the_models_own_padding(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", pad_token_id=12)
+    (tmp_path / "reviews.csv").write_text("review,score\n" + "the food was good,great\nbad,other\n" * 4)
+    splits = splits_of(tmp_path, model, validation_fraction=0.25)
+    assert {tuple(row) for row in splits.train.inputs.tolist()} == {(2, 11, 8, 13, 4, 3), (2, 5, 3, 12, 12, 12)}
+
+
+@pytest.mark.parametrize("key", ["text", "target"])
+def test_a_column_that_a_table_of_texts_does_not_have_is_told_by_the_key_that_names_it(
+    key: str, bert: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=rf"data\.{key}: there is no column 'scroe' \(nearest: 'score'\)"):
+        splits_of(tmp_path, bert, **{key: "scroe"})
 
 
 def test_a_text_that_is_too_long_keeps_its_last_special_token_and_is_counted(bert: Path, tmp_path: Path) -> None:
     (tmp_path / "reviews.csv").write_text("review,score\n" + "the food was good,great\nbad,other\n" * 4)
     splits = splits_of(tmp_path, bert, max_tokens=4, validation_fraction=0.25)
     assert {tuple(row) for row in splits.train.inputs.tolist()} == {(2, 11, 8, 3), (2, 5, 3, 0)}
-    assert splits.notices == ("4 of 8 texts have more than 4 tokens; what is beyond is cut off (data.max_tokens)",)
+    assert "4 of 8 texts have more than 4 tokens; what is beyond is cut off (data.max_tokens)" in splits.notices
 
 
 def test_validation_rows_of_their_own_have_the_classes_of_the_training_rows(bert: Path, tmp_path: Path) -> None:
@@ -304,6 +339,7 @@ def test_a_row_without_a_text_is_named(bert: Path, tmp_path: Path, text: str) ->
         ({"data": {"source": "mnist_5k"}}, "data.source: a pretrained model wants tokens, not mnist_5k"),
         ({"model": {"head": "causal_lm"}}, "model.head: causal_lm does not fit task.kind classification"),
         ({"task": {"kind": "regression"}}, "task.kind: text_table has labels"),
+        ({"data": {"target": "review"}}, "data.target: 'review' is the column of the texts; name that of the labels"),
         ({"data": {"path": "reviews.txt"}}, "a file name that ends with .csv, .parquet, .json, .jsonl is wanted"),
     ],
 )

@@ -11,7 +11,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,12 @@ from harness.observers.ledger import Ledger
 from harness.rank_log import redirect_output
 from harness.report.__main__ import main as report
 from harness.run_directory import RunDirectory
+from harness.stopping import StopSignals
 from harness.strategy.env import Placement
 from harness.track import tracked_run
+from harness.train import Session, main
 from launch import cli
+from tests.distributed.ranks import run_ranks
 
 
 def a_config(root: Path, **sections: dict[str, Any]) -> RunConfig:
@@ -128,6 +131,20 @@ def test_a_second_training_of_a_run_ends_with_exit_code_8_and_touches_nothing(tm
         assert content_of(directory.path) == before
 
 
+@pytest.mark.slow
+def test_what_rank_zero_finds_before_the_ranks_join_ends_them_all_alike(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = a_config(tmp_path)
+    (tmp_path / "r.yaml").write_text(dump_config(config))
+    with RunDirectory(config) as directory:
+        directory.describe()
+        before = content_of(directory.path)
+        assert run_ranks(2, main, [str(tmp_path / "r.yaml")], deadline_seconds=60) == [8, 8]
+        assert content_of(directory.path) == before
+    assert capfd.readouterr().err.count("RunInUseError: ") == 1
+
+
 # ---------------------------------------------------------------- directories that cannot be written
 
 
@@ -161,8 +178,7 @@ def list_of(path: Path) -> list[str]:
     return os.listdir(path) if path.is_dir() else []
 
 
-@pytest.fixture
-def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def fill_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     def fsync(descriptor: int) -> None:
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -170,35 +186,37 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", fsync)
 
 
-@pytest.mark.usefixtures("full_disk")
-def test_a_disk_that_is_full_when_the_run_is_described_is_a_storage_error(tmp_path: Path) -> None:
+def test_a_disk_that_is_full_when_the_run_is_described_is_a_storage_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_disk(monkeypatch)
     with pytest.raises(StorageError, match="No space left on device"):
         described(a_config(tmp_path))
 
 
-@pytest.mark.usefixtures("full_disk")
-def test_a_disk_that_is_full_when_the_exit_is_written_is_a_storage_error(tmp_path: Path) -> None:
+def test_a_disk_that_is_full_when_the_exit_is_written_is_a_storage_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_disk(monkeypatch)
     with RunDirectory(a_config(tmp_path)) as directory, pytest.raises(StorageError, match="No space left on device"):
         directory.write_exit(code=0, reason="budget", step=1)
 
 
-@pytest.mark.usefixtures("full_disk")
 def test_an_exit_that_cannot_be_written_does_not_hide_why_the_run_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import torch
-
-    from harness.stopping import StopSignals
-    from harness.strategy.base import Ranks
-    from harness.train import Session
-
     def fit(self: Session) -> None:
+        fill_disk(monkeypatch)
         raise NonFiniteError("loss is nan")
 
     monkeypatch.setattr(Session, "_fit", fit)
-    config, ranks = a_config(tmp_path), Ranks(rank=0, world_size=1, device=torch.device("cpu"))
-    with RunDirectory(config) as directory, pytest.raises(NonFiniteError, match="loss is nan"):
-        Session(config, ranks, directory, StopSignals(), "again").run_to_the_end()
+    path = tmp_path / "r.yaml"
+    path.write_text(dump_config(a_config(tmp_path)))
+    session = Session(load_config(path), Placement(), StopSignals(), str(path), [])
+    with ExitStack() as stack, pytest.raises(NonFiniteError, match="loss is nan"):
+        session.run_to_the_end(stack, stack)
+    assert "No space left on device" in capsys.readouterr().err
+    assert not (tmp_path / "r/exit.json").exists()
 
 
 # ---------------------------------------------------------------- what a run is

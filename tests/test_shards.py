@@ -120,6 +120,29 @@ def test_files_of_another_file_system_are_read_by_their_url(tmp_path: Path, data
     memory.rm("/shards", recursive=True)
 
 
+def test_no_file_is_kept_in_memory_that_the_next_rows_are_not_of(data: ShardedTableData) -> None:
+    columns = load(data, TASK, seed=0).train
+    assert isinstance(columns, ShardedColumns)
+    for first, held in ((0, {0}), (7, {1, 2}), (25, {4})):  # the files have 7, 1, 12, 5 and 20 rows
+        columns.take(np.arange(first, first + 5))
+        assert set(columns._shards) == held
+
+
+def test_numbers_come_as_they_stand_in_a_file_and_one_too_large_for_the_precision_of_the_run_is_refused(
+    tmp_path: Path, data: ShardedTableData
+) -> None:
+    table = pyarrow.table({"x": [1e39, 0.1], "n": [0, 1], "y": ["no", "yes"]})
+    pyarrow.parquet.write_table(table, tmp_path / "rows/0.parquet")
+    splits = load(data.model_copy(update={"path": str(tmp_path / "rows/0.parquet")}), TASK, seed=0)
+    for dtype in (torch.float64, torch.float32):
+        batches = TrainingBatches(splits.train, plan_of(splits), rank=0, device=CPU, dtype=dtype)
+        if dtype == torch.float64:
+            assert sorted(batches.at(0)[0].inputs[:, 0].tolist()) == [0.1, 1e39]
+        else:
+            with pytest.raises(DataError, match=r"1 numbers are too large for torch\.float32, the first 1e\+39"):
+                batches.at(0)
+
+
 def test_the_digest_follows_the_files(tmp_path: Path, data: ShardedTableData) -> None:
     digests = [load(data, TASK, seed=0).train.digest() for _ in range(2)]
     pyarrow.parquet.write_table(rows(1000, 12), tmp_path / "rows/2.parquet")

@@ -329,6 +329,14 @@ def test_a_column_that_does_not_exist_is_told_with_the_nearest(tmp_path: Path) -
         load(table(path, features=("age", "heigth")), classes(2), seed=0)
 
 
+@pytest.mark.parametrize("missing", ["height", "y"])
+def test_a_validation_file_that_lacks_a_column_of_the_training_file_is_told_so(tmp_path: Path, missing: str) -> None:
+    path = csv(tmp_path, "age,height,y\n1,2,0\n1,2,1\n")
+    (tmp_path / "other.csv").write_text("age,height,y\n1,2,0\n".replace(missing, "x"))
+    with pytest.raises(DataError, match=rf"other\.csv: has no column '{missing}', but .*{path.name}, whose rows train"):
+        load(table(path, validation_path=str(tmp_path / "other.csv")), classes(2), seed=0)
+
+
 @pytest.mark.parametrize("features", [("a", "y"), ("a", "a")])
 def test_a_column_named_twice_is_refused(tmp_path: Path, features: tuple[str, ...]) -> None:
     path = csv(tmp_path, "a,y\n1,0\n1,1\n")

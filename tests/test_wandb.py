@@ -381,6 +381,29 @@ def test_eight_ranks_have_one_wandb_process_and_one_run(tmp_path: Path) -> None:
     assert trial.steps() == DUE
 
 
+def test_the_tracker_is_open_before_the_first_collective(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    port, arguments = free_port(), (trial.environment, str(trial.config))
+    first = start_rank(0, 2, port, train_with, arguments)
+    wait_until(trial.segments)  # the other rank is not there yet
+    second = start_rank(1, 2, port, train_with, arguments)
+    assert collect([first, second], deadline_seconds=120) == [(0, False)] * 2
+    assert trial.steps() == DUE
+    assert len(trial.segments()) == 1
+
+
+def test_a_run_whose_ranks_do_not_all_come_has_failed_and_its_tracker_ends_with_it(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    arguments = (trial.environment, str(trial.config), "strategy.collective_timeout_seconds=5")
+    assert collect([start_rank(0, 2, free_port(), train_with, arguments)], deadline_seconds=60) == [(7, False)]
+    ended = json.loads((trial.directory / "exit.json").read_bytes())
+    assert (ended["code"], ended["step"]) == (7, 0)
+    assert "another rank died or did not answer in time" in ended["reason"]
+    assert not trial.processes("harness.track")
+    assert trial.train(world_size=2) == [0, 0]  # the same directory and the same run of wandb
+    assert trial.steps() == DUE
+
+
 @pytest.mark.parametrize("also_tracker", [False, True])
 def test_a_killed_run_that_goes_on_has_every_step_once(tmp_path: Path, also_tracker: bool) -> None:
     trial = Trial(tmp_path, pause_seconds=0.01)

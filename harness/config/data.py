@@ -116,6 +116,12 @@ class TextTableData(DataSection):
     max_tokens: PositiveInt = 128
     """What a text has beyond is cut off, and counted in a notice."""
 
+    @model_validator(mode="after")
+    def _target_is_not_the_text(self) -> TextTableData:
+        if self.target == self.text:
+            raise WrongKey("target", f"{self.target!r} is the column of the texts; name that of the labels")
+        return self
+
 
 class ImageFolderData(ImageSection):
     """A local folder of images of one size, one sub-folder a class, labelled in alphabetical order."""

@@ -120,7 +120,10 @@ class CnnModel(HiddenLayers):
 
 
 class Lora(Section):
-    """Train a low-rank addition to some matrices in place of the matrices (arXiv:2106.09685); needs `peft`."""
+    """Train a low-rank addition to some matrices in place of the matrices (arXiv:2106.09685); needs `peft`.
+
+    The head of a classifier trains whole, that of a language model only where its files have none.
+    """
 
     rank: PositiveInt = 8
     alpha: PositiveFloat = 16.0

@@ -125,6 +125,11 @@ def _model_problems(model: PretrainedModel) -> list[str]:
             f"model.frozen_layers: {model.frozen_layers} is more than the {num_blocks} blocks of {directory}; use "
             f"{num_blocks} or less"
         )
+    if model.lora is not None and model.lora.target_modules is None and model.frozen_layers == num_blocks:
+        problems.append(
+            f"model.lora: model.frozen_layers keeps all {num_blocks} blocks of {directory} as they are, so none of its "
+            "additions would train; use less, or model.lora=null"
+        )
     return problems
 
 

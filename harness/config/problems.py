@@ -88,7 +88,10 @@ def _locate(loc: Sequence[str | int], schema: Schema) -> tuple[str, list[str], S
             schema = section["discriminator"]["mapping"][step]
             continue
         if "oneOf" in section:  # fields.ValueOrList
-            schema = section["oneOf"][("value", "list").index(str(step))]
+            value, several = section["oneOf"]
+            schema = value if step == "value" else several
+            if step == "value" and several.get("items") != value:  # a list is not of such values
+                schema = {"anyOf": [value, several], "enum": resolved(value).get("enum", [])}
             continue
         parts.append(step)
         keys = {**section.get("properties", {}), **dict(enumerate(section.get("prefixItems", [])))}

@@ -21,7 +21,7 @@ NAMED = 5  # classes in a sentence
 def class_notices(
     train: Columns | ShardedColumns, validation: Columns, task: ClassificationTask, names: Sequence[Any] | None
 ) -> list[str]:
-    """Return a sentence for the classes without a training row, and one for those without a validation row.
+    """Return sentences for the classes without a training row or a validation row, and for a scored class nobody chose.
 
     Args:
         train: the labels of shards are not looked at.
@@ -30,6 +30,11 @@ def class_notices(
         DataError: all rows are of one class.
     """
     notices = []
+    if names is not None and task.positive_class is None and task.scored_class is not None:
+        notices.append(
+            f"precision, recall, f1, auc and average_precision are of class {_named([task.scored_class], names)}, the "
+            f"second by the alphabet; task.positive_class=0 makes them of {_named([0], names)}"
+        )
     of_validation = _counts(validation.targets, task)
     if isinstance(train, Columns):
         of_training = _counts(train.targets, task)

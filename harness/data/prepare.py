@@ -238,7 +238,7 @@ def _write_tables(preparation: Preparation, members: Mapping[str, bytes], root: 
     for file, table in zip(files, tables.values(), strict=True):
         files[file] |= {"rows": table.num_rows, "columns": table.num_columns}
         if preparation.target is not None:
-            files[file]["classes"] = _counts(table[preparation.target])
+            files[file] |= {"target": preparation.target, "classes": _counts(table[preparation.target])}
     return files
 
 

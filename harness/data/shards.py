@@ -87,7 +87,7 @@ class ShardedColumns:
             table = Table(Path(name), content.read([name for name in columns if name in content.schema_arrow.names]))
         check_names(table, self._features, self._targets, ())
         targets, _ = table_targets(table, self._targets, self._task, self._classes)
-        return Columns(torch.from_numpy(matrix(table, self._features)).float(), targets)
+        return Columns(torch.from_numpy(matrix(table, self._features)), targets)
 
     def _opened(self, name: str) -> Any:
         try:

@@ -34,6 +34,7 @@ from harness.data.shards import ShardedColumns
 from harness.data.tabular import (
     Table,
     check_names,
+    check_same_columns,
     feature_names,
     file_digest,
     load_table,
@@ -209,7 +210,7 @@ def _read_table(data: TableData, task: Task, *, seed: int) -> _ReadTable:
         train, validation = _Part(table, targets, rows), _Part(table, targets, other_rows)
     else:
         other = _rows_of_table(data, data.validation_path)
-        check_names(other, names, data.targets, data.categorical)
+        check_same_columns(other, [*names, *data.targets], as_in=table)
         other_targets, _ = table_targets(other, data.targets, task, classes)
         train = _Part(table, targets, np.arange(len(targets)))
         validation = _Part(other, other_targets, np.arange(len(other_targets)))

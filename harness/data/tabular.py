@@ -8,7 +8,7 @@ import glob
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,17 +143,41 @@ def check_names(table: Table, features: Sequence[str], targets: Sequence[str], c
     Raises:
         DataError: such a name.
     """
-    columns = table.arrow.column_names
-    for key, names in (("features", features), ("targets", targets), ("categorical", categorical)):
-        for name in names:
-            if name not in columns:
-                nearest = difflib.get_close_matches(name, columns, n=1, cutoff=0.0)[0]
-                raise DataError(f"{table.path}: data.{key}: there is no column {name!r} (nearest: {nearest!r})")
+    check_columns(table, {"features": features, "targets": targets, "categorical": categorical})
     if not features:
         raise DataError(f"{table.path}: no column is left for the model to see. Name some in data.features.")
     name, count = Counter([*features, *targets]).most_common(1)[0]
     if count > 1:
         raise DataError(f"column {name!r} is named {count} times in data.features and data.targets; name it once")
+
+
+def check_columns(table: Table, named: Mapping[str, Sequence[str]]) -> None:
+    """Refuse names of columns that the table does not have.
+
+    Args:
+        named: names by their key in the data section.
+    Raises:
+        DataError: such a name.
+    """
+    columns = table.arrow.column_names
+    for key, name in ((key, name) for key, names in named.items() for name in names):
+        if name not in columns:
+            nearest = difflib.get_close_matches(name, columns, n=1, cutoff=0.0)[0]
+            raise DataError(f"{table.path}: data.{key}: there is no column {name!r} (nearest: {nearest!r})")
+
+
+def check_same_columns(table: Table, names: Sequence[str], *, as_in: Table) -> None:
+    """Refuse a table that lacks a column of another.
+
+    Raises:
+        DataError: it does.
+    """
+    for name in names:
+        if name not in table.arrow.column_names:
+            raise DataError(
+                f"{table.path}: has no column {name!r}, but {as_in.path}, whose rows train, has; the rows that "
+                "validate have the columns of those that train"
+            )
 
 
 def _labels(table: Table, name: str, num_classes: int) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harness.config.data import TABLE_SUFFIXES, TextTableData
 from harness.config.pretrained import TOKENIZER, pad_token_id
-from harness.data.tabular import ROWS, Table, check_names, load_table
+from harness.data.tabular import ROWS, Table, check_columns, load_table
 from harness.errors import DataError
 
 
@@ -22,7 +22,7 @@ def read_texts(path: str, data: TextTableData) -> tuple[Table, list[str]]:
         DataError: the file cannot be read, a column does not exist, or a row has no text.
     """
     table = load_table(TABLE_SUFFIXES[PurePath(path).suffix], Path(path))
-    check_names(table, [data.text], [data.target], [])
+    check_columns(table, {"text": [data.text], "target": [data.target]})
     texts = table.arrow.column(data.text).to_pylist()
     for row, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():

@@ -59,13 +59,15 @@ def build(config: PretrainedModel, *, num_outputs: int) -> nn.Module:
     """
     transformers = _import_transformers()
     architecture = _architecture(transformers, config, num_outputs=num_outputs)
-    network = _load(transformers, config, architecture)
+    network, drawn = _load(transformers, config, architecture)
     if config.lora is not None:
         network = _with_lora(network, config.lora, path=config.path)
     depths = dict(_depths(network, config))
     if config.lora is not None:
+        body = f"{network.base_model_prefix}."
         for name, parameter in network.named_parameters():
-            parameter.requires_grad_("lora_" in name or not name.startswith(f"{network.base_model_prefix}."))
+            is_new_head = not name.startswith(body) and (config.head == "sequence_classification" or name in drawn)
+            parameter.requires_grad_("lora_" in name or is_new_head)
     if config.frozen_layers is not None:
         for name, parameter in network.named_parameters():
             if depths[name] > architecture.num_hidden_layers - config.frozen_layers:
@@ -185,7 +187,8 @@ def _architecture(transformers: Any, config: PretrainedModel, *, num_outputs: in
     return architecture
 
 
-def _load(transformers: Any, config: PretrainedModel, architecture: Any) -> Any:
+def _load(transformers: Any, config: PretrainedModel, architecture: Any) -> tuple[Any, set[str]]:
+    """Return the network, and the names of the parameters that its files do not have, which were drawn at random."""
     try:
         network, loading = _family(transformers, config).from_pretrained(
             config.path,
@@ -207,7 +210,7 @@ def _load(transformers: Any, config: PretrainedModel, architecture: Any) -> Any:
             f"{architecture.model_type}: {len(wrong)} tensors are missing or of another shape, such as {wrong[0]}. "
             "Copy the model's directory again"
         )
-    return network
+    return network, set(loading["missing_keys"])
 
 
 def _with_lora(network: Any, lora: Lora, *, path: str) -> Any:

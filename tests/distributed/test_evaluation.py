@@ -18,6 +18,7 @@ from harness.data.batches import Columns
 from harness.data.sources import DataSplits
 from harness.loop import evaluate, train_step
 from harness.strategy.build import DTYPES
+from harness.tasks.metrics import Auc, AveragePrecision
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import Spec, assemble_spec
 
@@ -196,6 +197,14 @@ def test_in_double_precision_nothing_but_rounding_is_left() -> None:
     spec = ScoreSpec(precision="fp64")
     ranks = evaluated(spec, 4)
     assert_scores(ranks[0].scores, plain_scores(spec, ranks[0].before), rel=1e-12)
+
+
+@pytest.mark.parametrize("metric", [Auc, AveragePrecision])
+def test_rows_of_which_a_network_is_nearly_certain_are_still_ranked(metric: type[Auc | AveragePrecision]) -> None:
+    margins = torch.tensor([20.0, 22.0, 24.0, 26.0])  # in single precision the probability is 1 in all
+    score = metric(1)
+    score.update(torch.stack([-margins, torch.zeros(4)], dim=1), torch.tensor([0, 0, 1, 1]))
+    assert float(score.compute()) == 1.0
 
 
 EVERY_EVALUATION = pytest.mark.parametrize(

@@ -63,6 +63,17 @@ def test_the_tokens_are_those_of_transformers(tmp_path: Path) -> None:
     assert len(found) < 0.6 * len(text), "pairs of bytes are merged"
 
 
+def test_a_tokenizer_that_cuts_or_fills_up_texts_does_neither_to_a_document(tmp_path: Path) -> None:
+    directory = write_language_model(tmp_path / "model", TEXTS)
+    before = ModelTokens(directory)
+    described = json.loads((directory / "tokenizer.json").read_text())
+    described["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    fill = {"strategy": {"Fixed": 50}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": before.end}
+    described["padding"] = {**fill, "pad_type_id": 0, "pad_token": END}
+    (directory / "tokenizer.json").write_text(json.dumps(described))
+    assert ModelTokens(directory).encode(b"7 and 8 are 15").tolist() == before.encode(b"7 and 8 are 15").tolist()
+
+
 def test_a_token_put_before_every_text_is_left_out(tmp_path: Path) -> None:
     directory = write_language_model(tmp_path / "model", TEXTS)
     before = ModelTokens(directory)

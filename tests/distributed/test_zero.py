@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from harness.observers.ledger import read_lines
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import (
     MODELS,
@@ -20,10 +21,12 @@ from tests.distributed.scenarios import (
     load_and_train,
     plain_pytorch,
     save_after,
+    train_main,
     weights_after_evaluation,
 )
 from tests.distributed.test_loop import plan_of
 from tests.distributed.test_reference import assert_ranks_agree, assert_same
+from tests.distributed.test_saving import write_config
 
 pytestmark = pytest.mark.slow  # test_reference.py has one test of each stage for the quick tier
 
@@ -169,6 +172,15 @@ def test_clipping_by_value_limits_every_element_of_the_reduced_gradient(strategy
     trace, wanted = run_ranks(2, harness_trace, spec)[0], plain_pytorch(spec)
     assert_same(trace, wanted, gradient=1e-6, norm=1e-6, parameter=1e-5)
     assert all(coefficient < 1 for coefficient in trace.coefficients)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_of_a_gradient_of_zeros_everything_is_left_by_clipping(strategy: str, tmp_path: Path) -> None:
+    config = write_config(tmp_path, clip={"kind": "value", "max_value": 1.0}, strategy={"kind": strategy})
+    (tmp_path / "rows.csv").write_text("a,b,y\n" + "0,0,0\n" * 64)  # first biases are 0, and so is the loss
+    assert run_ranks(2, train_main, str(config), "run.max_steps=2") == [0, 0]
+    updates = [line for line in read_lines(tmp_path / "run/ledger.jsonl") if line["event"] == "update"]
+    assert [(line["grad_norm"], line["clip_coefficient"], line["applied"]) for line in updates] == [(0, 1, True)] * 2
 
 
 @pytest.mark.parametrize(
