@@ -95,7 +95,7 @@ class WandbTracker(Tracker):
         if exit_code == EXIT_DONE and self._settings.log_checkpoints:
             self._log_best_checkpoint()
         self._wandb_run.finish(exit_code=exit_code)
-        return "" if self._is_offline else what_is_missing(self._wandb_run.path, of=self._last_step)
+        return "" if self._is_offline else what_is_missing(self._wandb, self._wandb_run.path, of=self._last_step)
 
     def _log_best_checkpoint(self) -> None:
         checkpoints = CheckpointDirectory(self.run.directory / "checkpoints")

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from harness.errors import TrackingError
@@ -37,21 +38,19 @@ def loss_at(step: int, summary: Mapping[str, Any]) -> float | None:
     return float(loss) if summary.get(STEP) == step and isinstance(loss, int | float) else None
 
 
-def last_step_at_server(path: str) -> int:
+def last_step_at_server(wandb: ModuleType, path: str) -> int:
     """Return the last step that wandb's server has of a run.
 
     Raises:
         TrackingError: it does not say.
     """
-    import wandb
-
     try:
         return int(wandb.Api(timeout=10).run(path).lastHistoryStep)
     except (wandb.Error, ValueError, OSError) as error:
         raise TrackingError(f"wandb does not say what it has: {error}") from error
 
 
-def what_is_missing(path: str, *, of: int) -> str:
+def what_is_missing(wandb: ModuleType, path: str, *, of: int) -> str:
     """Return a sentence about rows that the server does not have after a while, or nothing if it has the last one.
 
     Args:
@@ -60,7 +59,7 @@ def what_is_missing(path: str, *, of: int) -> str:
     """
     end = time.monotonic() + SECONDS_UNTIL_COUNTED
     try:
-        while (found := last_step_at_server(path)) < of:
+        while (found := last_step_at_server(wandb, path)) < of:
             if time.monotonic() > end:
                 return f"wandb: its server has the rows up to step {max(0, found):,} of {of:,} only; {MORE}"
             time.sleep(0.5)
