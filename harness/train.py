@@ -286,7 +286,10 @@ class Session:
 
     def _tell_start(self, run: Run) -> None:
         config, plan, step = self.config, run.plan, self.state.step
-        num_parameters = run.strategy.num_parameters
+        num_parameters, num_trained = run.strategy.num_parameters, run.strategy.num_trained
+        parameters = f"{num_parameters:,} parameters" + (
+            f" ({num_trained:,} of them trained)" if num_trained < num_parameters else ""
+        )
         hosts = self.ranks.gather_objects(socket.gethostname())
         for text in (*self.notices, *run.strategy.notices):
             run.observers.happened("notice", text=text)
@@ -299,6 +302,7 @@ class Session:
             device=str(self.ranks.device),
             precision=config.strategy.precision,
             num_parameters=num_parameters,
+            num_trained_parameters=num_trained,
             host=hosts[0],
             hosts=sorted(set(hosts)),
             python=platform.python_version(),
@@ -309,7 +313,7 @@ class Session:
         run.observers.happened(
             "notice",
             text=f"{f'resuming after update {step:,}' if step else 'starting'}: {config.run.name}, {config.model.kind} "
-            f"with {num_parameters:,} parameters, {config.strategy.kind} on {self.ranks.world_size} "
+            f"with {parameters}, {config.strategy.kind} on {self.ranks.world_size} "
             f"rank{'s' if self.ranks.world_size > 1 else ''} ({self.ranks.device.type}); {plan.num_rows:,} training "
             f"rows, {plan.steps_per_epoch:,} updates an epoch, {run.agenda.total_updates:,} in all",
         )

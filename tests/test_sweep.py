@@ -42,6 +42,9 @@ def test_without_an_agent_nothing_is_changed(tmp_path: Path) -> None:
     environment = {"WANDB_SWEEP_ID": "s", "WANDB_RUN_ID": "r", "WANDB_SWEEP_PARAM_PATH": str(tmp_path / "none.yaml")}
     with pytest.raises(ConfigError, match=r"WANDB_SWEEP_PARAM_PATH: \S+/none\.yaml cannot be read"):
         swept([], name="a", environment=environment)
+    (tmp_path / "none.yaml").write_text("optim.peak_lr: 0.1")
+    with pytest.raises(ConfigError, match="is not what an agent of wandb writes: a parameter has no value"):
+        swept([], name="a", environment=environment)
 
 
 def train_where_only_rank_zero_hears(environment: dict[str, str], *arguments: str) -> int:

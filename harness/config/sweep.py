@@ -56,7 +56,8 @@ def _parameters(environment: Mapping[str, str]) -> dict[str, Any]:
         raise ConfigError(f"{PARAMETERS}: {path} cannot be read ({error}); start the agent again") from error
     entries = {key: value for key, value in (found or {}).items() if key != "wandb_version"}
     if problems or not all(isinstance(entry, dict) and "value" in entry for entry in entries.values()):
-        raise ConfigError(f"{PARAMETERS}: {path} is not what an agent of wandb writes: {'; '.join(problems)}")
+        why = "; ".join(problems) or "a parameter has no value"
+        raise ConfigError(f"{PARAMETERS}: {path} is not what an agent of wandb writes: {why}")
     return dict(item for key, entry in entries.items() for item in _leaves(key, entry["value"]))
 
 

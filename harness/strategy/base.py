@@ -243,13 +243,17 @@ class Strategy(Ranks, ABC):
         shapes, names = self.model_shapes(), dict(self.module.named_parameters())
         return sum(prod(shape) for name, shape in shapes.items() if name in names)
 
+    @property
+    def num_trained(self) -> int:
+        """Elements of the parameters that are trained."""
+        shapes = self.model_shapes()
+        return sum(prod(shapes[name]) for name in self.parameter_names if name in shapes)
+
     def state_bytes(self, *, moments_per_parameter: int) -> int:
         """Return about how many bytes `state` yields once the optimizer has its moments."""
-        shapes = self.model_shapes()
-        num_elements = sum(prod(shape) for shape in shapes.values())
-        num_trained = sum(prod(shapes[name]) for name in self.parameter_names if name in shapes)
+        num_elements = sum(prod(shape) for shape in self.model_shapes().values())
         element_size = next(self.module.parameters()).element_size()
-        return (num_elements + moments_per_parameter * num_trained) * element_size
+        return (num_elements + moments_per_parameter * self.num_trained) * element_size
 
     def model_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the whole shape of every tensor that `state` yields as `model/NAME`."""

@@ -19,6 +19,7 @@ from harness.data.batches import Columns
 from harness.data.order import BatchPlan
 from harness.data.sources import load
 from harness.export import load_exported, main
+from harness.json_lines import read_events
 from harness.models.pretrained import build
 from harness.observers.ledger import MEASURED, read_lines
 from tests.distributed.ranks import run_ranks
@@ -172,6 +173,22 @@ def test_a_run_in_two_parts_has_the_bits_of_a_run_in_one(bert: Path, tmp_path: P
     assert parts == whole
     weights = "checkpoints/step-00000010/model-00000.safetensors"
     assert (tmp_path / "runs/parts" / weights).read_bytes() == (tmp_path / "runs/whole" / weights).read_bytes()
+
+
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("zero3", marks=pytest.mark.slow)])
+def test_a_run_says_how_many_of_its_parameters_are_trained(bert: Path, tmp_path: Path, strategy: str) -> None:
+    import transformers
+
+    config = write_config(tmp_path, bert, model={"frozen_layers": 1}, strategy={"kind": strategy})
+    assert run_ranks(1, train_main, config, "run.max_steps=1") == [0]
+    network = transformers.AutoModel.from_pretrained(bert, local_files_only=True)
+    frozen = [p for name, p in network.named_parameters() if name.startswith(("embeddings.", "encoder.layer.0."))]
+    events = read_events(tmp_path / "runs/tiny")
+    (start,) = [event for event in events if event["event"] == "started"]
+    num_parameters, num_trained = start["num_parameters"], start["num_trained_parameters"]
+    assert num_parameters - num_trained == sum(parameter.numel() for parameter in frozen) > 0
+    said = f"with {num_parameters:,} parameters ({num_trained:,} of them trained), "
+    assert [event for event in events if said in event.get("text", "")]
 
 
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("zero3", marks=pytest.mark.slow)])
