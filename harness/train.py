@@ -291,6 +291,9 @@ class Session:
             f" ({num_trained:,} of them trained)" if num_trained < num_parameters else ""
         )
         hosts = self.ranks.gather_objects(socket.gethostname())
+        if plan.global_batch > plan.num_rows:
+            text = f"data.global_batch: {plan.global_batch:,} are more than the {plan.num_rows:,} training rows"
+            self.notices = [*self.notices, f"{text}; every update takes them all"]
         for text in (*self.notices, *run.strategy.notices):
             run.observers.happened("notice", text=text)
         run.observers.happened(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.json_lines import read_events
 from harness.observers.ledger import read_lines
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main, train_main_and_listen
@@ -172,6 +173,14 @@ def test_bad_input_is_one_clear_error_on_two_ranks(
     exit_file = tmp_path / "runs/bad/exit.json"
     if exit_file.exists():
         assert json.loads(exit_file.read_text())["code"] == code
+
+
+@pytest.mark.parametrize("global_batch", [16, 18])
+def test_a_batch_of_more_rows_than_there_are_is_told(tmp_path: Path, global_batch: int) -> None:
+    assert run_ranks(1, train_main, table(tmp_path, GOOD), f"data.global_batch={global_batch}") == [0]
+    told = [line["text"] for line in read_events(tmp_path / "runs/bad") if "global_batch" in line.get("text", "")]
+    text = "data.global_batch: 18 are more than the 16 training rows; every update takes them all"
+    assert told == ([text] if global_batch == 18 else [])
 
 
 def test_a_bad_config_is_answered_in_under_three_seconds_without_torch(tmp_path: Path) -> None:
