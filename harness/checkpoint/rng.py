@@ -40,7 +40,7 @@ def restore(state: dict[str, Tensor]) -> None:
     """Put every generator where `capture` found it.
 
     Raises:
-        KeyError, RuntimeError, TypeError, ValueError: that is not what `capture` returns.
+        KeyError, OverflowError, RuntimeError, TypeError, ValueError: that is not what `capture` returns.
     """
     torch.set_rng_state(state["torch"])
     version, *words = state["python/words"].tolist()

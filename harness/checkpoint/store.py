@@ -358,7 +358,7 @@ class CheckpointStore:
             return
         try:
             rng.restore(dict(TensorFiles(loaded.directory, [own])))
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{loaded.directory / own} is no random state ({error!r}), though its digest is the one in {COMMIT}: "
                 "this harness has not written it. Take another checkpoint"

@@ -890,6 +890,7 @@ RANDOM_STATES: dict[str, Callable[[dict[str, Tensor]], object]] = {
     "a state of torch that is cut off": lambda tensors: tensors.update(torch=tensors["torch"][:100].clone()),
     "a state of torch that is zeros": lambda tensors: tensors.update(torch=torch.zeros_like(tensors["torch"])),
     "too few words of python": lambda tensors: tensors.update({"python/words": tensors["python/words"][:10].clone()}),
+    "a negative word of python": lambda tensors: tensors["python/words"][5].fill_(-1),
     "numpy beyond its words": lambda tensors: tensors.update({"numpy/position": torch.tensor([10**9, 0])}),
     "numpy before its words": lambda tensors: tensors.update({"numpy/position": torch.tensor([-5, 0])}),
     "numpy without words": lambda tensors: tensors.update({"numpy/keys": torch.zeros(0, dtype=torch.int64)}),
