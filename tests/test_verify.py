@@ -62,6 +62,17 @@ def test_a_flipped_bit_is_told_with_its_file_and_exit_code_4_and_left_where_it_i
     assert sorted(run.rglob("*")) == before
 
 
+@pytest.mark.parametrize("name", ["", "COMMIT.json", MODEL])
+def test_a_link_is_told_as_one_and_not_as_a_save_that_was_cut_off(
+    name: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run / "checkpoints/step-00000003" / name
+    path.symlink_to(path.rename(tmp_path / path.name))
+    code, lines, _ = told(capsys, str(run))
+    assert code == 4
+    assert lines[0].startswith(f"step-00000003  {path.name} is a link, which may lead anywhere")
+
+
 def test_a_checkpoint_that_the_run_deletes_meanwhile_is_not_called_broken(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

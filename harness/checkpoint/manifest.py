@@ -72,6 +72,12 @@ def too_large(name: str, size: int) -> str:
     return f"{name} is larger than {MAX_JSON_BYTES:,} bytes" if size > MAX_JSON_BYTES else ""
 
 
+def _link_problem(path: Path) -> str:
+    """Return why a link is not followed; empty if it is none."""
+    told = f"{path.name} is a link, which may lead anywhere; put in its place what it leads to"
+    return told if path.is_symlink() else ""
+
+
 def read_json(path: Path) -> Any:
     """Return what a JSON file holds that anyone may have written.
 
@@ -98,7 +104,9 @@ def read_manifest(directory: Path) -> Manifest:
         CheckpointError: it is whole, but another version of the harness wrote it.
     """
     path = directory / COMMIT
-    if directory.is_symlink() or path.is_symlink() or not path.is_file():
+    if problem := _link_problem(directory) or _link_problem(path):
+        raise ValueError(problem)
+    if not path.is_file():
         raise ValueError(f"has no {COMMIT}: the save was cut off")
     commit, content = read_json(path), path.read_bytes()
     try:
@@ -141,7 +149,9 @@ def _check(manifest: Manifest, directory: Path) -> None:
 def file_problem(directory: Path, entry: FileEntry) -> str | None:
     """Return what is wrong with one file, or None; reads all of it."""
     path = directory / entry.name
-    if path.is_symlink() or not path.is_file():
+    if problem := _link_problem(path):
+        return problem
+    if not path.is_file():
         return f"{entry.name} is missing"
     if path.stat().st_size != entry.size:
         return f"{entry.name} has {path.stat().st_size:,} bytes, wanted {entry.size:,}"
