@@ -15,7 +15,7 @@ def checkpoint_lines(run: Path) -> Iterator[str]:
 
     Raises:
         ConfigError: `run` is no run directory.
-        CheckpointError: at the end, if a checkpoint is broken or there is none.
+        CheckpointError: at the end, if a checkpoint is broken or of another version, or there is none.
     """
     path = run / "checkpoints"
     if not path.is_dir():
@@ -23,8 +23,14 @@ def checkpoint_lines(run: Path) -> Iterator[str]:
     directory = CheckpointDirectory(path)
     checkpoints = directory.steps()
     broken = 0
+    foreign: list[str] = []
     for checkpoint in checkpoints:
-        problems = checkpoint_problems(checkpoint)
+        try:
+            problems = checkpoint_problems(checkpoint)
+        except CheckpointError as error:  # the others are told all the same
+            foreign.append(str(error))
+            yield f"{checkpoint.name}  of another version of the harness, not read"
+            continue
         if not checkpoint.exists():
             yield f"{checkpoint.name}  deleted by the run meanwhile"
             continue
@@ -33,6 +39,8 @@ def checkpoint_lines(run: Path) -> Iterator[str]:
     set_aside = directory.num_in_quarantine()
     if set_aside:
         yield f"quarantine/  {set_aside} set aside at earlier starts; why: {run / 'events.jsonl'}"
+    if foreign:
+        raise CheckpointError("\n".join(foreign))
     if broken or not checkpoints:
         what = f"{broken} of {len(checkpoints)} checkpoints are broken" if checkpoints else "there is no checkpoint"
         hint = "the next start sets them aside and goes on from the newest whole one"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.checkpoint import manifest
 from launch import cli
 from launch.verify import checkpoint_lines
 from tests.distributed.scenarios import Spec, assemble_spec, save_now
@@ -71,6 +72,20 @@ def test_a_link_is_told_as_one_and_not_as_a_save_that_was_cut_off(
     code, lines, _ = told(capsys, str(run))
     assert code == 4
     assert lines[0].startswith(f"step-00000003  {path.name} is a link, which may lead anywhere")
+
+
+def test_beside_a_checkpoint_of_another_version_the_others_are_told_all_the_same(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = run / "checkpoints/step-00000003"
+    foreign = manifest.read_manifest(path)
+    monkeypatch.setattr(manifest, "SCHEMA", manifest.SCHEMA + 1)
+    (path / "COMMIT.json").write_bytes(foreign.to_bytes())
+    monkeypatch.undo()
+    code, lines, error = told(capsys, str(run))
+    assert code == 4
+    assert [line.split("  ")[1][:16] for line in lines] == ["of another versi", "whole: 4 files, ", "whole: 4 files, "]
+    assert f"has schema {manifest.SCHEMA + 1}, this harness reads {manifest.SCHEMA}" in error
 
 
 def test_a_checkpoint_that_the_run_deletes_meanwhile_is_not_called_broken(
