@@ -83,11 +83,13 @@ def export(run: Path, checkpoint: Path, *, to: Path) -> None:
     """Write the network of a checkpoint to a new folder; one tensor at a time is in memory.
 
     Raises:
-        CheckpointError: the checkpoint is broken.
+        CheckpointError: the checkpoint is broken, or the run that goes on has deleted it.
         ConfigError: the folder is there already, or the run's config.yaml is damaged.
         StorageError: it cannot be written.
     """
     problems = checkpoint_problems(checkpoint)
+    if not checkpoint.exists():
+        raise CheckpointError(f"{checkpoint} was deleted by the run meanwhile. Start the same command again")
     if problems:
         raise CheckpointError(f"{checkpoint} is broken: {problems[0]}. Choose another with --from STEP")
     manifest, trainer = read_manifest(checkpoint), read_trainer(checkpoint)

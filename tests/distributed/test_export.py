@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from harness.config.io import load_config
 from harness.data.sources import load
-from harness.export import find_checkpoint, load_exported, main
+from harness.errors import CheckpointError
+from harness.export import export, find_checkpoint, load_exported, main
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main
 from tests.distributed.test_checkpoints import seal_trainer
@@ -141,3 +142,13 @@ def test_a_broken_checkpoint_is_not_exported(run: Path, tmp_path: Path, capsys: 
     path.write_bytes(path.read_bytes()[:-1] + b"\x55")
     assert main([str(copy), "--to", str(tmp_path / "out"), "--from", "10"]) == 4
     assert "its SHA-256 differs. Choose another with --from STEP" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_the_run_deletes_meanwhile_is_not_called_broken(run: Path, tmp_path: Path) -> None:
+    checkpoint = find_checkpoint(run, "latest")
+    checkpoint.rename(tmp_path / "elsewhere")
+    try:
+        with pytest.raises(CheckpointError, match="was deleted by the run meanwhile"):
+            export(run, checkpoint, to=tmp_path / "out")
+    finally:
+        (tmp_path / "elsewhere").rename(checkpoint)
