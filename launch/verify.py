@@ -28,7 +28,7 @@ def checkpoint_lines(run: Path) -> Iterator[str]:
         try:
             problems = checkpoint_problems(checkpoint)
         except CheckpointError as error:  # the others are told all the same
-            foreign.append(str(error))
+            foreign.append(str(error.args[0]))
             yield f"{checkpoint.name}  of another version of the harness, not read"
             continue
         if not checkpoint.exists():

@@ -85,6 +85,7 @@ def test_beside_a_checkpoint_of_another_version_the_others_are_told_all_the_same
     code, lines, error = told(capsys, str(run))
     assert code == 4
     assert [line.split("  ")[1][:16] for line in lines] == ["of another versi", "whole: 4 files, ", "whole: 4 files, "]
+    assert error.count("CheckpointError") == 1
     assert f"has schema {manifest.SCHEMA + 1}, this harness reads {manifest.SCHEMA}" in error
 
 
