@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.errors import StorageError
 
+ADVICE = ". Mend that, then start the same command again"
 _PIECE_BYTES = 8 * 2**20  # hashed and written while it is still in a core's cache
 
 
@@ -84,15 +85,14 @@ def json_bytes(value: Any) -> bytes:
 
 
 @contextmanager
-def storage_errors(doing: str, path: Path) -> Iterator[None]:
+def storage_errors(doing: str, path: Path, *, advice: str = ADVICE) -> Iterator[None]:
     """Turn what the operating system says of `path` into the run's exit code 5.
 
     Args:
         doing: a verb, such as "write".
+        advice: nothing, if the run goes on without it.
     """
     try:
         yield
     except OSError as error:
-        raise StorageError(
-            f"cannot {doing} {path}: {error.strerror or error}. Mend that, then start the same command again"
-        ) from error
+        raise StorageError(f"cannot {doing} {path}: {error.strerror or error}{advice}") from error

@@ -5,6 +5,7 @@ from harness.checkpoint.manifest import TRAINER
 from harness.checkpoint.store import Loaded, SaveResult
 from harness.checkpoint.trainer import check_trainer
 from harness.errors import CheckpointError, ConfigError, DataError, StorageError
+from harness.files import ADVICE
 from harness.run import Run
 from harness.state import TrainState
 
@@ -50,7 +51,7 @@ def finish_saving(run: Run, state: TrainState) -> None:
     """
     hear_of_save(run, state, run.checkpoints.finish())
     if state.failed_saves:
-        raise state.failed_saves[-1]
+        raise StorageError(f"{state.failed_saves[-1].args[0]}{ADVICE}")
 
 
 def hear_of_save(run: Run, state: TrainState, result: SaveResult | None) -> None:
@@ -75,7 +76,8 @@ def hear_of_save(run: Run, state: TrainState, result: SaveResult | None) -> None
     reason, limit, in_a_row = str(result.problem), run.config.checkpoint.max_failed_saves, len(state.failed_saves)
     run.observers.happened("save failed", step=step, is_best=is_best, in_a_row=in_a_row, limit=limit, reason=reason)
     if in_a_row >= limit:
-        raise StorageError(f"{limit} saves in a row failed, the last at update {step:,}: {result.problem.args[0]}")
+        text = f"{limit} saves in a row failed, the last at update {step:,}: {result.problem.args[0]}{ADVICE}"
+        raise StorageError(text)
 
 
 def changed_settings(run: Run, loaded: Loaded) -> list[str]:

@@ -211,7 +211,7 @@ class CheckpointStore:
         also_sync: Callable[[], None],
     ) -> Written:
         rank, files = self._strategy.rank, []
-        with storage_errors("write", temporary):
+        with storage_errors("write", temporary, advice=""):
             temporary.mkdir(exist_ok=True)
             for kind in KINDS:
                 part = {name: share[key] for key in share if (name := key.removeprefix(f"{kind}/")) != key}
@@ -234,7 +234,7 @@ class CheckpointStore:
         try:
             if save.problem is not None:
                 return ""
-            with storage_errors("publish", self.directory.step(save.step)):
+            with storage_errors("publish", self.directory.step(save.step), advice=""):
                 files = [entry for part in parts for entry in part.files]
                 tensors = {key: digest for part in parts for key, digest in part.tensors.items()}
                 is_new = parts and self.directory.publish(save.temporary, Manifest(save.step, tuple(files), tensors))

@@ -343,6 +343,7 @@ def test_two_failed_saves_do_not_stop_a_run_and_all_ranks_hear_of_them(full_on: 
     assert all(
         "No space left on device" in line["reason"] and f"rank {full_on} of 2" in line["reason"] for line in failed
     )
+    assert not any("start the same command again" in line["reason"] for line in failed)  # training goes on
 
 
 @pytest.mark.parametrize("full_on", [0, 1])
@@ -350,6 +351,7 @@ def test_the_third_failed_save_in_a_row_ends_the_run_with_5_on_all_ranks(full_on
     ends = run_ranks(2, fit_under, SavingSpec(every_steps=5), str(tmp_path), disk_is_full, full_on, 100)
     for how, seen in ends:
         assert how.startswith("5 StorageError: 3 saves in a row failed, the last at update 15")
+        assert how.endswith("Mend that, then start the same command again")
         assert 15 <= seen[-2][1] < 25
     assert steps_in(tmp_path) == []
     assert hidden_in(tmp_path) == []
@@ -384,6 +386,7 @@ def test_a_run_whose_last_save_fails_is_not_called_done(asynchronous: bool, tmp_
     spec = SavingSpec(every_steps=1000, asynchronous=asynchronous)
     ((how, _),) = run_ranks(1, fit_under, spec, str(tmp_path), disk_is_full, 0, 1)
     assert how.startswith("5 StorageError: cannot write")
+    assert how.endswith("Mend that, then start the same command again")
 
 
 def vanish(run: Run) -> None:
