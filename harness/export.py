@@ -13,7 +13,8 @@ import os
 import shutil
 import sys
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from harness.checkpoint.manifest import checkpoint_problems, read_manifest, read
 from harness.checkpoint.tensors import TensorFiles, write_tensors
 from harness.checkpoint.trainer import check_trainer
 from harness.config.models import Model, PretrainedModel
-from harness.errors import EXIT_DONE, CheckpointError, ConfigError, HarnessError
+from harness.errors import EXIT_DONE, CheckpointError, ConfigError, HarnessError, StorageError
 from harness.files import json_bytes, storage_errors, write_durably
 from harness.models import pretrained
 from harness.models.registry import build_model
@@ -48,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         checkpoint = find_checkpoint(given.run, given.step)
-        export(given.run, checkpoint, to=given.to)
+        with _unless_deleted(checkpoint):
+            export(given.run, checkpoint, to=given.to)
     except HarnessError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -79,17 +81,26 @@ def find_checkpoint(run: Path, which: str) -> Path:
     return directory.path / wanted
 
 
+@contextmanager
+def _unless_deleted(checkpoint: Path) -> Iterator[None]:
+    """Say so if what fails inside fails because the run, which goes on, has deleted the checkpoint."""
+    try:
+        yield
+    except (CheckpointError, StorageError, ValueError) as error:
+        if checkpoint.exists():
+            raise
+        raise CheckpointError(f"{checkpoint} was deleted by the run meanwhile. Start the same command again") from error
+
+
 def export(run: Path, checkpoint: Path, *, to: Path) -> None:
     """Write the network of a checkpoint to a new folder; one tensor at a time is in memory.
 
     Raises:
-        CheckpointError: the checkpoint is broken, or the run that goes on has deleted it.
+        CheckpointError: the checkpoint is broken.
         ConfigError: the folder is there already, or the run's config.yaml is damaged.
         StorageError: it cannot be written.
     """
     problems = checkpoint_problems(checkpoint)
-    if not checkpoint.exists():
-        raise CheckpointError(f"{checkpoint} was deleted by the run meanwhile. Start the same command again")
     if problems:
         raise CheckpointError(f"{checkpoint} is broken: {problems[0]}. Choose another with --from STEP")
     manifest, trainer = read_manifest(checkpoint), read_trainer(checkpoint)

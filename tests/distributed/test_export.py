@@ -14,10 +14,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+import harness.export
 from harness.config.io import load_config
 from harness.data.sources import load
-from harness.errors import CheckpointError
-from harness.export import export, find_checkpoint, load_exported, main
+from harness.export import find_checkpoint, load_exported, main
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main
 from tests.distributed.test_checkpoints import seal_trainer
@@ -144,11 +144,19 @@ def test_a_broken_checkpoint_is_not_exported(run: Path, tmp_path: Path, capsys: 
     assert "its SHA-256 differs. Choose another with --from STEP" in capsys.readouterr().err
 
 
-def test_a_checkpoint_that_the_run_deletes_meanwhile_is_not_called_broken(run: Path, tmp_path: Path) -> None:
-    checkpoint = find_checkpoint(run, "latest")
-    checkpoint.rename(tmp_path / "elsewhere")
-    try:
-        with pytest.raises(CheckpointError, match="was deleted by the run meanwhile"):
-            export(run, checkpoint, to=tmp_path / "out")
-    finally:
-        (tmp_path / "elsewhere").rename(checkpoint)
+@pytest.mark.parametrize("before", ["checkpoint_problems", "read_manifest", "check_trainer"])
+def test_a_checkpoint_that_the_run_deletes_meanwhile_is_not_called_broken(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], before: str
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    go_on = getattr(harness.export, before)
+
+    def delete_first(*arguments: Any, **options: Any) -> Any:
+        shutil.rmtree(find_checkpoint(copy, "latest"), ignore_errors=True)
+        return go_on(*arguments, **options)
+
+    monkeypatch.setattr(harness.export, before, delete_first)
+    assert main([str(copy), "--to", str(tmp_path / "out"), "--from", "latest"]) == 4
+    assert "was deleted by the run meanwhile. Start the same command again" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [copy]
