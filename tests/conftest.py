@@ -9,6 +9,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)  # ranks of distributed tests run beside this process
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of `pytest &` in a script; what tests start would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
