@@ -102,12 +102,18 @@ def test_the_weights_are_those_of_the_file_and_only_the_head_is_drawn(bert: Path
 
 
 def test_no_socket_is_opened(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_for = []
+
     def refuse(*args: Any, **kwargs: Any) -> None:
-        raise AssertionError("a socket was asked for")
+        asked_for.append(args)
+        raise OSError("there is no network")
 
     monkeypatch.setattr(socket, "socket", refuse)
-    monkeypatch.setattr(socket, "create_connection", refuse)
+    with pytest.raises(OSError, match="there is no network"):
+        socket.create_connection(("127.0.0.1", 9))
+    assert len(asked_for) == 1, "the trap works"
     a_model(bert)
+    assert len(asked_for) == 1, f"sockets were asked for: {asked_for}"
 
 
 def test_dropout_replaces_every_rate_of_the_config(bert: Path) -> None:

@@ -118,29 +118,31 @@ def test_another_run_of_the_same_root_is_not_in_the_way(tmp_path: Path) -> None:
         assert read(directory.path / "lock")["pid"] == os.getpid()
 
 
-@pytest.mark.slow  # a whole process imports torch
-def test_a_second_training_of_a_run_ends_with_exit_code_8_and_touches_nothing(tmp_path: Path) -> None:
-    config = a_config(tmp_path)
-    (tmp_path / "r.yaml").write_text(dump_config(config))
+@contextmanager
+def in_use_and_untouched(folder: Path) -> Iterator[str]:
+    """Hold a run directory; what is inside, given its configuration, must not change a byte of it."""
+    config = a_config(folder)
+    (folder / "r.yaml").write_text(dump_config(config))
     with RunDirectory(config) as directory:
         directory.describe()
         before = content_of(directory.path)
-        command = [sys.executable, "-m", "harness.train", str(tmp_path / "r.yaml")]
-        second = subprocess.run(command, check=False, capture_output=True, text=True)
-        assert second.returncode == 8, second.stderr
-        assert second.stderr.startswith("RunInUseError: ")
+        yield str(folder / "r.yaml")
         assert content_of(directory.path) == before
+
+
+@pytest.mark.slow  # a whole process imports torch
+def test_a_second_training_of_a_run_ends_with_exit_code_8_and_touches_nothing(tmp_path: Path) -> None:
+    with in_use_and_untouched(tmp_path) as config:
+        command = [sys.executable, "-m", "harness.train", config]
+        second = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert second.returncode == 8, second.stderr
+    assert second.stderr.startswith("RunInUseError: ")
 
 
 @pytest.mark.slow
 def test_what_rank_zero_finds_before_the_ranks_join_ends_them_all_alike(tmp_path: Path) -> None:
-    config = a_config(tmp_path)
-    (tmp_path / "r.yaml").write_text(dump_config(config))
-    with RunDirectory(config) as directory:
-        directory.describe()
-        before = content_of(directory.path)
-        first, second = run_ranks(2, train_main_and_listen, str(tmp_path / "r.yaml"), deadline_seconds=60)
-        assert content_of(directory.path) == before
+    with in_use_and_untouched(tmp_path) as config:
+        first, second = run_ranks(2, train_main_and_listen, config, deadline_seconds=60)
     assert first[0] == second[0] == 8
     assert first[1].startswith("RunInUseError: ")
     assert second[1] == ""  # rank zero speaks for all
