@@ -3,12 +3,14 @@ PYTHON ?= python3
 ARGS ?=
 GPUS ?=
 
+# A worker more than there are cores, each with whole files; tests/suite.py says how.
+PYTEST := pytest -q -n auto --dist loadgroup
 BIN := .venv/bin
 STAMP := .venv/setup-is-done
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-quick slurm-test faults check bench clean
+.PHONY: help setup train test test-quick test-long slurm-test faults mutants check bench clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -19,17 +21,23 @@ setup: $(STAMP) ## Make .venv, or bring it up to date
 train: $(STAMP) ## Train the example: make train [GPUS=2] [ARGS="optim.peak_lr=3e-4 run.max_epochs=3"]
 	@$(BIN)/python -m launch.cli launch configs/mnist_cnn.yaml $(if $(GPUS),--gpus $(GPUS)) $(ARGS)
 
-test: $(STAMP) ## Run every test
-	@$(BIN)/python -m pytest -q $(ARGS)
+test: $(STAMP) ## Run every test but the long trainings, 12 minutes on two cores
+	@$(BIN)/python -m $(PYTEST) -m "not long" $(ARGS)
 
-test-quick: $(STAMP) ## Run the tests that take seconds
-	@$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+test-quick: $(STAMP) ## Run the tests that take seconds, 90 of them
+	@$(BIN)/python -m $(PYTEST) -m "not slow and not long" $(ARGS)
+
+test-long: $(STAMP) ## Run the long trainings
+	@$(BIN)/python -m $(PYTEST) -m long $(ARGS)
 
 slurm-test: $(STAMP) ## Run the tests on a live Slurm cluster; says what to install if there is no Slurm
 	@$(BIN)/python -m pytest -q tests/slurm $(ARGS)
 
 faults: $(STAMP) ## Damage, kill and resume in every way, 20 minutes: make faults [ARGS="ddp zero3"]
 	@$(BIN)/python -m tests.faults $(ARGS)
+
+mutants: $(STAMP) ## Break the code in 60 ways and see the tests fail, hours: make mutants [ARGS="--part 1/8"]
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 check: $(STAMP) ## Lint, format and types
 	@$(BIN)/python -m ruff check --quiet .

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest_plugins = ["tests.suite"]
 torch.set_num_threads(1)  # ranks of distributed tests run beside this process
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of `pytest &` in a script; what tests start would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)

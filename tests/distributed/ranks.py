@@ -2,6 +2,9 @@
 
 The parent is the standard library's fork server: it has imported torch, but started no thread and no process group. A
 test with eight ranks then takes well under a second, not the half minute that eight cold starts take.
+
+`run_ranks` forks ranks for one call, which may do to its process what it likes. `run_standing_ranks` keeps them, with
+their process group, for the next call: for functions that leave nothing behind.
 """
 
 import faulthandler
@@ -32,6 +35,7 @@ PRELOAD = (
     "harness.strategy.ddp",
     "tests.distributed.warm_deepspeed",
     "tests.distributed.scenarios",
+    "tests.distributed.warm_last",
 )
 
 _context = multiprocessing.get_context("forkserver")
@@ -56,6 +60,42 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, deadlin
     return collect(started, deadline_seconds=deadline_seconds)
 
 
+_standing: dict[int, list["Started"]] = {}
+"""By number of ranks: those that wait for a call."""
+
+
+def run_standing_ranks(
+    world_size: int, function: Callable[..., Any], *args: Any, deadline_seconds: float = 60.0
+) -> list[Any]:
+    """Do as `run_ranks`, on ranks that stay in one process group for all such calls of a test file.
+
+    Args:
+        function: joins by `scenarios.join`, and leaves its process as it found it.
+    Raises:
+        RankFailed: with the tracebacks of the ranks; the next call has new ones.
+    """
+    if world_size not in _standing:
+        port = free_port()
+        _standing[world_size] = [start_rank(rank, world_size, port, None, ()) for rank in range(world_size)]
+    started = _standing.pop(world_size)
+    for _, connection in started:
+        connection.send_bytes(pickle.dumps((function, args)))
+    results = collect(started, deadline_seconds=deadline_seconds, stay=True)
+    _standing[world_size] = started
+    return results
+
+
+def dismiss_standing_ranks() -> None:
+    """End the ranks that wait for a call."""
+    while _standing:
+        _, started = _standing.popitem()
+        for _, connection in started:
+            connection.close()
+        for process, _ in started:
+            process.join(10)
+            assert process.exitcode == 0, f"a standing rank ended with {process.exitcode}"
+
+
 def free_port() -> int:
     """Return a port that nobody listens on."""
     with socket.socket() as listener:
@@ -67,9 +107,11 @@ def free_port() -> int:
 Started = tuple[Any, multiprocessing.connection.Connection]
 
 
-def start_rank(rank: int, world_size: int, port: int, function: Callable[..., Any], args: tuple[Any, ...]) -> Started:
-    """Fork one rank from the warm parent."""
-    receiver, sender = _context.Pipe(duplex=False)
+def start_rank(
+    rank: int, world_size: int, port: int, function: Callable[..., Any] | None, args: tuple[Any, ...]
+) -> Started:
+    """Fork one rank from the warm parent; without a function it waits for calls on its connection."""
+    ours, theirs = _context.Pipe()
     environment = {
         "RANK": str(rank),
         "WORLD_SIZE": str(world_size),
@@ -80,14 +122,14 @@ def start_rank(rank: int, world_size: int, port: int, function: Callable[..., An
         "OMP_NUM_THREADS": "1",
         "ACCELERATE_LOG_LEVEL": "ERROR",
     }
-    process = _context.Process(target=_child, args=(sender, environment, function, args), daemon=True)
+    process = _context.Process(target=_child, args=(theirs, environment, function, args), daemon=True)
     process.start()
-    sender.close()
-    return process, receiver
+    theirs.close()
+    return process, ours
 
 
-def collect(started: list[Started], *, deadline_seconds: float) -> list[Any]:
-    """Wait for ranks and return what they returned."""
+def collect(started: list[Started], *, deadline_seconds: float, stay: bool = False) -> list[Any]:
+    """Wait for ranks and return what they returned; without `stay` they have ended then."""
     end = time.monotonic() + deadline_seconds
     results: dict[int, Any] = {}
     failures: list[str] = []
@@ -116,17 +158,18 @@ def collect(started: list[Started], *, deadline_seconds: float) -> list[Any]:
     for process, connection in started:
         if failures and process.is_alive():
             process.kill()
-        process.join(10)
-        connection.close()
+        if failures or not stay:
+            process.join(10)
+            connection.close()
     if failures:
         raise RankFailed("\n".join(failures))
     return [results[rank] for rank in range(len(started))]
 
 
 def _child(
-    sender: multiprocessing.connection.Connection,
+    connection: multiprocessing.connection.Connection,
     environment: dict[str, str],
-    function: Callable[..., Any],
+    function: Callable[..., Any] | None,
     args: tuple[Any, ...],
 ) -> None:
     import torch
@@ -135,12 +178,38 @@ def _child(
     os.environ.update(environment)
     torch.set_num_threads(1)
     faulthandler.enable()  # `collect` aborts a rank that does not end
+    is_good = _answer_calls(connection) if function is None else _answer(connection, function, args)
+    connection.close()
+    if dist.is_initialized() and is_good:
+        dist.destroy_process_group()
+    os._exit(0)  # no atexit hook of a library is part of a test
+
+
+def _answer(
+    connection: multiprocessing.connection.Connection, function: Callable[..., Any], args: tuple[Any, ...]
+) -> bool:
     try:
         answer = (True, function(*args))
     except BaseException:
         answer = (False, traceback.format_exc())
-    sender.send_bytes(pickle.dumps(answer))
-    sender.close()
-    if dist.is_initialized() and answer[0]:
-        dist.destroy_process_group()
-    os._exit(0)  # no atexit hook of a library is part of a test
+    connection.send_bytes(pickle.dumps(answer))
+    return answer[0]
+
+
+def _answer_calls(connection: multiprocessing.connection.Connection) -> bool:
+    """Answer until the test file is over, which closes the connection, or a call fails."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    environment = dict(os.environ)
+    while True:
+        # What building an engine leaves behind, so that the next call may build one of another kind.
+        os.environ.clear()
+        os.environ.update(environment)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        try:
+            function, args = pickle.loads(connection.recv_bytes())  # noqa: S301
+        except EOFError:
+            return True
+        if not _answer(connection, function, args):
+            return False

@@ -1,0 +1,34 @@
+"""What several test files do in the same words."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from harness.observers.ledger import MEASURED, read_lines
+
+
+def wait_until(is_so: Callable[[], object], what: str, *, seconds: float = 60) -> None:
+    """Wait for something, and say what was waited for if it does not come."""
+    give_up = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < give_up, f"waited {seconds:g} s in vain: {what}"
+        time.sleep(0.05)
+
+
+def write_config(path: Path, defaults: dict[str, Any], /, **sections: Any) -> Path:
+    """Write a config: the sections of `defaults`, and in their place those that are given.
+
+    Args:
+        path: of the file. YAML reads JSON.
+    """
+    path.write_text(json.dumps({**defaults, **sections}))
+    return path
+
+
+def plain_ledger(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ledger without what is measured: all that two equal runs share."""
+    return [{key: value for key, value in line.items() if key not in MEASURED} for line in read_lines(path)]

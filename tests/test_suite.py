@@ -1,0 +1,182 @@
+"""The suite's own rules, on small suites: budgets, neighbours, order, workers."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from tests.budgets import YARDSTICK_SECONDS, CpuSeconds, yardstick
+from tests.neighbours import REPOSITORY
+from tests.suite import arrange
+
+BURN = """
+import os, subprocess, sys, time
+SCRIPT = "import time\\nwhile time.process_time() < 0.6: pass\\n"
+
+def wait_for(path):
+    while not os.path.exists(path):
+        time.sleep(0.01)
+"""
+
+BURNERS = {
+    "test_itself.py": """
+def test_burns():
+    start = time.process_time()
+    while time.process_time() < start + 0.6: pass
+""",
+    "test_child.py": "def test_burns():\n    subprocess.run([sys.executable, '-c', SCRIPT], check=True)\n",
+    "test_killed.py": """
+def test_burns(tmp_path):
+    script = SCRIPT + f"open({str(tmp_path / 'done')!r}, 'w').close(); time.sleep(60)"
+    child = subprocess.Popen([sys.executable, '-c', script])
+    wait_for(tmp_path / 'done')
+    child.kill()
+    child.wait()
+""",
+    "test_orphan.py": """
+def test_burns(tmp_path):
+    # It outlives its parent, and ends by itself after a look was taken.
+    script = SCRIPT + f"open({str(tmp_path / 'done')!r}, 'w').close(); time.sleep(3)"
+    parent = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {script!r}], start_new_session=True)"
+    subprocess.run([sys.executable, '-c', parent], check=True)
+    wait_for(tmp_path / 'done')
+    time.sleep(4)
+""",
+}
+
+
+def run_suite(folder: Path, files: dict[str, str], *options: str, conftest: str = "") -> tuple[int, str]:
+    """Run these test files under the plugin; return pytest's code and what it said."""
+    (folder / "conftest.py").write_text(f"pytest_plugins = ['tests.suite']\n{conftest}")
+    (folder / "pytest.ini").write_text("[pytest]\nmarkers = slow\n")
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *options],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+BUDGET_OF_A_FIFTH = "import tests.budgets\ntests.budgets.SMALLEST = 0.2\n"
+MANY = {f"test_{name}.py": "\n".join(f"def test_{i}(): pass" for i in range(6)) for name in "abcde"}
+GROUPED = """
+import pytest
+@pytest.mark.xdist_group("one")
+@pytest.mark.parametrize("i", range(3))
+def test_one(i): pass
+@pytest.mark.xdist_group("two")
+@pytest.mark.parametrize("i", range(3))
+def test_two(i): pass
+"""
+
+
+@pytest.fixture(scope="module")
+def on_three_workers(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str]:
+    """What a suite says that is within its budgets but for the burners."""
+    files = {name: BURN + text for name, text in BURNERS.items()} | MANY | {"test_groups.py": GROUPED}
+    folder = tmp_path_factory.mktemp("suite")
+    return run_suite(folder, files, "-n", "3", "--dist", "loadgroup", conftest=BUDGET_OF_A_FIFTH)
+
+
+def test_a_file_over_its_budget_fails_with_its_name_whoever_used_the_time(
+    on_three_workers: tuple[int, str],
+) -> None:
+    code, said = on_three_workers
+    assert "40 passed" in said
+    assert code == 1
+    over = {name: float(seconds) for name, seconds in re.findall(r"^(\S+) took (\S+) CPU seconds", said, re.MULTILINE)}
+    assert over.keys() == BURNERS.keys()
+    assert all(0.55 <= seconds < 2 for seconds in over.values()), over
+
+
+def test_a_file_is_run_by_one_worker_but_for_groups_that_its_tests_name(on_three_workers: tuple[int, str]) -> None:
+    ran = re.findall(r"^\[(gw\d)\].*PASSED (\S+?)::(test_[a-z0-9]+)", on_three_workers[1], re.MULTILINE)
+    assert len(ran) == 40
+    assert len({worker for worker, _, _ in ran}) == 3
+    for file in MANY:
+        assert len({worker for worker, found, _ in ran if found == file}) == 1, file
+    for name in ("test_one", "test_two"):
+        assert len({worker for worker, _, test in ran if test == name}) == 1, name
+
+
+RUDE = """
+import os, pathlib, signal, subprocess, tempfile
+import pytest
+
+def test_variable(): os.environ["LEFT_BEHIND"] = "1"
+def test_variable_is_taken(): del os.environ["LEFT_BEHIND"]
+def test_folder(tmp_path): os.chdir(tmp_path)
+def test_file(): pathlib.Path(tempfile.gettempdir(), "left").write_text("")
+def test_handler(): signal.signal(signal.SIGUSR1, lambda *_: None)
+def test_umask(): os.umask(0o077)
+
+@pytest.fixture
+def polite(monkeypatch, tmp_path):
+    monkeypatch.setenv("PUT_BACK", "1")
+    monkeypatch.chdir(tmp_path)
+
+def test_polite(polite): pass
+def test_process(): subprocess.Popen(["sleep", "60"], start_new_session=True)
+"""
+COMPLAINTS = {
+    "test_variable": "environment variable LEFT_BEHIND was None and is '1'",
+    "test_variable_is_taken": "environment variable LEFT_BEHIND was '1' and is None",
+    "test_folder": "working directory was",
+    "test_file": "['left'",
+    "test_handler": "signal handlers was",
+    "test_umask": "umask was",
+    "test_process": "sleep 60",
+}
+
+
+def test_a_test_that_leaves_something_behind_fails_by_name(tmp_path: Path) -> None:
+    files = {"test_rude.py": RUDE, "test_last.py": BURN + BURNERS["test_itself.py"]}
+    code, said = run_suite(tmp_path, files, "--cpu-seconds")
+    assert code == 1
+    blamed = dict(re.findall(r"^_+ ERROR at teardown of (\w+) _+\n(.*(?:\n(?!_+ ERROR|=).*)*)", said, re.MULTILINE))
+    assert blamed.keys() == COMPLAINTS.keys()
+    for name, words in COMPLAINTS.items():
+        assert words in blamed[name]
+    (pid,) = re.findall(r"have left the process (\d+): sleep 60", said)
+    stat = Path(f"/proc/{pid}/stat")
+    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z", "it was ended"
+    assert re.search(r"0\.\d of +5\.0  test_last\.py", said), "within its budget"
+
+
+TESTS = [(file, f"{file}{index}") for file in "abcde" for index in range(6)]
+
+
+def test_the_files_with_the_largest_budgets_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.budgets.BUDGETS", {"b": 7.0, "d": 9.0, "e": 1.0})
+    wanted = [f"{file}{index}" for file in "dbace" for index in range(6)]
+    assert arrange(list(TESTS), seed=None) == wanted
+
+
+def test_a_seed_names_an_order_in_which_files_stay_whole() -> None:
+    first, second, other = (arrange(list(TESTS), seed=seed) for seed in (1, 1, 2))
+    assert first == second != other
+    for found in (first, other):
+        assert sorted(found) == sorted(test for _, test in TESTS) != found
+        assert sum(here[0] != there[0] for here, there in pairwise(found)) == 4
+        assert any(int(here[1]) > int(there[1]) for here, there in pairwise(found) if here[0] == there[0])
+
+
+def test_the_same_work_on_a_slower_machine_is_within_the_same_budget() -> None:
+    usual, slow = CpuSeconds(), CpuSeconds()
+    usual.add({"by_file": {"test_a.py": 9.0}, "yardsticks": [YARDSTICK_SECONDS]})
+    slow.add({"by_file": {"test_a.py": 9.0}, "yardsticks": [2 * YARDSTICK_SECONDS]})
+    assert len(usual.over_budget()) == 1
+    assert slow.over_budget() == []
+    assert 0.1 < yardstick() / YARDSTICK_SECONDS < 10
