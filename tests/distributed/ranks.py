@@ -7,11 +7,13 @@ test with eight ranks then takes well under a second, not the half minute that e
 their process group, for the next call: for functions that leave nothing behind.
 """
 
+import contextlib
 import faulthandler
 import multiprocessing
 import multiprocessing.connection
 import os
 import pickle
+import random
 import signal
 import socket
 import time
@@ -30,10 +32,16 @@ PRELOAD = (
     "datasets",
     "harness.train",
     "harness.loop",
+    "harness.observers.console",
+    "harness.observers.ledger",
     "harness.data.sources",
     "harness.models.registry",
     "harness.strategy.ddp",
     "tests.distributed.warm_deepspeed",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.llama.modeling_llama",
+    "peft",
     "tests.distributed.scenarios",
     "tests.distributed.warm_last",
 )
@@ -97,11 +105,13 @@ def dismiss_standing_ranks() -> None:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+    """Return a port that nobody listens on, and that neither another worker nor the kernel gives to somebody else."""
+    first = 20_000 + 1_500 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for port in random.Random().sample(range(first, first + 1_500), 100):
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise OSError(f"100 ports from {first} on are taken")
 
 
 Started = tuple[Any, multiprocessing.connection.Connection]

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
@@ -60,7 +62,7 @@ class Spec:
     rows: int = 67  # not a multiple of the batch: the last one of an epoch is smaller
     global_batch: int = 16
     micro_batch: int | None = None
-    updates: int = 20
+    updates: int = 7  # 4 of warm-up, then a cosine; the fifth is the rest of an epoch, and another begins
     precision: str = "fp32"
     optimizer: str = "adamw"
     max_norm: float | None = 0.05  # small enough to clip most updates
@@ -313,8 +315,11 @@ def plain_pytorch(spec: Spec, num_slices: int = 1) -> Trace:
 
 
 def join(strategy: str = "ddp") -> Ranks:
-    """Join the process group of `run_ranks`."""
-    return join_ranks(placement(), timeout_seconds=50, alone_in_group=strategy != "ddp")
+    """Join the process group of `run_ranks`, or of `run_standing_ranks` if this rank has not done so."""
+    place = placement()
+    if dist.is_initialized():
+        return Ranks(rank=place.rank, world_size=place.world_size, device=torch.device("cpu"))
+    return join_ranks(place, timeout_seconds=50, alone_in_group=strategy != "ddp")
 
 
 def assemble_spec(spec: Spec, directory: str = "/nowhere") -> Run:
@@ -382,8 +387,18 @@ def fit_dirty(spec: Spec, directory: str) -> dict[str, Any]:
     return fit_spec(spec, directory)
 
 
-def fit_spec(spec: Spec, directory: str, log_every_steps: int = 10, diagnostics_every_steps: int = 0) -> dict[str, Any]:
-    """Fit a spec from the start with a ledger in `directory`; return how it ended, its weights and what was raised."""
+def fit_spec(
+    spec: Spec,
+    directory: str,
+    log_every_steps: int = 10,
+    diagnostics_every_steps: int = 0,
+    stop_asked_of: int | None = None,
+) -> dict[str, Any]:
+    """Fit a spec from the start with a ledger in `directory`; return how it ended, its weights and what was raised.
+
+    Args:
+        stop_asked_of: the rank that has had a SIGTERM before it begins.
+    """
     from harness.errors import HarnessError
     from harness.loop import fit
     from harness.observers.base import Observers
@@ -397,9 +412,10 @@ def fit_spec(spec: Spec, directory: str, log_every_steps: int = 10, diagnostics_
             "diagnostics": Diagnostics(every_steps=diagnostics_every_steps),
         }
     )
-    run = assemble(
-        config, join(spec.strategy), spec.splits(), spec.model(), directory=Path(directory), signals=StopSignals()
-    )
+    ranks, signals = join(spec.strategy), StopSignals()
+    if ranks.rank == stop_asked_of:
+        signals.received = signal.SIGTERM
+    run = assemble(config, ranks, spec.splits(), spec.model(), directory=Path(directory), signals=signals)
     if run.strategy.rank == 0:
         run.observers = Observers([Ledger(Path(directory), keep_bytes=0)])
     state, error, reason = TrainState(), None, None
@@ -569,24 +585,20 @@ def save_after(spec: Spec, directory: str, updates: int) -> dict[str, Tensor]:
     return {key: tensor.detach().cpu().clone() for key, tensor in run.strategy.state()}
 
 
-def load_and_save(spec: Spec, directory: str, other: str) -> dict[str, Tensor]:
-    """Load the newest checkpoint, save it again elsewhere, and return the state that was loaded."""
-    run = assemble_spec(spec, directory)
-    loaded = run.checkpoints.load()
-    assert loaded is not None
-    run.checkpoints.restore(loaded)
-    save_now(CheckpointStore(Path(other) / "checkpoints", run.strategy, run.config.checkpoint), loaded.step)
-    return {key: tensor.detach().cpu().clone() for key, tensor in run.strategy.state()}
-
-
 def load_and_train(
-    spec: Spec, directory: str, updates: int
+    spec: Spec, directory: str, updates: int, other: str | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], list[float]]:
-    """Load the newest checkpoint and train on to `updates`; return the state as loaded, at the end, and the losses."""
+    """Load the newest checkpoint and train on to `updates`; return the state as loaded, at the end, and the losses.
+
+    Args:
+        other: another directory, to save in what was loaded.
+    """
     run = assemble_spec(spec, directory)
     loaded = run.checkpoints.load()
     assert loaded is not None
     run.checkpoints.restore(loaded)
+    if other is not None:
+        save_now(CheckpointStore(Path(other) / "checkpoints", run.strategy, run.config.checkpoint), loaded.step)
     first = {key: tensor.detach().cpu().clone() for key, tensor in run.strategy.state()}
     losses = []
     for position in range(loaded.step, updates):

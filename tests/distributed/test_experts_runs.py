@@ -1,21 +1,23 @@
 """Mixtures of experts over ranks: nobody waits for an expert without tokens, and the penalty is a mean."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
 from torch import nn
 
 from harness.data.order import BatchPlan
-from tests.distributed.ranks import run_ranks
+from tests.distributed.ranks import run_standing_ranks
 from tests.distributed.scenarios import Spec, Trace, harness_trace
 from tests.distributed.test_reference import assert_ranks_agree, assert_same
 
 STRATEGIES = ["ddp", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("zero1", "zero2", "zero3"))]
 # 100 experts for 24 tokens a micro-batch: most get none, on every rank others.
-SPEC = Spec(network="gpt_many_experts", optimizer="sgd", rows=64, micro_batch=4, updates=4, max_norm=None)
+SPEC = Spec(network="gpt_many_experts", optimizer="sgd", rows=64, micro_batch=4, updates=2, max_norm=None)
 
 
+@cache
 def by_hand(spec: Spec) -> Trace:
     """Train in one process: the mean over all tokens, and over micro-batches of the penalty of each."""
     assert spec.micro_batch is not None
@@ -51,7 +53,7 @@ def by_hand(spec: Spec) -> Trace:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_the_number_of_ranks_changes_nothing_if_the_micro_batch_stays(strategy: str, world_size: int) -> None:
-    traces = run_ranks(world_size, harness_trace, replace(SPEC, strategy=strategy), deadline_seconds=120)
+    traces = run_standing_ranks(world_size, harness_trace, replace(SPEC, strategy=strategy), deadline_seconds=120)
     assert_ranks_agree(traces)
     assert_same(traces[0], by_hand(SPEC), gradient=1e-6, norm=1e-5, parameter=1e-5)
     up = traces[0].gradients[0]["blocks.0.feed_forward.up"]
@@ -60,11 +62,11 @@ def test_the_number_of_ranks_changes_nothing_if_the_micro_batch_stays(strategy: 
 
 def test_without_the_penalty_the_micro_batch_changes_nothing_either() -> None:
     spec = replace(SPEC, network="gpt_experts")
-    whole, cut = (run_ranks(2, harness_trace, replace(spec, micro_batch=size))[0] for size in (None, 2))
+    whole, cut = (run_standing_ranks(2, harness_trace, replace(spec, micro_batch=size))[0] for size in (None, 2))
     assert_same(cut, whole, gradient=1e-6, norm=1e-5, parameter=1e-5)
 
 
 def test_a_rank_without_rows_keeps_the_others_company() -> None:
     spec = replace(SPEC, rows=17, micro_batch=None, updates=3)  # the second batch has one row for two ranks
-    traces = run_ranks(2, harness_trace, spec)
+    traces = run_standing_ranks(2, harness_trace, spec)
     assert_ranks_agree(traces)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harness.config.training import GradientNoise
 from harness.strategy.noise import NoiseSource
-from tests.distributed.ranks import run_ranks
+from tests.distributed.ranks import run_ranks, run_standing_ranks
 from tests.distributed.scenarios import (
     PoisonedSpec,
     Spec,
@@ -81,7 +81,7 @@ def first_update(spec: Spec) -> tuple[dict[str, Tensor], dict[str, Tensor], dict
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_an_update_follows_the_clipped_gradient_and_the_noise(world_size: int) -> None:
-    results = run_ranks(world_size, first_update, SPEC)
+    results = run_standing_ranks(world_size, first_update, SPEC)
     generator_of = NoiseSource(GradientNoise(eta=ETA, gamma=GAMMA), seed=3, device=torch.device("cpu"))
     for before, after, gradients, coefficient, norm in results:
         assert coefficient == pytest.approx(SPEC.max_norm / norm, rel=1e-4), "the norm is that without the noise"
@@ -93,22 +93,22 @@ def test_an_update_follows_the_clipped_gradient_and_the_noise(world_size: int) -
             wanted = before[name] - 1e-3 * (step + decay * before[name])
             torch.testing.assert_close(after[name], wanted, rtol=0, atol=1e-7)
             assert torch.equal(after[name], results[0][1][name]), "every rank draws the same"
-    quiet = run_ranks(world_size, first_update, replace(SPEC, noise_eta=None))[0]
+    quiet = run_standing_ranks(world_size, first_update, replace(SPEC, noise_eta=None))[0]
     assert (quiet[1]["last.bias"] - results[0][1]["last.bias"]).abs().max() > 1e-5
 
 
 def test_a_resumed_run_draws_what_it_would_have_drawn(tmp_path: Path) -> None:
-    spec = replace(SPEC, updates=8)
-    run_ranks(2, save_after, spec, str(tmp_path / "cut"), 3)
-    wanted = run_ranks(2, save_after, spec, str(tmp_path / "whole"), 8)[0]
-    _, found, _ = run_ranks(2, load_and_train, spec, str(tmp_path / "cut"), 8)[0]
+    spec = replace(SPEC, updates=7)
+    run_standing_ranks(2, save_after, spec, str(tmp_path / "cut"), 3)
+    wanted = run_standing_ranks(2, save_after, spec, str(tmp_path / "whole"), 7)[0]
+    _, found, _ = run_standing_ranks(2, load_and_train, spec, str(tmp_path / "cut"), 7)[0]
     for key, tensor in wanted.items():
         assert torch.equal(found[key], tensor), key
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_in_spite_of_noise(tmp_path: Path) -> None:
     spec = PoisonedSpec(poisoned_rows=(5,), updates=8, noise_eta=ETA)
-    for result in run_ranks(2, fit_spec, spec, str(tmp_path)):
+    for result in run_standing_ranks(2, fit_spec, spec, str(tmp_path)):
         assert (result["reason"], result["step"]) == ("budget", 8)
         assert result["position"] > 8
         assert all(parameter.isfinite().all() for parameter in result["parameters"].values())

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +11,28 @@ import pytest
 import torch
 from torch import nn
 
+from harness.agenda import Agenda
+from harness.config import RunConfig
+from harness.config.run import Evaluation
 from harness.data.order import BatchPlan
 from harness.observers.ledger import read_lines
 from harness.schedule import learning_rate
-from tests.distributed.ranks import run_ranks
+from tests.distributed.ranks import run_ranks, run_standing_ranks
 from tests.distributed.scenarios import (
     PoisonedSpec,
     Spec,
+    assemble_spec,
     cost_of_spec,
     evaluate_with_a_liar,
     fit_dirty,
     fit_spec,
     harness_trace,
+    load_and_train,
     neuron_update,
     plain_pytorch,
+    save_after,
     train_main,
+    train_updates,
 )
 
 
@@ -32,7 +41,7 @@ from tests.distributed.scenarios import (
 @pytest.mark.parametrize(("rate", "weight"), [(0.1, 0.3), (0.01, 0.48)])
 def test_one_neuron_learns_as_computed_by_hand(world_size: int, rows: int, rate: float, weight: float) -> None:
     # relu(0.5 * 2 + 0.5) = 1.5; (1.5 - 1)^2 = 0.25; dL/dw = 2 (1.5 - 1) 2 = 2; w - rate * 2
-    for found in run_ranks(world_size, neuron_update, rate, rows):
+    for found in run_standing_ranks(world_size, neuron_update, rate, rows):
         assert found["loss"] == pytest.approx(0.25, abs=1e-7)
         assert found["gradient"] == pytest.approx(2.0, abs=1e-6)
         assert found["weight"] == pytest.approx(weight, abs=1e-7)
@@ -125,7 +134,7 @@ def test_an_update_with_a_nan_is_skipped_by_all_ranks_and_counts_as_none(
     tmp_path: Path, world_size: int, loss_too: bool
 ) -> None:
     spec = PoisonedSpec(poisoned_rows=(5,), loss_too=loss_too, updates=8, precision="fp64")
-    results = run_ranks(world_size, fit_spec, spec, str(tmp_path))
+    results = run_standing_ranks(world_size, fit_spec, spec, str(tmp_path))
     assert {(result["reason"], result["step"]) for result in results} == {("budget", 8)}
     plan = plan_of(spec)
     bad = [position for position in range(results[0]["position"]) if 5 in plan.sample_ids(position, 0)]
@@ -136,6 +145,9 @@ def test_an_update_with_a_nan_is_skipped_by_all_ranks_and_counts_as_none(
     assert results[0]["position"] == 8 + len(bad)
 
     # The same by hand: the bad batch is passed over, and the rate goes by the applied updates.
+    schedule = spec.config.schedule
+    rates = [learning_rate(step, schedule, peak_lr=1e-3, total_updates=8, updates_per_epoch=5) for step in range(1, 9)]
+    assert [line["learning_rate"] for line in lines if line["applied"]] == rates
     model, columns = spec.model().double(), spec.columns()
     groups = [{"params": [p for p in model.parameters() if (p.dim() >= 2) is d], "weight_decay": w} for d, w in
               ((True, 0.1), (False, 0.0))]  # fmt: skip
@@ -150,9 +162,7 @@ def test_an_update_with_a_nan_is_skipped_by_all_ranks_and_counts_as_none(
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.05)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(
-                applied + 1, spec.config.schedule, peak_lr=1e-3, total_updates=8, updates_per_epoch=5
-            )
+            group["lr"] = rates[applied]
         optimizer.step()
         applied += 1
     for result in results:
@@ -165,7 +175,7 @@ def test_how_often_reports_are_read_changes_no_bit_even_with_skipped_updates(tmp
     ends = []
     for every in (1, 3, 100):
         (tmp_path / str(every)).mkdir()
-        ends.append(run_ranks(2, fit_spec, spec, str(tmp_path / str(every)), every)[0])
+        ends.append(run_standing_ranks(2, fit_spec, spec, str(tmp_path / str(every)), every)[0])
     for end in ends[1:]:
         assert all(torch.equal(end["parameters"][name], p) for name, p in ends[0]["parameters"].items())
 
@@ -176,18 +186,91 @@ def test_a_run_gives_up_after_three_in_a_row_and_names_rank_and_parameter(tmp_pa
     plan = plan_of(spec, world_size=4)
     on_rank_two = [int(plan.sample_ids(position, 2)[0]) for position in (1, 2, 3, 4)]
     spec = PoisonedSpec(loss_too=loss_too, updates=30, poisoned_rows=tuple(on_rank_two))
-    results = run_ranks(4, fit_spec, spec, str(tmp_path))
+    results = run_standing_ranks(4, fit_spec, spec, str(tmp_path))
     assert {result["step"] for result in results} == {1}
     (error,) = {result["error"] for result in results}
     assert error.startswith("6 NonFiniteError: ")
     assert "on rank 2 of 4" in error
     assert "first.weight" in error
     assert "update 2 " in error
-    after_one = run_ranks(4, harness_trace, PoisonedSpec(updates=30), 1)[0].parameters
+    after_one = run_standing_ranks(4, harness_trace, PoisonedSpec(updates=30), 1)[0].parameters
     for result in results:  # the weights are those after the one good update
         assert all(torch.equal(result["parameters"][name], parameter) for name, parameter in after_one.items())
     lines = [line for line in read_lines(tmp_path / "ledger.jsonl") if line["event"] == "update"]
     assert [line["applied"] for line in lines] == [True, False, False, False], "the ledger tells how it came to that"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stop_that_one_rank_was_asked_for_stops_all_at_the_same_update(tmp_path: Path, rank: int) -> None:
+    ends = run_standing_ranks(3, fit_spec, Spec(updates=50), str(tmp_path), 10, 0, rank)
+    assert {(end["reason"], end["step"]) for end in ends} == {("interrupted", ends[0]["step"])}
+    assert 0 < ends[0]["step"] < 50
+
+
+def fit_at_a_pace_of_ones_own(spec: Spec, directory: str) -> dict[str, Any]:
+    """Fit a spec whose ranks believe that they are of very different speed."""
+    updates = 3 if os.environ["RANK"] == "0" else 1
+    Agenda.updates_in_a_second = lambda _: updates  # type: ignore[method-assign]
+    return fit_spec(spec, directory)
+
+
+def test_the_ranks_of_an_interval_go_by_the_pace_of_rank_zero(tmp_path: Path) -> None:
+    run_ranks(2, fit_at_a_pace_of_ones_own, Spec(updates=4), str(tmp_path))
+    lines = [line for line in read_lines(tmp_path / "ledger.jsonl") if line["event"] == "update"]
+    # The first interval is of one update, since no pace is known.
+    assert [line["step"] for line in lines if "memory_bytes" in line] == [1, 4]
+
+
+@dataclass(frozen=True)
+class OftenEvaluatedSpec(PoisonedSpec):
+    """Evaluated at every step."""
+
+    @property
+    def config(self) -> RunConfig:
+        return super().config.model_copy(update={"evaluation": Evaluation(every_steps=1)})
+
+
+def test_after_a_skipped_update_the_same_weights_are_not_evaluated_again(tmp_path: Path) -> None:
+    spec = OftenEvaluatedSpec(poisoned_rows=(5,), updates=8)
+    (result,) = run_ranks(1, fit_spec, spec, str(tmp_path))
+    assert result["position"] > result["step"] == 8
+    lines = read_lines(tmp_path / "ledger.jsonl")
+    assert [line["step"] for line in lines if line["event"] == "evaluation"] == list(range(1, 9))
+
+
+@dataclass(frozen=True)
+class ImagesSpec(Spec):
+    """Images of which the last batch of an epoch has one for two ranks, and a network with BatchNorm."""
+
+    network: str = "cnn"
+    rows: int = 33
+    updates: int = 6  # two epochs
+
+    def model(self) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2 * 6 * 6, 5))
+
+
+def updates_in_statistics(spec: Spec) -> int:
+    """Return how many batches this rank's BatchNorm has seen after the updates of a spec."""
+    run = assemble_spec(spec)
+    train_updates(run, range(spec.updates))
+    return int(dict(run.strategy.module.named_buffers())["1.num_batches_tracked"])
+
+
+def test_a_rank_without_rows_takes_no_statistics_of_that_update_and_of_every_other() -> None:
+    # In two of six updates the first rank has no row.
+    assert run_standing_ranks(2, updates_in_statistics, ImagesSpec()) == [4, 6]
+
+
+def test_an_update_after_a_resume_has_the_bits_of_one_in_an_undisturbed_run(tmp_path: Path) -> None:
+    # On more than two ranks the order of a sum depends on the place in DDP's buckets, which it changes after one pass.
+    run_standing_ranks(4, save_after, Spec(), str(tmp_path / "cut"), 3)
+    wanted = run_standing_ranks(4, save_after, Spec(), str(tmp_path / "whole"), 4)[0]
+    _, found, _ = run_standing_ranks(4, load_and_train, Spec(), str(tmp_path / "cut"), 4)[0]
+    assert found.keys() == wanted.keys()
+    for key, tensor in wanted.items():
+        assert torch.equal(found[key], tensor), key
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "adafactor", "muon"])
@@ -204,7 +287,7 @@ def test_a_first_update_that_is_skipped_leaves_nothing_behind(tmp_path: Path, op
 
 def test_an_infinite_loss_with_a_finite_gradient_is_skipped_too(tmp_path: Path) -> None:
     spec = PoisonedSpec(poisoned_rows=(5,), updates=4, loss_only=True)
-    results = run_ranks(2, fit_spec, spec, str(tmp_path))
+    results = run_standing_ranks(2, fit_spec, spec, str(tmp_path))
     lines = [line for line in read_lines(tmp_path / "ledger.jsonl") if line["event"] == "update"]
     bad = [position for position in range(len(lines)) if 5 in plan_of(spec).sample_ids(position, 0)]
     assert [position for position, line in enumerate(lines) if not line["applied"]] == bad
@@ -213,7 +296,7 @@ def test_an_infinite_loss_with_a_finite_gradient_is_skipped_too(tmp_path: Path) 
 
 
 def test_the_norms_of_every_parameter_are_told_when_asked_for(tmp_path: Path) -> None:
-    run_ranks(2, fit_spec, Spec(updates=6), str(tmp_path), 10, 3)
+    run_standing_ranks(2, fit_spec, Spec(updates=6), str(tmp_path), 10, 3)
     told = [line for line in read_lines(tmp_path / "events.jsonl") if line["event"] == "gradients"]
     assert [line["step"] for line in told] == [3, 6]
     wanted = plain_pytorch(Spec(updates=6)).gradients

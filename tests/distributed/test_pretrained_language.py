@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from harness.errors import ConfigError, DataError
 from harness.export import load_exported
 from harness.export import main as export
 from harness.models.registry import build_model
+from harness.sample import main as sample
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main
 from tests.distributed.test_language_runs import write_config
@@ -95,13 +94,13 @@ def test_a_token_put_before_every_text_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("strategy", ["ddp", *(pytest.param(f"zero{n}", marks=pytest.mark.slow) for n in (1, 2, 3))])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_transformers_loads_what_was_exported_and_gives_the_scores_of_the_run(
-    tmp_path: Path, family: str, strategy: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str, strategy: str
 ) -> None:
     import transformers
 
     write_language_model(tmp_path / "model", TEXTS, family=family)
     config = write_run(tmp_path)
-    arguments = [str(config), "run.max_steps=100", "evaluation.every_steps=50", f"strategy={{kind: {strategy}}}"]
+    arguments = [str(config), "run.max_steps=20", "evaluation.every_steps=10", f"strategy={{kind: {strategy}}}"]
     assert run_ranks(2, train_main, *arguments, deadline_seconds=240) == [0, 0]
     out = tmp_path / "out"
     assert export([str(tmp_path / "run"), "--to", str(out), "--from", "latest"]) == 0
@@ -125,9 +124,9 @@ def test_transformers_loads_what_was_exported_and_gives_the_scores_of_the_run(
     if strategy == "ddp":
         prompt = tokenizer(f"{END}7 and 8", return_tensors="pt")
         written = tokenizer.decode(network.generate(**prompt, max_new_tokens=8, do_sample=False, pad_token_id=0)[0])
-        command = [sys.executable, "-m", "harness.sample", str(out), "--prompt", "7 and 8", "--temperature", "0"]
-        done = subprocess.run([*command, "--tokens", "8"], capture_output=True, text=True, check=True)
-        assert written.removeprefix(END).partition(END)[0].strip() == done.stdout.strip()
+        capsys.readouterr()
+        assert sample([str(out), "--prompt", "7 and 8", "--temperature", "0", "--tokens", "8"]) == 0
+        assert written.removeprefix(END).partition(END)[0].strip() == capsys.readouterr().out.strip()
         assert len(written) > len(f"{END}7 and 8")
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from torch import Tensor, nn
 
 from harness.config import RunConfig
@@ -21,8 +20,8 @@ from harness.data.sources import load
 from harness.export import load_exported, main
 from harness.json_lines import read_events
 from harness.models.pretrained import build
-from harness.observers.ledger import MEASURED, read_lines
-from tests.distributed.ranks import run_ranks
+from tests import helpers
+from tests.distributed.ranks import run_ranks, run_standing_ranks
 from tests.distributed.scenarios import Spec, harness_trace, load_and_train, save_after, train_main
 from tests.tiny_models import NUM_TOKENS, config_values, write_model, write_reviews
 
@@ -118,7 +117,7 @@ def test_frozen_blocks_and_the_rate_of_each_depth_are_those_of_a_loop_by_hand(
 ) -> None:
     spec = PretrainedSpec(path=str(bert), strategy=strategy, frozen_layers=frozen_layers, optimizer="adamw")
     losses, weights = plain_loop(spec)
-    traces = run_ranks(2, harness_trace, spec, deadline_seconds=180)
+    traces = run_standing_ranks(2, harness_trace, spec, deadline_seconds=180)
     assert traces[0].losses == pytest.approx(losses, rel=1e-5)
     assert traces[0].parameters.keys() == weights.keys()
     start = dict(spec.model().named_parameters())
@@ -136,11 +135,11 @@ def test_a_checkpoint_of_ddp_on_two_ranks_goes_on_under_zero_on_one_with_its_fro
     bert: Path, tmp_path: Path, loads: str
 ) -> None:
     spec = PretrainedSpec(path=str(bert))
-    saved = run_ranks(2, save_after, spec, str(tmp_path / "cut"), 3)[0]
-    wanted = run_ranks(2, save_after, spec, str(tmp_path / "whole"), 6)[0]
+    saved = run_standing_ranks(2, save_after, spec, str(tmp_path / "cut"), 3)[0]
+    wanted = run_standing_ranks(2, save_after, spec, str(tmp_path / "whole"), 6)[0]
     names = {key.removeprefix("model/") for key in saved if key.startswith("model/")}
     assert names == {name for name, _ in spec.model().named_parameters()}
-    loaded, found, _ = run_ranks(1, load_and_train, replace(spec, strategy=loads), str(tmp_path / "cut"), 6)[0]
+    loaded, found, _ = run_standing_ranks(1, load_and_train, replace(spec, strategy=loads), str(tmp_path / "cut"), 6)[0]
     assert loaded.keys() == saved.keys()
     for key, tensor in saved.items():
         assert torch.equal(loaded[key], tensor), key
@@ -150,9 +149,7 @@ def test_a_checkpoint_of_ddp_on_two_ranks_goes_on_under_zero_on_one_with_its_fro
 
 def write_config(folder: Path, directory: Path, /, **sections: Any) -> str:
     write_reviews(folder / "reviews.csv")
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(config_values(folder, directory, **sections)))
-    return str(path)
+    return str(helpers.write_config(folder / "tiny.yaml", config_values(folder, directory, **sections)))
 
 
 def test_a_run_in_two_parts_has_the_bits_of_a_run_in_one(bert: Path, tmp_path: Path) -> None:
@@ -162,11 +159,7 @@ def test_a_run_in_two_parts_has_the_bits_of_a_run_in_one(bert: Path, tmp_path: P
         for budget in budgets:
             assert run_ranks(2, train_main, config, f"run.name={name}", f"run.max_steps={budget}") == [0, 0]
     whole, parts = (
-        [
-            {key: value for key, value in line.items() if key not in MEASURED}
-            for line in read_lines(tmp_path / "runs" / name / "ledger.jsonl")
-            if line["event"] == "update"
-        ]
+        [line for line in helpers.plain_ledger(tmp_path / f"runs/{name}/ledger.jsonl") if line["event"] == "update"]
         for name in ("whole", "parts")
     )
     assert len(whole) == 10
@@ -210,9 +203,8 @@ def test_transformers_loads_what_was_exported_and_gives_the_scores_of_the_run(
         pytest.importorskip("peft")
     model = write_model(tmp_path / "model", family=family)
     config = write_config(tmp_path, model, model={"lora": lora}, strategy={"kind": strategy})
-    values = yaml.safe_load(Path(config).read_text())
-    Path(config).write_text(yaml.safe_dump({**values, "ema": ema}))
-    assert run_ranks(1, train_main, config) == [0]
+    average = [] if ema is None else [f"ema={json.dumps(ema)}"]
+    assert run_ranks(1, train_main, config, *average) == [0]
     out = tmp_path / "out"
     assert main([str(tmp_path / "runs/tiny"), "--to", str(out), "--from", "latest"]) == 0
     loaded = load_config(config).config

@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from tests.distributed.ranks import run_ranks
+from harness.schedule import learning_rate
+from tests.distributed.ranks import run_standing_ranks
 from tests.distributed.scenarios import Spec, Trace, harness_trace, plain_pytorch
+from tests.distributed.test_loop import plan_of
 
 WORLDS = (1, 2, 4, pytest.param(8, marks=pytest.mark.slow))
 
@@ -34,14 +36,25 @@ def assert_ranks_agree(traces: list[Trace]) -> None:
         assert (trace.norms, trace.losses) == (traces[0].norms, traces[0].losses)
 
 
-@pytest.mark.parametrize("network", ["mlp", "cnn", "gpt"])
-@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_few_updates_of_a_spec_are_of_every_kind() -> None:
+    spec, plan = Spec(), plan_of(Spec())
+    assert [plan.rows_at(position) for position in range(spec.updates)] == [16, 16, 16, 16, 3, 16, 16]
+    options = {"peak_lr": 1.0, "total_updates": spec.updates, "updates_per_epoch": plan.steps_per_epoch}
+    rates = [learning_rate(update, spec.config.schedule, **options) for update in range(1, spec.updates + 1)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.25]), "a warm-up, and a cosine that falls"
+    assert max(plain_pytorch(spec).coefficients) < 1, "every one is clipped"
+
+
+NETWORKS = ("mlp", "cnn", "gpt")
+
+
+@pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("world_size", WORLDS)
-def test_an_update_is_that_of_plain_pytorch_on_the_whole_batch(
-    world_size: int, accumulation: int, network: str
-) -> None:
+def test_an_update_is_that_of_plain_pytorch_on_the_whole_batch(world_size: int, network: str) -> None:
+    # One and two micro-batches take turns along both, so each meets every number of ranks and every network.
+    accumulation = 1 + (world_size.bit_length() + NETWORKS.index(network)) % 2
     spec = Spec(network=network, micro_batch=16 // world_size // accumulation)
-    traces = run_ranks(world_size, harness_trace, spec)
+    traces = run_standing_ranks(world_size, harness_trace, spec)
     assert_ranks_agree(traces)
     assert_same(traces[0], plain_pytorch(spec), gradient=1e-7, norm=1e-6, parameter=1e-6)
 
@@ -49,7 +62,7 @@ def test_an_update_is_that_of_plain_pytorch_on_the_whole_batch(
 @pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2", "zero3"])
 def test_every_strategy_makes_the_same_update(strategy: str) -> None:
     spec = Spec(strategy=strategy, micro_batch=4)
-    traces = run_ranks(2, harness_trace, spec)
+    traces = run_standing_ranks(2, harness_trace, spec)
     assert_ranks_agree(traces)
     assert_same(traces[0], plain_pytorch(spec), gradient=1e-6, norm=1e-6, parameter=1e-5)
 
@@ -58,7 +71,7 @@ def test_every_strategy_makes_the_same_update(strategy: str) -> None:
 @pytest.mark.parametrize("world_size", WORLDS)
 def test_in_double_precision_nothing_but_rounding_is_left(world_size: int, optimizer: str) -> None:
     spec = Spec(precision="fp64", micro_batch=2, optimizer=optimizer)
-    traces = run_ranks(world_size, harness_trace, spec)
+    traces = run_standing_ranks(world_size, harness_trace, spec)
     assert_same(traces[0], plain_pytorch(spec), gradient=1e-14, norm=1e-12, parameter=1e-12)
 
 
@@ -72,7 +85,7 @@ def test_a_weighted_loss_is_torchs_mean_over_the_whole_batch(
 ) -> None:
     # The last batch of an epoch has 7 rows: on three ranks 2, 2 and 3, in two micro-batches.
     spec = Spec(network="deep_mlp", task=task, global_batch=12, micro_batch=2, precision="fp64")
-    traces = run_ranks(world_size, harness_trace, spec)
+    traces = run_standing_ranks(world_size, harness_trace, spec)
     assert_ranks_agree(traces)
     assert_same(traces[0], plain_pytorch(spec), gradient=1e-14, norm=1e-12, parameter=1e-12)
 
@@ -81,25 +94,25 @@ def test_a_weighted_loss_is_torchs_mean_over_the_whole_batch(
 @pytest.mark.parametrize("rows", [1, 67])
 def test_a_weighted_loss_is_that_mean_under_every_strategy_and_on_ranks_without_rows(rows: int, strategy: str) -> None:
     spec = Spec(network="deep_mlp", task=WEIGHTED, rows=rows, global_batch=12, strategy=strategy, optimizer="sgd")
-    traces = run_ranks(3, harness_trace, spec)
+    traces = run_standing_ranks(3, harness_trace, spec)
     assert_same(traces[0], plain_pytorch(spec), gradient=1e-6, norm=5e-6, parameter=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 17, 64])
 def test_ranks_without_rows_change_nothing(rows: int) -> None:
     spec = Spec(rows=rows, precision="fp64", updates=6, micro_batch=2)
-    traces = run_ranks(8, harness_trace, spec)
+    traces = run_standing_ranks(8, harness_trace, spec)
     assert_same(traces[0], plain_pytorch(spec), gradient=1e-14, norm=1e-12, parameter=1e-12)
 
 
 def test_one_rank_gives_the_bits_of_the_hand_written_loop() -> None:
     spec = Spec(rows=64)
-    found, wanted = run_ranks(1, harness_trace, spec)[0], plain_pytorch(spec)
+    found, wanted = run_standing_ranks(1, harness_trace, spec)[0], plain_pytorch(spec)
     assert largest_difference(found.parameters, wanted.parameters) == 0.0
 
 
 def test_without_clipping_the_norm_is_still_that_of_the_whole_gradient() -> None:
     spec = Spec(max_norm=None, updates=5)
-    found, wanted = run_ranks(4, harness_trace, spec)[0], plain_pytorch(spec)
+    found, wanted = run_standing_ranks(4, harness_trace, spec)[0], plain_pytorch(spec)
     assert found.norms == pytest.approx(wanted.norms, rel=1e-6)
     assert set(found.coefficients) == {1.0}

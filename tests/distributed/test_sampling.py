@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from PIL import Image
 
 from harness.observers.ledger import read_lines
+from tests import helpers
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main
 
@@ -32,9 +32,7 @@ def write_config(folder: Path, **data: Any) -> str:
         "task": {"kind": "classification", "num_classes": 2},
         "optim": {"kind": "adamw", "peak_lr": 0.01},
     }
-    path = folder / "run.json"
-    path.write_text(json.dumps(config))
-    return str(path)
+    return str(helpers.write_config(folder / "run.json", config))
 
 
 def losses(folder: Path) -> list[float]:

@@ -12,7 +12,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,13 @@ from harness.errors import CheckpointError, HarnessError
 from harness.loop import fit
 from harness.observers.base import Line, Observer, Observers
 from harness.observers.ledger import Ledger, read_lines
-from harness.resume import changed_settings
+from harness.resume import changed_settings, finish_saving, resume, save
 from harness.run import Run
 from harness.state import TrainState
-from tests.distributed.ranks import run_ranks
-from tests.distributed.scenarios import Spec, assemble_spec, save_now, train_main, train_main_and_listen
+from tests.distributed.ranks import collect, free_port, run_ranks, run_standing_ranks, start_rank
+from tests.distributed.scenarios import Spec, assemble_spec, save_now, train_main, train_updates
+from tests.distributed.starts import train_on_standing_ranks
+from tests.helpers import wait_until
 
 # ---------------------------------------------------------------- runs that something happens to
 
@@ -84,6 +87,8 @@ class Witness(Observer):
 
 
 Outcome = tuple[str, list[tuple[str, int]]]
+PATCHES = pytest.MonkeyPatch()
+"""Of what this rank calls, until its run has ended."""
 
 
 def fit_under(spec: SavingSpec, directory: str, disturb: Callable[..., Witness], *args: Any) -> Outcome:
@@ -98,6 +103,7 @@ def fit_under(spec: SavingSpec, directory: str, disturb: Callable[..., Witness],
         how = f"{error.exit_code} {error}"
     run.checkpoints.close()
     run.observers.close()
+    PATCHES.undo()
     return how, witness.seen
 
 
@@ -106,7 +112,7 @@ def undisturbed(run: Run) -> Witness:
 
 
 def patch_fsync(before: Callable[[], object]) -> None:
-    """Have `before` called at each fsync of a file of a checkpoint, for the rest of this process."""
+    """Have `before` called at each fsync of a file of a checkpoint."""
     fsync = os.fsync
 
     def patched(descriptor: int) -> None:
@@ -114,7 +120,7 @@ def patch_fsync(before: Callable[[], object]) -> None:
             before()
         fsync(descriptor)
 
-    os.fsync = patched
+    PATCHES.setattr(os, "fsync", patched)
 
 
 def disk_is_held_until(run: Run, step: int) -> Witness:
@@ -163,40 +169,102 @@ def hidden_in(directory: Path) -> list[str]:
 def test_training_goes_on_while_the_disk_does_not_answer_and_reaches_no_file(
     world_size: int, strategy: str, tmp_path: Path
 ) -> None:
-    for name, disturb, spec in (
-        ("alone", [undisturbed], SavingSpec(asynchronous=False, strategy=strategy)),
-        ("held", [disk_is_held_until, 30], SavingSpec(strategy=strategy)),
+    spec = SavingSpec(strategy=strategy, updates=12, every_steps=6)
+    for name, disturb, its_spec in (
+        ("alone", [undisturbed], replace(spec, asynchronous=False)),
+        ("held", [disk_is_held_until, 10], spec),
     ):
         (tmp_path / name).mkdir()
-        ends = run_ranks(world_size, fit_under, spec, str(tmp_path / name), *disturb)
+        ends = run_standing_ranks(world_size, fit_under, its_spec, str(tmp_path / name), *disturb)
         assert [how for how, _ in ends] == ["budget"] * world_size
     for _, seen in ends:
-        assert ("update", 30) in seen[: seen.index(("saved", 20))], "the loop waited for the disk"
-    # Ten updates in place were made between the save and the writing; none of them is in the files.
+        assert ("update", 10) in seen[: seen.index(("saved", 6))], "the loop waited for the disk"
+    # Four updates in place were made between the save and the writing; none of them is in the files.
     for kind in ("model", "optim"):
         alone, held = (
-            load_file(tmp_path / name / f"checkpoints/step-00000020/{kind}-00000.safetensors")
+            load_file(tmp_path / name / f"checkpoints/step-00000006/{kind}-00000.safetensors")
             for name in ("alone", "held")
         )
         assert alone.keys() == held.keys()
         assert all(torch.equal(alone[key], held[key]) for key in alone)
-    assert steps_in(tmp_path / "held") == [20, 40]
+    assert steps_in(tmp_path / "held") == [6, 12]
+
+
+def only_the_last_rank_writes_slowly(run: Run) -> Witness:
+    """Its disk does not answer until the run has come to update 12; the others have written before update 9."""
+    if run.strategy.rank < run.strategy.world_size - 1:
+        return Witness(("update", 8), lambda: wait_until(run.checkpoints.vote, "this rank has written"))
+    released = threading.Event()
+    witness = Witness(("update", 12), released.set)
+
+    def hold() -> None:
+        if not released.wait(20):
+            witness.seen.append(("waited in vain", 0))
+
+    patch_fsync(hold)
+    return witness
+
+
+def test_training_goes_on_while_the_disk_of_one_rank_does_not_answer(tmp_path: Path) -> None:
+    spec = SavingSpec(updates=14, every_steps=6)
+    for how, seen in run_ranks(2, fit_under, spec, str(tmp_path), only_the_last_rank_writes_slowly):
+        assert how == "budget"
+        assert ("waited in vain", 0) not in seen, "the loop waited for the disk"
+
+
+def slow_disk_and_the_time_that_is_asked_for(run: Run) -> Witness:
+    """A save takes 0.4 s at least; how long before the end of its job a rank wants to stop is seen, in milliseconds."""
+    patch_fsync(lambda: time.sleep(0.1))  # of four files or more
+    witness, vote = Witness(), run.signals.vote
+
+    def listen(*, seconds_needed: float) -> int:
+        witness.seen.append(("milliseconds", int(1000 * seconds_needed)))
+        return vote(seconds_needed=seconds_needed)
+
+    run.signals.vote = listen  # type: ignore[method-assign]
+    return witness
+
+
+def test_the_time_of_a_save_is_left_before_the_end_of_a_job(tmp_path: Path) -> None:
+    spec = SavingSpec(updates=8, every_steps=2, asynchronous=False)
+    ((_, seen),) = run_ranks(1, fit_under, spec, str(tmp_path), slow_disk_and_the_time_that_is_asked_for)
+    asked = [milliseconds for what, milliseconds in seen[seen.index(("saved", 2)) :] if what == "milliseconds"]
+    assert asked
+    assert min(asked) > 400
+
+
+def saved_and_resumed(directory: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Save a run at a state of which nothing is at its default, and return that state and the one that is resumed."""
+    run = assemble_spec(Spec(), directory)
+    state = TrainState(position=9, step=6, nonfinite_in_a_row=2, evaluated_step=5, metrics={"val/loss": 0.5})
+    save(run, state)
+    finish_saving(run, state)
+    state.save_seconds = 0.0  # of this launch
+    loaded = run.checkpoints.load()
+    assert loaded is not None
+    return vars(state), vars(resume(run, loaded))
+
+
+def test_a_resumed_run_counts_on_from_what_was_saved(tmp_path: Path) -> None:
+    ((saved, resumed),) = run_ranks(1, saved_and_resumed, str(tmp_path))
+    assert resumed == saved
 
 
 def test_a_save_that_comes_due_while_one_is_in_flight_waits_for_it_and_none_is_left_out(tmp_path: Path) -> None:
-    ((how, seen),) = run_ranks(1, fit_under, SavingSpec(updates=6, every_steps=1), str(tmp_path), disk_is_slow, 0.03)
+    spec = SavingSpec(updates=6, every_steps=1)
+    ((how, seen),) = run_standing_ranks(1, fit_under, spec, str(tmp_path), disk_is_slow, 0.03)
     assert how == "budget"
     assert [step for event, step in seen if event == "saved"] == [1, 2, 3, 4, 5, 6]
     assert steps_in(tmp_path) == [1, 2, 3, 4, 5, 6]
 
 
 def stopped_on_a_slow_disk(run: Run) -> Witness:
-    patch_fsync(lambda: time.sleep(0.2))
+    patch_fsync(lambda: time.sleep(0.05))
     return Witness(("update", 22), lambda: setattr(run.signals, "received", signal.SIGTERM))
 
 
 def test_a_stop_signal_waits_for_the_save_in_flight_and_for_its_own(tmp_path: Path) -> None:
-    ends = run_ranks(2, fit_under, SavingSpec(), str(tmp_path), stopped_on_a_slow_disk)
+    ends = run_standing_ranks(2, fit_under, SavingSpec(), str(tmp_path), stopped_on_a_slow_disk)
     assert [how for how, _ in ends] == ["interrupted"] * 2
     (first, last) = steps_in(tmp_path)
     assert first == 20
@@ -222,7 +290,7 @@ def write_config(folder: Path, **sections: Any) -> Path:
 
 
 def diverge_on_a_slow_disk(config: str) -> int:
-    patch_fsync(lambda: time.sleep(0.2))
+    patch_fsync(lambda: time.sleep(0.05))
     return train_main(config)
 
 
@@ -244,17 +312,21 @@ def train_while_the_disk_pauses(config: str, seconds: float) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("asynchronous", [True, False])
-def test_ranks_wait_for_a_slow_disk_longer_than_for_a_peer_that_does_not_answer(
-    asynchronous: bool, tmp_path: Path
-) -> None:
-    config = write_config(
-        tmp_path,
-        strategy={"kind": "ddp", "collective_timeout_seconds": 5},
-        checkpoint={"asynchronous": asynchronous},
-    )
-    assert run_ranks(2, train_while_the_disk_pauses, str(config), 9.0) == [0, 0]
-    assert checkpoint_problems(tmp_path / "run/checkpoints/step-00000040") == []
+def test_ranks_wait_for_a_slow_disk_longer_than_for_a_peer_that_does_not_answer(tmp_path: Path) -> None:
+    started = {}
+    for asynchronous in (True, False):  # both at once, since they only wait
+        folder = tmp_path / f"asynchronous-{asynchronous}"
+        folder.mkdir()
+        config = write_config(
+            folder,
+            strategy={"kind": "ddp", "collective_timeout_seconds": 3},
+            checkpoint={"asynchronous": asynchronous},
+        )
+        port, arguments = free_port(), (str(config), 5.0)
+        started[folder] = [start_rank(rank, 2, port, train_while_the_disk_pauses, arguments) for rank in range(2)]
+    for folder, ranks in started.items():
+        assert collect(ranks, deadline_seconds=60) == [0, 0], folder.name
+        assert checkpoint_problems(folder / "run/checkpoints/step-00000040") == []
 
 
 # ---------------------------------------------------------------- what a checkpoint refers to
@@ -270,7 +342,7 @@ def syncs_are_seen(run: Run) -> Witness:
         if name in ("ledger.jsonl", "COMMIT.json"):
             witness.seen.append((name, os.fstat(descriptor).st_size))
 
-    os.fsync = seen
+    PATCHES.setattr(os, "fsync", seen)
     return witness
 
 
@@ -279,7 +351,7 @@ def test_the_disk_has_the_ledger_that_a_checkpoint_refers_to_before_its_commit(
     asynchronous: bool, tmp_path: Path
 ) -> None:
     spec = SavingSpec(updates=8, every_steps=2, asynchronous=asynchronous)
-    ((how, seen), _) = run_ranks(2, fit_under, spec, str(tmp_path), syncs_are_seen)
+    ((how, seen), _) = run_standing_ranks(2, fit_under, spec, str(tmp_path), syncs_are_seen)
     assert how == "budget"
     commits = [index for index, (name, _) in enumerate(seen) if name == "COMMIT.json"]
     assert steps_in(tmp_path) == [2, 4, 6, 8]
@@ -296,7 +368,7 @@ def delete_the_ledger(run: Run) -> None:
 
 def test_without_the_ledger_that_it_refers_to_no_checkpoint_is_made(tmp_path: Path) -> None:
     spec = SavingSpec(every_steps=5)
-    for how, _ in run_ranks(2, fit_under, spec, str(tmp_path), happens_at, ("saved", 5), delete_the_ledger):
+    for how, _ in run_standing_ranks(2, fit_under, spec, str(tmp_path), happens_at, ("saved", 5), delete_the_ledger):
         assert how.startswith("5 StorageError: 3 saves in a row failed")
         assert "it was deleted while the run wrote to it" in how
     assert steps_in(tmp_path) == [5]
@@ -313,13 +385,13 @@ def its_files_are_elsewhere(run: Run, name: str) -> Witness:
             path.unlink()
         return entry
 
-    store.write_tensors = elsewhere  # type: ignore[assignment]
+    PATCHES.setattr(store, "write_tensors", elsewhere)
     return Witness()
 
 
 def test_what_a_rank_wrote_where_rank_zero_does_not_see_it_is_no_checkpoint(tmp_path: Path) -> None:
-    name = "rng-00001.safetensors"
-    for how, _ in run_ranks(2, fit_under, SavingSpec(every_steps=5), str(tmp_path), its_files_are_elsewhere, name):
+    spec, name = SavingSpec(every_steps=5), "rng-00001.safetensors"
+    for how, _ in run_standing_ranks(2, fit_under, spec, str(tmp_path), its_files_are_elsewhere, name):
         assert how.startswith("5 StorageError: 3 saves in a row failed")
         assert f"{name} has None bytes here, the rank that wrote it wrote" in how
     assert steps_in(tmp_path) == []
@@ -332,7 +404,7 @@ def test_what_a_rank_wrote_where_rank_zero_does_not_see_it_is_no_checkpoint(tmp_
 @pytest.mark.parametrize("full_on", [0, 1])
 def test_two_failed_saves_do_not_stop_a_run_and_all_ranks_hear_of_them(full_on: int, tmp_path: Path) -> None:
     spec = SavingSpec(every_steps=10)
-    ends = run_ranks(2, fit_under, spec, str(tmp_path), disk_is_full, full_on, 2)
+    ends = run_standing_ranks(2, fit_under, spec, str(tmp_path), disk_is_full, full_on, 2)
     assert [how for how, _ in ends] == ["budget"] * 2
     for _, seen in ends:
         told = [(event, step) for event, step in seen if event.startswith("save")]
@@ -348,7 +420,7 @@ def test_two_failed_saves_do_not_stop_a_run_and_all_ranks_hear_of_them(full_on: 
 
 @pytest.mark.parametrize("full_on", [0, 1])
 def test_the_third_failed_save_in_a_row_ends_the_run_with_5_on_all_ranks(full_on: int, tmp_path: Path) -> None:
-    ends = run_ranks(2, fit_under, SavingSpec(every_steps=5), str(tmp_path), disk_is_full, full_on, 100)
+    ends = run_standing_ranks(2, fit_under, SavingSpec(every_steps=5), str(tmp_path), disk_is_full, full_on, 100)
     for how, seen in ends:
         assert how.startswith("5 StorageError: 3 saves in a row failed, the last at update 15")
         assert how.endswith("Mend that, then start the same command again")
@@ -366,13 +438,13 @@ def old_ones_stay(run: Run) -> Witness:
             raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
         rmdir(path, **options)
 
-    os.rmdir = not_empty
+    PATCHES.setattr(os, "rmdir", not_empty)
     return Witness()
 
 
 def test_an_old_checkpoint_that_cannot_be_deleted_is_told_and_fails_no_save(tmp_path: Path) -> None:
     spec = SavingSpec(every_steps=10, keep_last=1, max_failed_saves=1)
-    for how, seen in run_ranks(2, fit_under, spec, str(tmp_path), old_ones_stay):
+    for how, seen in run_standing_ranks(2, fit_under, spec, str(tmp_path), old_ones_stay):
         assert how == "budget"
         assert [step for event, step in seen if event == "saved"] == [10, 20, 30, 40]
     texts = [line["text"] for line in read_lines(tmp_path / "events.jsonl") if line["event"] == "notice"]
@@ -384,7 +456,7 @@ def test_an_old_checkpoint_that_cannot_be_deleted_is_told_and_fails_no_save(tmp_
 @pytest.mark.parametrize("asynchronous", [True, False])
 def test_a_run_whose_last_save_fails_is_not_called_done(asynchronous: bool, tmp_path: Path) -> None:
     spec = SavingSpec(every_steps=1000, asynchronous=asynchronous)
-    ((how, _),) = run_ranks(1, fit_under, spec, str(tmp_path), disk_is_full, 0, 1)
+    ((how, _),) = run_standing_ranks(1, fit_under, spec, str(tmp_path), disk_is_full, 0, 1)
     assert how.startswith("5 StorageError: cannot write")
     assert how.endswith("Mend that, then start the same command again")
 
@@ -396,7 +468,7 @@ def vanish(run: Run) -> None:
 
 def test_a_checkpoint_directory_that_vanishes_is_not_made_again_somewhere_else(tmp_path: Path) -> None:
     spec = SavingSpec(every_steps=5)
-    for how, seen in run_ranks(2, fit_under, spec, str(tmp_path), happens_at, ("saved", 5), vanish):
+    for how, seen in run_standing_ranks(2, fit_under, spec, str(tmp_path), happens_at, ("saved", 5), vanish):
         assert how.startswith("5 StorageError: 3 saves in a row failed")
         assert "No such file or directory" in how
         assert 20 <= seen[-2][1] < 30
@@ -426,7 +498,7 @@ def mounted(*arguments: str, at: Path) -> Iterator[Path]:
 def test_a_directory_that_becomes_read_only_costs_saves_and_not_the_older_checkpoint(tmp_path: Path) -> None:
     with mounted("-t", "tmpfs", "tmpfs", at=tmp_path / "may"):
         pass
-    ends = run_ranks(
+    ends = run_standing_ranks(
         2, fit_under, SavingSpec(every_steps=5), str(tmp_path), happens_at, ("saved", 5), remount_read_only
     )
     subprocess.run(["umount", "--lazy", str(tmp_path / "checkpoints")], check=True)
@@ -446,7 +518,7 @@ def test_a_disk_with_room_for_one_checkpoint_only_keeps_that_one(tmp_path: Path)
         checkpoint={"every_steps": 5},
     )
     with mounted("-t", "tmpfs", "-o", "size=400k", "tmpfs", at=tmp_path / "small") as disk:
-        said = run_ranks(2, train_main_and_listen, str(config), f"run.output_root={disk}")
+        said = train_on_standing_ranks(2, str(config), f"run.output_root={disk}")
         assert [code for code, _ in said] == [5, 5]
         assert "No space left on device" in said[0][1]
         assert steps_in(disk / "run") == [5]
@@ -457,7 +529,7 @@ def test_a_disk_with_room_for_one_checkpoint_only_keeps_that_one(tmp_path: Path)
 def test_a_run_does_not_start_where_not_one_checkpoint_fits(tmp_path: Path) -> None:
     config = write_config(tmp_path, model={"kind": "mlp", "hidden": [256, 256]})
     with mounted("-t", "tmpfs", "-o", "size=100k", "tmpfs", at=tmp_path / "tiny") as disk:
-        said = run_ranks(2, train_main_and_listen, str(config), f"run.output_root={disk}")
+        said = train_on_standing_ranks(2, str(config), f"run.output_root={disk}")
         assert [code for code, _ in said] == [5, 5]
         # (2 * 256 + 256) + (256 * 256 + 256) + (256 + 1) numbers, no moments, and the random state of two ranks
         assert "one checkpoint of this run takes 300,036" in said[0][1]
@@ -474,64 +546,75 @@ def told_of_broken_ones(run: Path) -> list[str]:
     return [text for text in texts if "checkpoint not used" in text]
 
 
+def save_twice(folder: Path) -> tuple[str, Path]:
+    """Return the config and the directory of a run that was saved at updates 10 and 20 and is to go on to 40."""
+    config = write_config(folder, checkpoint={"every_steps": 10})
+    assert [code for code, _ in train_on_standing_ranks(1, str(config), "run.max_steps=20")] == [0]
+    assert steps_in(folder / "run") == [10, 20]
+    return str(config), folder / "run"
+
+
+@pytest.fixture(scope="module")
+def saved_twice(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """Such a run; not to be written to."""
+    return save_twice(tmp_path_factory.mktemp("saved-twice"))
+
+
+Copy = tuple[tuple[str, ...], Path]
+
+
 @pytest.fixture
-def saved_twice(tmp_path: Path) -> tuple[str, Path]:
-    """The config and the directory of a run that was saved at updates 10 and 20 and is to go on to 30."""
-    config = write_config(tmp_path, checkpoint={"every_steps": 10})
-    assert run_ranks(1, train_main, str(config), "run.max_steps=20") == [0]
-    assert steps_in(tmp_path / "run") == [10, 20]
-    return str(config), tmp_path / "run"
+def copied(saved_twice: tuple[str, Path], tmp_path: Path) -> Copy:
+    """The command that goes on with a copy of that run, and its directory."""
+    config, run = saved_twice
+    return (config, f"run.output_root={tmp_path}"), shutil.copytree(run, tmp_path / run.name)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_why_every_checkpoint_is_broken_is_in_events_jsonl_when_the_run_ends_with_4(
-    world_size: int, saved_twice: tuple[str, Path]
+    world_size: int, copied: Copy
 ) -> None:
-    config, run = saved_twice
+    command, run = copied
     for step in (10, 20):
         cut_off_the_last_byte(run, step)
-    assert [code for code, _ in run_ranks(world_size, train_main_and_listen, config)] == [4] * world_size
+    assert [code for code, _ in train_on_standing_ranks(world_size, *command)] == [4] * world_size
     newest, older = told_of_broken_ones(run)
     assert "step-00000020: model-00000.safetensors has" in newest
     assert "step-00000010: model-00000.safetensors has" in older
 
 
-def test_why_a_checkpoint_was_passed_over_is_in_events_jsonl_once_and_said(saved_twice: tuple[str, Path]) -> None:
-    config, run = saved_twice
+def test_why_a_checkpoint_was_passed_over_is_in_events_jsonl_once_and_said(copied: Copy) -> None:
+    command, run = copied
     cut_off_the_last_byte(run, 20)
-    ((code, said),) = run_ranks(1, train_main_and_listen, config, "run.max_steps=30")
+    ((code, said),) = train_on_standing_ranks(1, *command, "run.max_steps=30")
     assert code == 0
     (text,) = told_of_broken_ones(run)
     assert "goes to quarantine/: step-00000020: model-00000.safetensors has" in text
     assert text in said
 
 
-def test_why_a_checkpoint_was_passed_over_is_told_where_the_start_comes_to_nothing(
-    saved_twice: tuple[str, Path],
-) -> None:
-    config, run = saved_twice
+def test_why_a_checkpoint_was_passed_over_is_told_where_the_start_comes_to_nothing(tmp_path: Path) -> None:
+    config, run = save_twice(tmp_path)
     cut_off_the_last_byte(run, 20)
     rows = Path(config).with_name("rows.csv")
     rows.write_text(rows.read_text() + "\n1,1,1\n2,2,2")
-    assert run_ranks(1, train_main, config) == [3]
+    assert [code for code, _ in train_on_standing_ranks(1, config)] == [3]
     assert len(told_of_broken_ones(run)) == 1
 
 
-def test_a_broken_checkpoint_that_cannot_be_set_aside_stays_and_is_told_and_the_run_ends_with_5(
-    saved_twice: tuple[str, Path],
-) -> None:
-    config, run = saved_twice
+def test_a_broken_checkpoint_that_cannot_be_set_aside_stays_and_is_told_and_the_run_ends_with_5(copied: Copy) -> None:
+    command, run = copied
     cut_off_the_last_byte(run, 20)
     with mounted("--bind", str(run / "checkpoints"), at=run / "checkpoints") as checkpoints:
         subprocess.run(["mount", "-o", "remount,bind,ro", str(checkpoints)], check=True)
-        (code, said), (other_code, _) = run_ranks(2, train_main_and_listen, config)
+        (code, said), (other_code, _) = train_on_standing_ranks(2, *command)
         assert code == other_code == 5
         assert "cannot set aside the checkpoint" in said
         assert "Read-only file system" in said
         assert steps_in(run) == [10, 20]
         (text,) = told_of_broken_ones(run)
         assert "step-00000020: model-00000.safetensors has" in text
-    assert run_ranks(2, train_main, config) == [0, 0]
+    assert [code for code, _ in train_on_standing_ranks(2, *command)] == [0, 0]
     assert len(read_lines(run / "ledger.jsonl")) == 41, "40 updates and the evaluation at the end"
 
 
@@ -556,9 +639,10 @@ def test_every_mth_checkpoint_and_the_one_resumed_from_are_kept(tmp_path: Path) 
 
 
 def save_in_stripes(spec: Spec, directory: str, stripe_bytes: int) -> dict[str, Tensor]:
-    snapshot.STRIPE_BYTES = stripe_bytes
     run = assemble_spec(spec, directory)
-    save_now(run.checkpoints, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(snapshot, "STRIPE_BYTES", stripe_bytes)
+        save_now(run.checkpoints, 1)
     return {key: tensor.detach().clone() for key, tensor in run.strategy.state()}
 
 
@@ -575,13 +659,13 @@ def load_in_stripes(spec: Spec, directory: str) -> dict[str, Tensor]:
 
 def test_a_large_state_is_written_by_all_ranks_and_read_by_any_number_of_them(tmp_path: Path) -> None:
     spec = Spec(network="transformer")
-    saved = run_ranks(3, save_in_stripes, spec, str(tmp_path), 2048)[0]
+    saved = run_standing_ranks(3, save_in_stripes, spec, str(tmp_path), 2048)[0]
     files = sorted(path.name for path in (tmp_path / "checkpoints/step-00000001").glob("model-*"))
     assert files == [f"model-0000{rank}.safetensors" for rank in range(3)]
     sizes = [(tmp_path / "checkpoints/step-00000001" / name).stat().st_size for name in files]
     assert max(sizes) < 0.6 * sum(sizes), "tensors are not cut, so the shares are not equal"
     for world_size in (1, 2):
-        for found in run_ranks(world_size, load_in_stripes, spec, str(tmp_path)):
+        for found in run_standing_ranks(world_size, load_in_stripes, spec, str(tmp_path)):
             assert found.keys() == saved.keys()
             assert all(torch.equal(found[key], saved[key]) for key in saved)
 
@@ -608,12 +692,25 @@ def load_with_a_bug(spec: Spec, directory: str, key: str, only_on: int | None = 
 
 
 def train_and_save(spec: Spec, directory: str) -> None:
-    from harness.loop import train_step
-
     run = assemble_spec(spec, directory)
-    for position in range(2):
-        train_step(run, position, run.strategy.tensor(1e-2, dtype=torch.float64))
+    train_updates(run, range(2))
     save_now(run.checkpoints, 2)
+
+
+@pytest.fixture(scope="module")
+def saved_under(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Spec], Path]:
+    """The directory of a run of such a spec that two ranks have saved once; not to be written to."""
+
+    @cache
+    def save(spec: Spec) -> Path:
+        directory = tmp_path_factory.mktemp(f"saved-under-{spec.strategy}")
+        run_standing_ranks(2, train_and_save, spec, str(directory))
+        return directory
+
+    return save
+
+
+SavedUnder = Callable[[Spec], Path]
 
 
 @pytest.mark.parametrize(
@@ -621,32 +718,31 @@ def train_and_save(spec: Spec, directory: str) -> None:
 )
 @pytest.mark.parametrize("key", ["model/2.weight", "optim/0.weight/exp_avg"])
 def test_a_state_that_is_not_the_saved_one_after_loading_is_noticed_by_all_ranks(
-    strategy: str, key: str, tmp_path: Path
+    strategy: str, key: str, saved_under: SavedUnder
 ) -> None:
     spec = Spec(strategy=strategy)
-    run_ranks(2, train_and_save, spec, str(tmp_path))
-    messages = run_ranks(2, load_with_a_bug, spec, str(tmp_path), key)
-    assert len(set(messages)) == 1
-    assert (
-        f"1 tensors are not what {tmp_path}/checkpoints/step-00000002 holds after loading it, such as {key}"
-        in messages[0]
-    )
+    directory = saved_under(spec)
+    first, second = run_standing_ranks(2, load_with_a_bug, spec, str(directory), key)
+    assert first == second
+    newest = directory / "checkpoints/step-00000002"
+    assert f"1 tensors are not what {newest} holds after loading it, such as {key}" in first
 
 
 @pytest.mark.parametrize("rank", [None, 0, 1])
-def test_a_saved_tensor_that_a_rank_did_not_take_up_is_noticed_by_all_ranks(rank: int | None, tmp_path: Path) -> None:
-    run_ranks(2, train_and_save, Spec(), str(tmp_path))
-    key = "optim/0.weight/exp_avg"
-    first, second = run_ranks(2, load_with_a_bug, Spec(), str(tmp_path), key, rank, True)
+def test_a_saved_tensor_that_a_rank_did_not_take_up_is_noticed_by_all_ranks(
+    rank: int | None, saved_under: SavedUnder
+) -> None:
+    directory, key = saved_under(Spec()), "optim/0.weight/exp_avg"
+    first, second = run_standing_ranks(2, load_with_a_bug, Spec(), str(directory), key, rank, True)
     assert first == second
-    assert f"1 tensors are not what {tmp_path}/checkpoints/step-00000002 holds after loading it, such as {key}" in first
+    newest = directory / "checkpoints/step-00000002"
+    assert f"1 tensors are not what {newest} holds after loading it, such as {key}" in first
 
 
 @pytest.mark.parametrize("key", ["model/0.bias", "model/2.weight", "optim/0.weight/exp_avg", "optim/2.bias/exp_avg"])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_under_ddp_every_rank_compares_its_own_copy(rank: int, key: str, tmp_path: Path) -> None:
-    run_ranks(2, train_and_save, Spec(), str(tmp_path))
-    first, second = run_ranks(2, load_with_a_bug, Spec(), str(tmp_path), key, rank)
+def test_under_ddp_every_rank_compares_its_own_copy(rank: int, key: str, saved_under: SavedUnder) -> None:
+    first, second = run_standing_ranks(2, load_with_a_bug, Spec(), str(saved_under(Spec())), key, rank)
     assert first == second
     assert f"after loading it, such as {key}" in first
     assert f"(on rank {rank} of 2" in first
@@ -664,7 +760,7 @@ def settings_of(spec: Spec, directory: str) -> list[dict[str, Any]]:
 )
 def test_parameter_groups_are_known_by_the_names_of_their_parameters(strategy: str, tmp_path: Path) -> None:
     adam = {"betas": [0.9, 0.999], "eps": 1e-8}
-    for groups in run_ranks(2, settings_of, Spec(strategy=strategy), str(tmp_path)):
+    for groups in run_standing_ranks(2, settings_of, Spec(strategy=strategy), str(tmp_path)):
         assert groups == [
             {"weight_decay": 0.1, **adam, "parameters": ["0.weight", "2.weight"]},
             {"weight_decay": 0.0, **adam, "parameters": ["0.bias", "2.bias"]},

@@ -22,7 +22,7 @@ def train_with_little_time(seconds: float, *arguments: str) -> tuple[int, float]
 
 def test_two_ranks_save_and_end_with_75_before_their_time_is_over(tmp_path: Path) -> None:
     arguments = (table(tmp_path, GOOD), "run.max_steps=10000000")
-    answers = run_ranks(2, train_with_little_time, MARGIN_SECONDS + 8, *arguments, deadline_seconds=120)
+    answers = run_ranks(2, train_with_little_time, MARGIN_SECONDS + 5, *arguments, deadline_seconds=120)
     assert [code for code, _ in answers] == [75, 75]
     assert min(left for _, left in answers) > MARGIN_SECONDS / 2
     directory = tmp_path / "runs/bad"

@@ -24,7 +24,7 @@ from tests.distributed.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 
-WORLD_SIZES = [2, 4, pytest.param(8, marks=pytest.mark.slow)]
+WORLD_SIZES = [2, 4, pytest.param(8, marks=pytest.mark.long)]
 # Partitions are padded to a few elements a rank, and an update all-reduces the norms of the 52 parameters, in fp64, and
 # DeepSpeed's own of all: together about 110 of the 305,089 elements.
 NEARLY = {"rel": 1e-3}

@@ -10,6 +10,7 @@ NAMES = (
     "deepspeed.runtime.zero.stage_1_and_2",
     "deepspeed.module_inject.auto_ep_layer",
     "deepspeed.moe.ep_repack",
+    "deepspeed.comm.mori",
     "deepspeed.ops.op_builder.all_ops",
     "deepspeed.runtime.superoffload.superoffload_stage3",
     "deepspeed.runtime.zero.muon.muon_optimizer",
@@ -26,4 +27,5 @@ NAMES = (
 )
 for name in NAMES:
     importlib.import_module(name)
+importlib.import_module("deepspeed.ops").__compatible_ops__  # noqa: B018 - asked once, or every rank starts gcc twice
 del os.environ["DS_ACCELERATOR"]

@@ -1,0 +1,10 @@
+"""Imported last by the warm parent: what every training asks first is known, and what is there is no garbage."""
+
+import gc
+
+from harness.config import RunConfig
+from harness.config.problems import schema_of
+
+schema_of(RunConfig)
+gc.collect()
+gc.freeze()  # or a rank's collection, of which ZeRO-3 wants one, would go through all that was imported: half a second
