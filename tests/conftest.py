@@ -7,23 +7,48 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["tests.suite"]
+# Other workers compute beside a test, and how long an example takes says nothing.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 torch.set_num_threads(1)  # ranks of distributed tests run beside this process
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of `pytest &` in a script; what tests start would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
-def prepared_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the data of the examples are prepared in; HARNESS_DATA_ROOT keeps it between sessions."""
-    return Path(os.environ.get("HARNESS_DATA_ROOT") or tmp_path_factory.mktemp("data"))
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of the session have."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(scope="session")
-def real_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared_data(shared_folder: Path) -> Path:
+    """The folder that the data of the examples are prepared in; HARNESS_DATA_ROOT keeps it between sessions.
+
+    No lock is needed: each name is prepared by one file alone, and a file is one worker's.
+    """
+    return Path(os.environ.get("HARNESS_DATA_ROOT") or shared_folder / "data")
+
+
+@pytest.fixture(scope="session")
+def real_runs(shared_folder: Path) -> Path:
     """A folder with runs of a small network: `steady`, `other` with another rate, and `restarted`, killed once."""
-    folder = tmp_path_factory.mktemp("real-runs")
+    folder = shared_folder / "real-runs"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "are-made").exists():
+            folder.mkdir()
+            make_real_runs(folder)
+            (folder / "are-made").touch()
+    return folder
+
+
+def make_real_runs(folder: Path) -> None:
+    """Train them."""
     numbers = torch.rand(400, 3, generator=torch.Generator().manual_seed(0)).tolist()
     rows = [f"{a:.4f},{b:.4f},{c:.4f},{3 * a - b + 0.1 * c:.4f}" for a, b, c in numbers]
     (folder / "rows.csv").write_text("\n".join(["a,b,c,y", *rows]))
@@ -46,7 +71,6 @@ def real_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_to_the_end(path, "run.name=other", "optim.peak_lr=0.003", "clip.max_norm=0.2")
     kill_after(95, path, "run.name=restarted")
     run_to_the_end(path, "run.name=restarted")
-    return folder
 
 
 def run_to_the_end(config: Path, *overrides: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing.forkserver
 import os
 import threading
 import time
@@ -43,9 +44,13 @@ class Descendants:
         threading.Thread(target=self._look_on, daemon=True).start()
 
     def cpu_seconds(self) -> float:
-        """Return what this process and all its descendants, living and ended, have used by now."""
+        """Return what this process and all its descendants, living and ended, have used by now.
+
+        The fork server's own are left out: it imports once, for whichever file is the first.
+        """
         with self._lock:
-            return sum(row.cpu_seconds for row in self._look().values()) + self._of_ended_orphans
+            used = sum(row.cpu_seconds for row in self._look().values()) + self._of_ended_orphans
+        return used - own_cpu_seconds(fork_server())
 
     def living(self) -> set[Process]:
         """Return the descendants that have not ended."""
@@ -85,6 +90,21 @@ class Descendants:
             return self._mark in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
         except OSError:
             return False  # somebody else's, or it has just ended
+
+
+def fork_server() -> int | None:
+    """Return the pid of multiprocessing's fork server, if it runs."""
+    pid: int | None = multiprocessing.forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    return pid
+
+
+def own_cpu_seconds(pid: int | None) -> float:
+    """Return what a process has used itself, without its children; 0 if there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND
 
 
 def _read(pid: str) -> tuple[Process, _Row] | None:

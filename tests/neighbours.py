@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import os
 import signal
@@ -12,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.descendants import Descendants, Process, command_of, has_ended
+from tests.descendants import Descendants, Process, command_of, fork_server, has_ended
 
 REPOSITORY = Path(__file__).parents[1]
 _SECONDS_TO_END = 10.0
@@ -23,7 +22,7 @@ def surroundings() -> dict[str, Any]:
     folders = {Path.cwd(), REPOSITORY, Path(tempfile.gettempdir())}
     return {
         "working directory": Path.cwd(),
-        **{f"environment variable {k}": v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"},
+        **{f"environment variable {k}": v for k, v in os.environ.items() if k not in _NOT_OF_A_TEST},
         **{f"files in {folder}": sorted(set(os.listdir(folder)) - _IGNORED) for folder in folders},
         "umask": _umask(),
         "signal handlers": {int(number): signal.getsignal(number) for number in signal.valid_signals()},
@@ -43,6 +42,8 @@ def _of_torch() -> dict[str, Any]:
     }
 
 
+_NOT_OF_A_TEST = {"PYTEST_CURRENT_TEST", "PYTORCH_NVML_BASED_CUDA_CHECK", "HF_HUB_OFFLINE"}
+"""Variables of pytest, and those that an import sets: of deepspeed, of harness.models.pretrained."""
 _IGNORED = {".git", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", "__pycache__", ".venv"}
 
 
@@ -57,10 +58,7 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 def processes_left(descendants: Descendants, before: set[Process]) -> list[str]:
     """End the processes that have come since `before`, and return the command of each that did not end by itself."""
-    helpers = {
-        multiprocessing.forkserver._forkserver._forkserver_pid,  # type: ignore[attr-defined]
-        multiprocessing.resource_tracker._resource_tracker._pid,  # type: ignore[attr-defined]
-    }
+    helpers = {fork_server(), multiprocessing.resource_tracker._resource_tracker._pid}  # type: ignore[attr-defined]
     give_up = time.monotonic() + _SECONDS_TO_END
     while left := {process for process in descendants.living() - before if process.pid not in helpers}:
         if time.monotonic() > give_up:

@@ -92,7 +92,7 @@ class _Workers:
 
     def pytest_xdist_auto_num_workers(self) -> int:
         """One more than there are cores, since some files sleep for most of their time."""
-        return min(_MOST_WORKERS, (os.cpu_count() or 1) + 1)
+        return min(_MOST_WORKERS, len(os.sched_getaffinity(0)) + 1)
 
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
         """Deal out whole files, or the groups that tests name, in the order of the collection."""
@@ -131,7 +131,9 @@ class _Watch:
         folder = tempfile.mkdtemp(prefix="harness-")
         os.environ["TMPDIR"] = tempfile.tempdir = folder
         # Here libraries put what they make once, whichever test comes first.
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = multiprocessing.util.get_temp_dir()
+        caches = multiprocessing.util.get_temp_dir()
+        for name in ("TORCHINDUCTOR_CACHE_DIR", "HF_DATASETS_CACHE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+            os.environ[name] = caches
         # After multiprocessing has removed what it has there, at -100.
         multiprocessing.util.Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=-200)
 
