@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -35,6 +36,20 @@ def pending_signals(pid: int) -> set[int]:
         return set()
     masks = [int(line.split()[1], base=16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:"))]
     return {number + 1 for mask in masks for number in range(64) if mask >> number & 1}
+
+
+def let_go_of_frames(error: BaseException) -> None:
+    """Empty the frames that an error and those that it came from hold, so that what was built there is deleted now.
+
+    Otherwise DDP's reducer lives until the error is handled, after the process group was left. Deleted then, it deletes
+    the group while it holds Python's lock, and now and then waits for ever for a thread of gloo that wants the lock.
+    """
+    errors: list[BaseException | None] = [error]
+    while errors:
+        found = errors.pop()
+        if found is not None:
+            traceback.clear_frames(found.__traceback__)
+            errors += [found.__cause__, found.__context__]
 
 
 def shell_code(exit_code: int) -> int:

@@ -27,7 +27,7 @@ from harness.errors import (
     StorageError,
 )
 from harness.json_lines import append_event
-from harness.process import die_with_parent
+from harness.process import die_with_parent, let_go_of_frames
 from harness.provenance import git_state, slurm_job, versions
 from harness.rank_log import redirect_output
 from harness.report_at_end import write_report
@@ -138,6 +138,7 @@ class Session:
                 self._write_exit(**_failure(error))
             except StorageError as second:  # the first error is the one that counts
                 print(second, file=sys.stderr, flush=True)
+            let_go_of_frames(error)
             raise
         return _exit_code(result)
 

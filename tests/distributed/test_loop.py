@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from harness.config.run import Evaluation
 from harness.data.order import BatchPlan
 from harness.observers.ledger import read_lines
 from harness.schedule import learning_rate
+from harness.strategy import build
+from harness.strategy.base import Ranks
 from tests.distributed.ranks import run_ranks, run_standing_ranks
 from tests.distributed.scenarios import (
     PoisonedSpec,
@@ -34,6 +37,7 @@ from tests.distributed.scenarios import (
     train_main,
     train_updates,
 )
+from tests.distributed.test_saving import write_config
 
 
 @pytest.mark.parametrize("rows", [1, 8])  # on eight ranks: seven without a row, or one row each
@@ -335,3 +339,27 @@ def test_class_weights_cost_one_small_collective_an_update_and_no_read(tmp_path:
         assert "host reads" not in cost["updates"]
         collectives = {name: n for name, n in cost["updates"].items() if name.startswith("c10d")}
         assert collectives == {"c10d::allreduce_": 10, "c10d::_allgather_base_": 10}
+
+
+def diverge_and_look_who_lives(config: str) -> tuple[int, list[bool]]:
+    """Train to an error; return the exit code, and whether what DDP wrapped lives when the rank leaves the others."""
+    wrap, leave = build._wrap, build.leave_ranks
+    wrapped: list[weakref.ref[nn.Module]] = []
+    lives: list[bool] = []
+
+    def wrap_and_note(module: nn.Module, ranks: Ranks) -> nn.Module:
+        model = wrap(module, ranks)
+        wrapped.append(weakref.ref(model))
+        return model
+
+    def look_and_leave() -> None:
+        lives.extend(model() is not None for model in wrapped)
+        leave()
+
+    build._wrap, build.leave_ranks = wrap_and_note, look_and_leave  # type: ignore[assignment]
+    return train_main(config), lives
+
+
+def test_a_run_that_fails_lets_go_of_its_network_before_it_leaves_the_other_ranks(tmp_path: Path) -> None:
+    config = write_config(tmp_path, optim={"kind": "sgd", "peak_lr": 1e30})
+    assert run_ranks(2, diverge_and_look_who_lives, str(config)) == [(6, [False])] * 2
