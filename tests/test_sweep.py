@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,11 @@ from harness.errors import ConfigError
 from tests.distributed.ranks import run_ranks
 
 MNIST = Path(__file__).parents[1] / "configs/mnist_cnn.yaml"
+
+
+@pytest.fixture(autouse=True)
+def wandb_leaves_its_temporary_files_with_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 def asked_for(folder: Path, values: dict[str, Any]) -> dict[str, str]:
@@ -63,10 +69,11 @@ def test_what_rank_zero_is_asked_for_is_what_all_ranks_train(tmp_path: Path) -> 
         "data": {"source": "mnist_5k", "global_batch": 8},
         "task": {"kind": "classification", "num_classes": 10},
         "optim": {"kind": "sgd", "peak_lr": 0.1},
-        "tracking": {"wandb": {}},
+        "tracking": {"wandb": {}, "report": False},
     }
     (tmp_path / "a.yaml").write_text(json.dumps(config))
-    environment = {**asked_for(tmp_path, {"model.hidden": [6], "optim.peak_lr": 0.25}), "HOME": str(tmp_path)}
+    asked = asked_for(tmp_path, {"model.hidden": [6], "optim.peak_lr": 0.25})
+    environment = {**asked, "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
     arguments = (environment, str(tmp_path / "a.yaml"))
     assert run_ranks(2, train_where_only_rank_zero_hears, *arguments, deadline_seconds=120) == [0, 0]
     stored = load_config(tmp_path / "a-r1/config.yaml").config

@@ -8,14 +8,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from harness.json_lines import read_lines
-from harness.observers.ledger import MEASURED
-from tests.slurm.cluster import wait_until
+from tests.distributed.ranks import run_ranks
+from tests.helpers import plain_ledger, wait_until
+from tests.slurm.jobs import train_in
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +62,11 @@ class Machines:
 
     def torchrun(self, *overrides: str) -> list[subprocess.Popen[bytes]]:
         """Start an agent with one rank on each machine."""
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": CABLE, "PYTHONPATH": str(ROOT)}
+        environment = {
+            **os.environ,
+            **{"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": CABLE, "PYTHONPATH": str(ROOT)},
+            "TMPDIR": str(self.folder),  # torchrun leaves a folder there
+        }
         agents = []
         for name, address in zip(self._names, ADDRESSES, strict=True):
             command = [
@@ -114,35 +118,21 @@ def machines(tmp_path: Path) -> Iterator[Machines]:
         machines.remove()
 
 
-def ledger(machines: Machines, name: str) -> list[dict[str, Any]]:
-    lines = read_lines(machines.folder / "runs" / name / "ledger.jsonl")
-    return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines]
-
-
-def test_two_machines_train_to_the_ledger_of_one_and_go_on_after_the_cable_was_pulled(machines: Machines) -> None:
-    agents = machines.torchrun()
-    assert [agent.wait(timeout=180) for agent in agents] == [0, 0], machines.story()
-    command = [sys.executable, "-m", "launch.cli", "launch", "run.yaml", "--gpus", "2", "run.name=one"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run(command, cwd=machines.folder, env=environment, check=True, capture_output=True, timeout=180)
-    assert ledger(machines, "two") == ledger(machines, "one")
-    hosts = {
-        line["world_size"] for line in read_lines(machines.folder / "runs/two/events.jsonl") if "world_size" in line
-    }
-    assert hosts == {2}
-
-    agents = machines.torchrun("run.name=cut", "run.max_steps=1000000")
-    path = machines.folder / "runs/cut"
-    wait_until((path / "checkpoints/step-00000040/COMMIT.json").exists, "two saves", seconds=180)
+def test_two_machines_train_to_the_ledger_of_one_also_after_the_cable_was_pulled(machines: Machines) -> None:
+    agents = machines.torchrun("run.max_steps=1000000")
+    run = machines.folder / "runs/two"
+    wait_until((run / "checkpoints/step-00000040/COMMIT.json").exists, "two saves", seconds=180)
     machines.unplug()
     assert agents[0].wait(timeout=180) != 0, machines.story()
-    assert '"code": 7' in (path / "exit.json").read_text(), machines.story()
+    assert '"code": 7' in (run / "exit.json").read_text(), machines.story()
     machines.end()  # the other agent waits five minutes for the rendezvous
     machines.plug_in()
-    steps = max(line["step"] for line in read_lines(path / "ledger.jsonl"))
-    agents = machines.torchrun("run.name=cut", f"run.max_steps={steps + 20}")
+    steps = max(line["step"] for line in read_lines(run / "ledger.jsonl")) + 20
+    agents = machines.torchrun(f"run.max_steps={steps}")
     assert [agent.wait(timeout=180) for agent in agents] == [0, 0], machines.story()
-    undisturbed = [*command[:-1], "run.name=uncut", f"run.max_steps={steps + 20}"]
-    subprocess.run(undisturbed, cwd=machines.folder, env=environment, check=True, capture_output=True, timeout=180)
-    assert ledger(machines, "cut") == ledger(machines, "uncut")
-    assert [line["step"] for line in read_lines(path / "events.jsonl") if line["event"] == "started"][1] >= 40
+    started = [line for line in read_lines(run / "events.jsonl") if line["event"] == "started"]
+    assert [line["world_size"] for line in started] == [2, 2]
+    assert started[1]["step"] >= 40
+    overrides = ("run.output_root=one", f"run.max_steps={steps}")
+    assert run_ranks(2, train_in, machines.folder, *overrides, deadline_seconds=180) == [0, 0]
+    assert plain_ledger(run / "ledger.jsonl") == plain_ledger(machines.folder / "one/two/ledger.jsonl")

@@ -1,5 +1,6 @@
 """Interrupts runs on a live cluster at random moments: `python -m tests.slurm [TIMES]`, 20 of each style by default."""
 
+import contextlib
 import os
 import random
 import sys
@@ -13,17 +14,19 @@ from tests.slurm.jobs import Site, interrupt
 def main() -> int:
     """Print one line a style: how many interruptions were saved and resumed; return 1 if one was not."""
     times = int(sys.argv[1]) if len(sys.argv) > 1 else 20
-    cluster = SlurmCluster(2)
-    try:
-        cluster.start()
-        os.environ.update({name: cluster.environment[name] for name in ("SLURM_CONF", "PATH")})
-        with tempfile.TemporaryDirectory() as folder:
-            os.chdir(folder)
+    with (
+        tempfile.TemporaryDirectory(prefix="slurm-") as root,
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.chdir(folder),
+    ):
+        cluster = SlurmCluster(2, Path(root))
+        try:
+            cluster.start()
+            os.environ.update({name: cluster.environment[name] for name in ("SLURM_CONF", "PATH", "TMPDIR")})
             site = Site(cluster, Path(folder))
             is_right = [campaign(site, style, times=times) for style in ("torchrun", "srun")]
-        os.chdir("/")
-    finally:
-        cluster.stop()
+        finally:
+            cluster.stop()
     return 0 if all(is_right) else 1
 
 

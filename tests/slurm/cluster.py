@@ -1,23 +1,22 @@
 """A real Slurm cluster on this machine, up in a second: munged, slurmctld and a slurmd for each virtual node.
 
 Every node has its own UTS, PID and mount namespace, so that it has a host name of its own and dies as a whole when its
-first process is killed. Everything lies in one folder and listens on the loopback interface only.
+first process is killed. Everything lies in one folder, listens on the loopback interface only, and dies with the thread
+that has started it. Clusters do not meet: each has ports and numbers of jobs of its own.
 """
 
 from __future__ import annotations
 
 import os
 import pwd
-import random
 import secrets
 import shutil
 import signal
 import socket
 import subprocess
-import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
+
+from tests.helpers import wait_until
 
 PROGRAMS = {
     "munged": "munge",
@@ -26,10 +25,14 @@ PROGRAMS = {
     "sbatch": "slurm-client",
     "scontrol": "slurm-client",
     "unshare": "util-linux",
+    "setpriv": "util-linux",
 }
 """Each with the Debian package that holds it."""
 CPUS_PER_NODE, GPUS_PER_NODE = 16, 4
 PREEMPTION_GRACE_SECONDS = 10
+PORTS, PORTS_PER_CLUSTER = range(32_000, 32_768), 8
+"""Above those of jobs (launch/network.py), below those that the kernel gives to outgoing connections."""
+JOBS_PER_CLUSTER = 200
 # Run with the name of a host and its hosts file in force; the node's first process reaps and ends with slurmd.
 _ENTER = 'hostname "$1"; mount --bind "$2" /etc/hosts; shift 2; '
 _NAMESPACES = ("unshare", "--uts", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL")
@@ -47,23 +50,29 @@ def missing_programs() -> str:
 
 
 class SlurmCluster:
-    """A cluster of so many nodes, from `start` to `stop`."""
+    """A cluster of so many nodes, from `start` to `stop`.
 
-    def __init__(self, num_nodes: int) -> None:
-        self.root = Path(tempfile.mkdtemp(prefix="slurm-"))  # a short path: names of unix sockets end at 107 bytes
+    Args:
+        root: an empty folder with a short path, since names of unix sockets end at 107 bytes.
+    """
+
+    def __init__(self, num_nodes: int, root: Path) -> None:
+        self.root = root
+        self._claim = claim_ports()
+        self._first_port = self._claim.getsockname()[1] + 1
         self.nodes = [f"node{index}" for index in range(1, num_nodes + 1)]
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))},
             "SLURM_CONF": str(self.root / "slurm.conf"),
             "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin",
+            "TMPDIR": str(self.root / "tmp"),
         }
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:
         """Start every daemon and wait until all nodes are idle."""
-        for folder in ("state", "spool", "log", "dev"):
+        for folder in ("state", "spool", "log", "dev", "tmp"):
             (self.root / folder).mkdir()
-        self._first_port = free_ports(1 + len(self.nodes))
         self._write_configuration()
         socket_path = self.root / "munge.sock"
         munged = ["munged", "-F", "--force", f"--socket={socket_path}", f"--key-file={self.root}/munge.key"]
@@ -83,7 +92,7 @@ class SlurmCluster:
             if process is not None:
                 process.send_signal(signal.SIGKILL if name in self.nodes else signal.SIGTERM)
                 process.wait(timeout=20)
-        shutil.rmtree(self.root, ignore_errors=True)
+        self._claim.close()
 
     def start_node(self, node: str) -> None:
         """Switch a node on."""
@@ -123,7 +132,12 @@ class SlurmCluster:
     def _spawn(self, name: str, command: list[str]) -> None:
         with (self.root / "log" / f"{name}.out").open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment, start_new_session=True
+                ["setpriv", "--pdeathsig", "KILL", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.environment,
+                start_new_session=True,  # Ctrl-C is for the tests, which stop the cluster
             )
 
     def _write_configuration(self) -> None:
@@ -151,10 +165,10 @@ class SlurmCluster:
             "State=UNKNOWN"
             for index, node in enumerate(self.nodes, start=1)
         ]
+        first_job = 1 + (port - PORTS.start) // PORTS_PER_CLUSTER * JOBS_PER_CLUSTER
+        facts = {"root": self.root, "port": port, "first_job": first_job, "user": user, "names": names}
         (self.root / "slurm.conf").write_text(
-            CONFIGURATION.format(root=self.root, port=port, user=user, names=names, grace=PREEMPTION_GRACE_SECONDS)
-            + "\n".join(nodes)
-            + "\n"
+            CONFIGURATION.format(**facts, grace=PREEMPTION_GRACE_SECONDS) + "\n".join(nodes) + "\n"
         )
 
 
@@ -164,6 +178,7 @@ CONFIGURATION = """\
 ClusterName=tests
 SlurmctldHost=localhost(127.0.0.1)
 SlurmctldPort={port}
+FirstJobId={first_job}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
@@ -202,23 +217,20 @@ PartitionName=urgent Nodes={names} PriorityTier=100 PreemptMode=OFF MaxTime=INFI
 """
 
 
-def free_ports(count: int) -> int:
-    """Return the first of `count` ports in a row that nobody uses."""
-    for first in random.Random().sample(range(33_000 - 1000, 33_000 - count), 200):
-        if not any(is_listening(port) for port in range(first, first + count)):
-            return first
-    raise OSError(f"no {count} free ports in a row")
+def claim_ports() -> socket.socket:
+    """Listen on the first of PORTS_PER_CLUSTER ports that nobody uses; they are ours until it is closed."""
+    for first in PORTS[::PORTS_PER_CLUSTER]:
+        try:
+            claim = socket.create_server(("127.0.0.1", first))
+        except OSError:
+            continue  # another cluster's
+        if not any(is_listening(first + index) for index in range(1, PORTS_PER_CLUSTER)):
+            return claim
+        claim.close()
+    raise OSError(f"no {PORTS_PER_CLUSTER} free ports in a row from {PORTS.start} to {PORTS.stop}")
 
 
 def is_listening(port: int) -> bool:
     """Whether somebody answers on a port of this machine."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def wait_until(is_so: Callable[[], object], what: str, *, seconds: float = 60) -> None:
-    """Wait for something, and say what was waited for if it does not come."""
-    give_up = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < give_up, f"waited {seconds:g} s in vain: {what}"
-        time.sleep(0.05)

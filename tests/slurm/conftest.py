@@ -1,10 +1,8 @@
-"""One live cluster for all tests here, and what it takes to run a job on it."""
+"""A live cluster for the tests of a file, and what it takes to run a job on it."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,15 +19,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[SlurmCluster]:
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
     """Three nodes."""
     missing = missing_programs()
     if missing and (os.environ.get("CI") == "1" or os.environ.get("HARNESS_REQUIRE_SLURM")):
         pytest.fail(f"Slurm is required here, but there is {missing}")
     if missing:
         pytest.skip(missing)
-    cluster = SlurmCluster(3)
+    cluster = SlurmCluster(3, tmp_path_factory.mktemp("slurm"))
     try:
         cluster.start()
         yield cluster
@@ -38,10 +36,11 @@ def cluster() -> Iterator[SlurmCluster]:
 
 
 @pytest.fixture
-def site(cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+def site(cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """A folder to run in, whose name is as bad as a name can be, and the cluster with nothing on it."""
-    folder = Path(tempfile.mkdtemp(prefix='it\'s a "run" 50% $NO #'))
-    for name in ("SLURM_CONF", "PATH"):
+    folder = tmp_path / 'it\'s a "run" 50% $NO #'
+    folder.mkdir()
+    for name in ("SLURM_CONF", "PATH", "TMPDIR"):
         monkeypatch.setenv(name, cluster.environment[name])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.chdir(folder)
@@ -51,4 +50,3 @@ def site(cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sit
         yield site
     finally:
         site.cancel_all()
-        shutil.rmtree(folder, ignore_errors=True)

@@ -16,12 +16,15 @@ from typing import Any
 import yaml
 
 from harness.json_lines import read_lines
-from harness.observers.ledger import MEASURED
 from launch import cli
 from launch.slurm_client import field
-from tests.slurm.cluster import SlurmCluster, wait_until
+from tests.distributed.ranks import run_ranks
+from tests.distributed.scenarios import train_main
+from tests.helpers import plain_ledger, wait_until
+from tests.slurm.cluster import SlurmCluster
 
 KILL = int(signal.SIGKILL)
+LONG = "run.max_steps=10000000"
 CLUSTER = {
     "gpus_per_node": 0,
     "ranks_per_node": 1,
@@ -46,6 +49,7 @@ class Site:
             "optim": {"kind": "sgd", "peak_lr": 0.01, "momentum": 0.9},
             "evaluation": {"every_steps": 200},
             "checkpoint": {"every_steps": 200},
+            "tracking": {"report": False},
         }
         (folder / "run.yaml").write_text(yaml.safe_dump(config))
 
@@ -67,6 +71,12 @@ class Site:
         arguments = ["run.yaml", "--cluster", str(path), *options, f"run.name={name}", *overrides]
         code = cli.main(["submit", *arguments])
         assert code == 0, f"harness submit {arguments} ended with {code}"
+
+    def undisturbed(self, name: str, *overrides: str, ranks: int) -> list[dict[str, Any]]:
+        """Train the run on so many ranks of this machine, without Slurm; return its ledger."""
+        codes = run_ranks(ranks, train_in, self.folder, f"run.name={name}", *overrides, deadline_seconds=240)
+        assert codes == [0] * ranks
+        return plain_ledger(self.folder / "runs" / name / "ledger.jsonl")
 
     def cancel_all(self) -> None:
         """Leave nothing on the cluster."""
@@ -135,8 +145,7 @@ class Run:
 
     def ledger(self) -> list[dict[str, Any]]:
         """Return the lines of the ledger, without what a clock measured."""
-        lines = read_lines(self.directory / "ledger.jsonl")
-        return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines]
+        return plain_ledger(self.directory / "ledger.jsonl")
 
     @property
     def exit_file(self) -> Path:
@@ -197,6 +206,12 @@ def interrupt(run: Run, numbers: random.Random, *, times: int) -> None:
         time.sleep(numbers.uniform(0.5, 5))
         run.signal("USR1")
         run.wait_for(lambda: len(run.events("job ended")) == restart + 1, f"the end of attempt {restart}")  # noqa: B023
+
+
+def train_in(folder: Path, *overrides: str) -> int:
+    """Train the run of a folder, as one rank."""
+    os.chdir(folder)
+    return train_main("run.yaml", *overrides)
 
 
 def _rows(count: int) -> str:
