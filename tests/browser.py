@@ -87,7 +87,7 @@ class Page:
 
 @contextlib.contextmanager
 def browser(profile: Path) -> Iterator[Page]:
-    """Start Chromium with a profile of its own, and end it.
+    """Start Chromium with a profile and temporary files of its own in a folder, and end it.
 
     The browser reads commands from descriptor 3 and writes to 4.
     """
@@ -101,6 +101,7 @@ def browser(profile: Path) -> Iterator[Page]:
     process = subprocess.Popen(
         ["bash", "-c", script, "bash", PROGRAM, *flags, f"--user-data-dir={profile}", "about:blank"],
         pass_fds=their_ends,
+        env={**os.environ, "TMPDIR": str(profile)},
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )

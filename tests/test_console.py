@@ -1,5 +1,6 @@
 """What a person reads, on a terminal and in a pipe."""
 
+import contextlib
 import io
 import json
 import math
@@ -27,6 +28,8 @@ from harness.stopping import Patience
 from launch.torchrun import stop_notice
 from tests.children import start_python
 from tests.conftest import run_to_the_end
+from tests.distributed.ranks import run_ranks
+from tests.distributed.scenarios import train_main
 
 REPOSITORY = Path(__file__).parent.parent
 CONFIG = """\
@@ -63,6 +66,18 @@ BATCHES = 20
 def config_of(tmp_path: Path) -> RunConfig:
     (tmp_path / "a.yaml").write_text(CONFIG)
     return load_config(tmp_path / "a.yaml").config
+
+
+CONSOLE_OF_ITS_OWN = """
+import pathlib, sys
+from harness.agenda import Agenda
+from harness.config.io import load_config
+from harness.observers.console import Console
+from harness.state import FitResult, TrainState
+agenda = Agenda(load_config(pathlib.Path("{}")).config, 9)
+console = Console(pathlib.Path("a"), agenda=agenda, state=TrainState(), samples_seen=0, command="again")
+"""
+"""The beginning of a script, without what takes seconds to import."""
 
 
 class Told:
@@ -228,17 +243,11 @@ def test_a_terminal_that_is_gone_ends_nothing(tmp_path: Path, frames_before: int
 
 
 def test_lines_in_a_pipe_have_no_escapes_even_where_colours_are_forced(tmp_path: Path) -> None:
-    script = f"""
-import pathlib
-from harness.agenda import Agenda
-from harness.observers.console import Console
-from harness.state import FitResult, TrainState
-from tests.test_console import config_of
-console = Console(pathlib.Path("a"), agenda=Agenda(config_of(pathlib.Path({str(tmp_path)!r})), 9),
-                  state=TrainState(), samples_seen=0, command="again")
+    script = f"""{CONSOLE_OF_ITS_OWN.format(tmp_path / "a.yaml")}
 console.on_event({{"event": "started"}})
 console.on_end(FitResult("budget", 1, {{}}))
 """
+    config_of(tmp_path)
     environment = {**os.environ, "FORCE_COLOR": "1", "TTY_COMPATIBLE": "1", "SLURM_JOB_ID": "7"}
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True, cwd=REPOSITORY
@@ -307,6 +316,13 @@ def test_a_finished_run_says_why_how_good_and_where(told: Tell) -> None:
     ]
 
 
+def train_and_listen(*arguments: str) -> str:
+    """Train to the end; return what was said on stdout."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert train_main(*arguments) == 0
+    return said.getvalue()
+
+
 def test_a_run_that_is_past_its_budget_says_what_goes_beyond_it_and_which_earlier_evaluation_is_best(
     tmp_path: Path,
 ) -> None:
@@ -314,8 +330,7 @@ def test_a_run_that_is_past_its_budget_says_what_goes_beyond_it_and_which_earlie
     config = tmp_path / "a.yaml"
     config.write_text(CONFIG)
     run_to_the_end(config, *words, "run.max_steps=9")
-    again = [sys.executable, "-m", "harness.train", str(config), *words, "run.max_steps=4"]
-    said = subprocess.run(again, check=True, capture_output=True, text=True, timeout=120).stdout
+    (said,) = run_ranks(1, train_and_listen, str(config), *words, "run.max_steps=4")
     score = json.loads((tmp_path / "a/checkpoints/step-00000009/trainer.json").read_text())["judge"]["score"]
     assert f"best val/loss {score['best']:.4f} at {score['best_step']}" in said
     (longer,) = re.findall(r"^to train longer: .*$", said, flags=re.MULTILINE)
@@ -354,19 +369,13 @@ def test_the_command_that_trains_longer_does_so(
 
 
 def test_a_reader_that_goes_away_ends_nothing(tmp_path: Path) -> None:
-    script = f"""
-import pathlib, sys
-from harness.agenda import Agenda
-from harness.observers.console import Console
-from harness.state import TrainState
-from tests.test_console import config_of
-console = Console(pathlib.Path("a"), agenda=Agenda(config_of(pathlib.Path({str(tmp_path)!r})), 9),
-                  state=TrainState(), samples_seen=0, command="again")
+    script = f"""{CONSOLE_OF_ITS_OWN.format(tmp_path / "a.yaml")}
 sys.stdin.readline()  # until nobody reads any more
 for _ in range(3):
     console.on_event({{"event": "notice", "text": "x" * 100_000}})
 print("still here", file=sys.stderr)
 """
+    config_of(tmp_path)
     child = start_python(script)
     assert child.stdout is not None
     child.stdout.close()

@@ -18,7 +18,7 @@ from harness.errors import ConfigError
 from harness.strategy.deepspeed_config import deepspeed_config
 from tests.benchmarks.zero_cost import Variant
 from tests.distributed.ranks import run_ranks
-from tests.distributed.scenarios import assemble_spec
+from tests.distributed.scenarios import assemble_spec, train_main
 
 STAGES = ("zero1", "zero2", "zero3")
 REPOSITORY = Path(__file__).parent.parent
@@ -430,58 +430,105 @@ def start(*command: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
-def start_ranks(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the same cold on two ranks."""
-    return start("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *command, **environment)
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """What ranks tell whose parent has not imported DeepSpeed."""
+    done = start("-m", "tests.without_deepspeed", small_run(tmp_path_factory.mktemp("told")))
+    assert done.returncode == 0, done.stderr
+    found: dict[str, list[dict[str, Any]]] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 @pytest.mark.slow
-def test_ddp_on_two_ranks_never_imports_deepspeed(tmp_path: Path) -> None:
-    script = tmp_path / "train.py"
-    script.write_text(
-        "import sys, harness.train as t\n"
-        "code = t.main(sys.argv[1:])\n"
-        "assert code == 0 and 'torch' in sys.modules\n"
-        "assert 'deepspeed' not in sys.modules, 'deepspeed was imported'\n"
-    )
-    done = start_ranks(str(script), small_run(tmp_path))
-    assert done.returncode == 0, done.stderr
+def test_ddp_on_two_ranks_never_imports_deepspeed(told: dict[str, list[dict[str, Any]]]) -> None:
+    assert told["two ranks"] == [{"code": 0, "said": "", "has_imported": False}] * 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "code"), [("ddp", 0), ("zero1", 2)])
-def test_without_deepspeed_ddp_trains_and_zero_says_what_to_install(tmp_path: Path, kind: str, code: int) -> None:
-    script = "import sys; sys.modules['deepspeed'] = None; import harness.train as t; sys.exit(t.main(sys.argv[1:]))"
-    done = start("-c", script, small_run(tmp_path), f"strategy.kind={kind}")
-    assert done.returncode == code, done.stderr
+def test_without_deepspeed_ddp_trains_and_zero_says_what_to_install(
+    told: dict[str, list[dict[str, Any]]], kind: str, code: int
+) -> None:
+    (rank,) = told[kind]
+    assert rank["code"] == code, rank
     if code:
-        assert done.stderr.startswith("ConfigError: strategy.kind: zero1 needs DeepSpeed")
-        assert "pip install 'harness[zero]', or use strategy.kind=ddp" in done.stderr
-        assert "Traceback" not in done.stderr
+        assert rank["said"].startswith("ConfigError: strategy.kind: zero1 needs DeepSpeed")
+        assert "pip install 'harness[zero]', or use strategy.kind=ddp" in rank["said"]
+        assert "Traceback" not in rank["said"]
 
 
-@pytest.mark.slow
-def test_a_lock_that_a_killed_build_left_behind_hangs_nobody_and_nothing_is_built(tmp_path: Path) -> None:
-    from torch.utils.cpp_extension import _get_build_directory
-
+@pytest.fixture(scope="module")
+def extensions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for what torch compiles, with the lock of a build that was killed."""
+    folder = tmp_path_factory.mktemp("extensions")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+        patch.setattr(sys, "path", list(sys.path))  # setuptools adds to it
+        from torch.utils.cpp_extension import _get_build_directory
+
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(folder))
         build = Path(_get_build_directory("deepspeed_shm_comm", verbose=False))
     (build / "lock").touch()  # torch waits in FileBaton.wait for as long as it is there
-    run = ("-m", "harness.train", small_run(tmp_path), "strategy.kind=zero1")
-    done = start(*run, TORCH_EXTENSIONS_DIR=str(build.parent))
-    assert done.returncode == 0, done.stderr
-    assert [path.name for path in build.parent.rglob("*")] == ["deepspeed_shm_comm", "lock"]
+    return build.parent
+
+
+@pytest.fixture(scope="module")
+def cold_start(extensions: Path, tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    """What a process says that imports DeepSpeed, and nothing before."""
+    run = ("-m", "harness.train", small_run(tmp_path_factory.mktemp("cold")), "strategy.kind=zero3")
+    return start(*run, "tracking.report=false", TORCH_EXTENSIONS_DIR=str(extensions))
 
 
 @pytest.mark.slow
-def test_zero_says_nothing_that_ddp_does_not_say(tmp_path: Path) -> None:
+def test_a_lock_that_a_killed_build_left_behind_hangs_nobody_and_nothing_is_built(
+    cold_start: subprocess.CompletedProcess[str], extensions: Path
+) -> None:
+    assert cold_start.returncode == 0, cold_start.stderr
+    assert [path.name for path in extensions.rglob("*")] == ["deepspeed_shm_comm", "lock"]
+
+
+def train_and_tell(folder: str, *arguments: str) -> tuple[int, str, str]:
+    """Train as one rank; return the exit code and what this process has written to its stdout and its stderr."""
+    del os.environ["ACCELERATE_LOG_LEVEL"]  # no user has it
+    paths = [Path(folder, f"{name}-{os.environ['RANK']}") for name in ("stdout", "stderr")]
+    for stream, path in zip((sys.stdout, sys.stderr), paths, strict=True):
+        stream.flush()
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream.fileno())
+    code = train_main(*arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code, *(path.read_text() for path in paths)  # type: ignore[return-value]
+
+
+def beginnings(stdout: str, *, kind: str) -> set[str]:
+    """What each line starts with, up to its first number or colon."""
+    return {re.split(r"[\d:]", line.replace(kind, "KIND"))[0] for line in stdout.splitlines()}
+
+
+@pytest.mark.slow
+def test_zero_says_nothing_that_ddp_does_not_say(cold_start: subprocess.CompletedProcess[str], tmp_path: Path) -> None:
     said = {}
     for kind in ("ddp", "zero1", "zero3"):
-        done = start_ranks("-m", "harness.train", small_run(tmp_path), f"strategy.kind={kind}", f"run.name={kind}")
+        (tmp_path / kind).mkdir()
+        run = (small_run(tmp_path), f"strategy.kind={kind}", f"run.name={kind}")
+        first, second = run_ranks(2, train_and_tell, str(tmp_path / kind), *run)
+        assert [first[::2], second[::2]] == [(0, "")] * 2, kind
+        said[kind] = beginnings(first[1] + second[1], kind=kind)
+    assert said["zero1"] == said["zero3"] == said["ddp"]
+    assert "update " in said["ddp"]
+    # The parent of those ranks had imported DeepSpeed; here is what that says.
+    assert cold_start.stderr == ""
+    assert beginnings(cold_start.stdout, kind="zero3") - said["ddp"] == {"strategy.kind"}  # of the only rank
+
+
+@pytest.mark.long
+def test_launched_cold_on_two_ranks_zero_says_nothing_that_ddp_does_not_say(tmp_path: Path) -> None:
+    said = {}
+    for kind in ("ddp", "zero1", "zero3"):
+        run = (small_run(tmp_path), f"strategy.kind={kind}", f"run.name={kind}", "tracking.report=false")
+        launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "harness.train")
+        done = start(*launch, *run, TMPDIR=str(tmp_path))  # where torchrun leaves folders
         assert done.returncode == 0, done.stderr
         assert done.stderr == "", kind
-        # What each line starts with, up to its first number or colon.
-        said[kind] = {re.split(r"[\d:]", line.replace(kind, "KIND"))[0] for line in done.stdout.splitlines()}
+        said[kind] = beginnings(done.stdout, kind=kind)
     assert said["zero1"] == said["zero3"] == said["ddp"]
     assert "update " in said["ddp"]

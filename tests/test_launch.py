@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -17,6 +19,8 @@ from torch.distributed.run import get_args_parser
 
 from harness import agent
 from harness.errors import ConfigError
+from harness.json_lines import read_events
+from harness.observers.ledger import read_lines
 from launch import cli
 from launch.plan import (
     LaunchPlan,
@@ -28,6 +32,7 @@ from launch.plan import (
     this_machine,
 )
 from launch.torchrun import FINAL_CODES, exit_code_of, torchrun_command
+from tests.helpers import wait_until
 
 ROOT = Path(__file__).parents[1]
 DEADLINE_SECONDS = 120
@@ -479,7 +484,7 @@ class Launch:
 
     def pids(self) -> list[int]:
         """Wait for the agent and its rank."""
-        _wait_for((self.directory / "pids").exists)
+        wait_until((self.directory / "pids").exists, "the agent and its rank")
         return [int(pid) for pid in (self.directory / "pids").read_text().split()]
 
     def log(self) -> list[str]:
@@ -535,7 +540,7 @@ def test_a_signal_is_passed_on_once_and_a_second_ctrl_c_kills_at_once(launch: Ca
     one = launch("stubborn")
     pids = one.pids()
     one.process.send_signal(signal.SIGTERM)
-    _wait_for(lambda: one.log() == ["SIGTERM"])
+    wait_until(lambda: one.log() == ["SIGTERM"], "the signal")
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
         one.process.send_signal(number)
         time.sleep(0.1)
@@ -558,7 +563,7 @@ def test_ranks_are_asked_to_save_when_the_launcher_is_killed(launch: Callable[..
     one = launch("run")
     pids = one.pids()
     one.process.kill()
-    _wait_for(lambda: not any(map(_is_alive, pids)))
+    wait_until(lambda: not any(map(_is_alive, pids)), "their end")
     assert one.log() == ["SIGTERM"]
     assert json.loads((one.directory / "exit.json").read_text())["code"] == 75
 
@@ -614,11 +619,11 @@ time.sleep(60)
 """
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     with subprocess.Popen([sys.executable, "-c", parent], cwd=ROOT) as process:
-        _wait_for((tmp_path / "pid").exists)
+        wait_until((tmp_path / "pid").exists, "the child")
         pid = int((tmp_path / "pid").read_text())
         assert _is_alive(pid)
         process.kill()
-    _wait_for(lambda: not _is_alive(pid))
+    wait_until(lambda: not _is_alive(pid), "its end")
 
 
 # ---------------------------------------------------------------- the real torchrun
@@ -642,58 +647,93 @@ def test_a_person_sees_the_message_of_the_run_and_nothing_of_torchruns(config_fi
     assert done.stdout == ""
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("no_gpus")
-def test_ctrl_c_saves_a_real_run_and_the_same_command_goes_on(config_file: Path) -> None:
-    directory = config_file.parent / "runs" / "digits"
-    command = [
-        sys.executable,
-        "-m",
-        "launch.cli",
-        "launch",
-        str(config_file),
-        "run.max_epochs=1000",
-        "early_stopping=null",
-    ]
-    first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        _wait_for(lambda: (directory / "ledger.jsonl").exists() and (directory / "ledger.jsonl").stat().st_size > 0)
-        first.send_signal(signal.SIGINT)
-        _, err = first.communicate(timeout=DEADLINE_SECONDS)
-    finally:
-        first.kill()
-    assert first.returncode == 75, err
-    assert "Traceback" not in err
-    saved = json.loads((directory / "exit.json").read_text())
-    assert saved["code"] == 75
-    assert saved["step"] > 0
-    second = subprocess.run(
-        [*command, f"run.max_steps={saved['step'] + 3}"],
-        cwd=ROOT,
-        capture_output=True,
-        timeout=DEADLINE_SECONDS,
-        check=False,
-    )
-    assert second.returncode == 0
-    assert json.loads((directory / "exit.json").read_text())["step"] == saved["step"] + 3
+@dataclass
+class Ended:
+    """How a launch of a run without end has ended."""
+
+    code: int
+    said: str
+    exit: dict[str, Any] | None
+    steps: list[int]
+    """Of its ledger's updates."""
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("launched") / "runs/digits"
+
+
+def launch_and(directory: Path, end: Callable[[subprocess.Popen[str]], object]) -> Ended:
+    """Start a run by the same command each time, and end it when it has made updates that its ledger had not."""
+    config = directory.parents[1] / "digits.yaml"
+    config.write_text(CONFIG.replace("OUTPUT", str(directory.parent)))
+    command = [sys.executable, "-m", "launch.cli", "launch", str(config), *SMALL_BUT_ENDLESS, "tracking.report=true"]
+    before = num_updates(directory)
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TMPDIR": str(config.parent)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as launch:
+        try:
+            wait_until(lambda: num_updates(directory) > before, "an update", seconds=DEADLINE_SECONDS)
+            end(launch)
+            _, said = launch.communicate(timeout=DEADLINE_SECONDS)
+        finally:
+            launch.kill()
+    ending = directory / "exit.json"
+    steps = [line["step"] for line in read_lines(directory / "ledger.jsonl") if line["event"] == "update"]
+    return Ended(launch.returncode, said, json.loads(ending.read_text()) if ending.exists() else None, steps)
+
+
+SMALL_BUT_ENDLESS = (
+    "model={kind: mlp, hidden: [8]}",
+    "run.max_epochs=1000",
+    "run.max_steps=1000000",
+    "early_stopping=null",
+)
+
+
+def num_updates(directory: Path) -> int:
+    path = directory / "ledger.jsonl"
+    return path.read_bytes().count(b'"update"') if path.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def interrupted(digits: Path) -> Ended:
+    return launch_and(digits, lambda launch: launch.send_signal(signal.SIGINT))
+
+
+@pytest.fixture(scope="module")
+def killed(digits: Path, interrupted: Ended) -> Ended:
+    """How the next launch of the interrupted run has ended, whose rank zero was killed."""
+
+    def kill_rank_zero(_: object) -> None:
+        os.kill(json.loads((digits / "lock").read_text())["pid"], signal.SIGKILL)
+
+    return launch_and(digits, kill_rank_zero)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_gpus")
-def test_a_run_whose_rank_zero_was_killed_has_a_report(config_file: Path) -> None:
-    directory = config_file.parent / "runs" / "digits"
-    overrides = ["run.max_epochs=1000", "early_stopping=null", "tracking.report=true"]
-    command = ["launch.cli", "launch", str(config_file), "--gpus", "2", *overrides]
-    launch = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    try:
-        _wait_for(lambda: (directory / "ledger.jsonl").exists() and (directory / "ledger.jsonl").stat().st_size > 0)
-        os.kill(json.loads((directory / "lock").read_text())["pid"], signal.SIGKILL)
-        _, said = launch.communicate(timeout=DEADLINE_SECONDS)
-    finally:
-        launch.kill()
-    assert launch.returncode == 137
-    assert "was not drawn" not in said
-    assert '<span class="killed">killed after ' in (directory / "report.html").read_text()
+def test_ctrl_c_saves_a_real_run(interrupted: Ended) -> None:
+    assert interrupted.code == 75, interrupted.said
+    assert "Traceback" not in interrupted.said
+    assert interrupted.exit is not None
+    assert interrupted.exit["code"] == 75
+    assert interrupted.exit["step"] == interrupted.steps[-1] > 0
+
+
+@pytest.mark.slow
+def test_the_command_of_an_interrupted_run_goes_on_where_it_was(
+    digits: Path, interrupted: Ended, killed: Ended
+) -> None:
+    saved = interrupted.steps[-1]
+    assert [line["step"] for line in read_events(digits) if line["event"] == "started"] == [0, saved]
+    assert killed.steps == list(range(1, len(killed.steps) + 1))
+    assert len(killed.steps) > saved
+
+
+@pytest.mark.slow
+def test_a_run_whose_rank_zero_was_killed_has_a_report(digits: Path, killed: Ended) -> None:
+    assert killed.code == 137
+    assert "was not drawn" not in killed.said
+    assert '<span class="killed">killed after ' in (digits / "report.html").read_text()
 
 
 # ---------------------------------------------------------------- helpers
@@ -701,13 +741,6 @@ def test_a_run_whose_rank_zero_was_killed_has_a_report(config_file: Path) -> Non
 
 def _plan(*command: str, ranks: int, machine: Machine) -> LaunchPlan:
     return launch_plan(command or ["m"], run_directory=Path("runs/x"), ranks=ranks, machine=machine)
-
-
-def _wait_for(is_so: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + DEADLINE_SECONDS
-    while not is_so():
-        assert time.monotonic() < give_up_at, "waited in vain"
-        time.sleep(0.02)
 
 
 def _is_alive(pid: int) -> bool:

@@ -34,9 +34,9 @@ from harness.report.shapes import ConfusionMatrix, HeatMap, LineChart, Series, S
 from tests import browser
 from tests.conftest import run_to_the_end
 from tests.distributed.ranks import run_ranks
+from tests.helpers import wait_until
 
 ROOT = Path(__file__).parents[1]
-SCREENSHOTS = ROOT / "build" / "report-screenshots"
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -284,11 +284,12 @@ def test_the_labels_of_a_curve_over_many_powers_of_ten_leave_each_other_room_and
     assert axes_of([0.5, 0.5], from_zero=True).get_ylim()[1] > 0.52
 
 
-def test_verdicts_on_a_run_are_in_the_page(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "Verdicts" not in drawn(capsys, run)[0]
-    with (run / "events.jsonl").open("a") as file:
-        file.write(json.dumps({"event": "verdict", "time": at(0), "learns": True, "seeds": 3}) + "\n")
-    page, _ = drawn(capsys, run)
+def test_verdicts_on_a_run_are_in_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    verdict = {"event": "verdict", "time": at(0), "learns": True, "seeds": 3}
+    for name, events in (("a", []), ("b", [verdict])):
+        made(tmp_path / name, events=events, ledger=updates(1, 10, seconds=0.5))
+    assert "Verdicts" not in drawn(capsys, tmp_path / "a")[0]
+    page, _ = drawn(capsys, tmp_path / "b")
     assert re.search(r"<h2>Verdicts</h2>\s*<div class=\"card\"><p>learns true, seeds 3</p>", page)
 
 
@@ -418,6 +419,7 @@ def test_a_run_of_another_schema_is_drawn_with_a_warning(run: Path, capsys: pyte
 
 
 def test_a_config_with_a_key_of_the_future_is_shown_as_it_is(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "ledger.jsonl").write_text("")  # fewer charts to draw
     with (run / "config.yaml").open("a") as file:
         file.write("hologram: {depth: 3}\n")
     page, _ = drawn(capsys, run)
@@ -435,11 +437,10 @@ def test_a_folder_that_is_no_run_and_a_run_that_is_given_twice_are_refused(
     assert main([str(real_runs / "steady"), "--to", f"{real_runs}/rows.csv/x.html"]) == 5
 
 
-def test_what_a_run_says_is_text_and_never_markup(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_run_says_is_text_and_never_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     event = {"event": "notice", "time": at(0), "text": "<script>alert(1)</script>"}
-    with (run / "events.jsonl").open("a") as file:
-        file.write(json.dumps(event) + "\n")
-    page, _ = drawn(capsys, run)
+    made(tmp_path / "a", events=[event], ledger=updates(1, 10, seconds=0.5))
+    page, _ = drawn(capsys, tmp_path / "a")
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)" in page
 
@@ -466,10 +467,11 @@ def test_the_report_has_the_command_the_run_was_started_with(real_runs: Path) ->
     assert start["command"].startswith(f"harness train {tiny} run.name=other optim.peak_lr=0.003 ")
 
 
-def test_images_are_written_beside_the_page(real_runs: Path, tmp_path: Path) -> None:
-    assert main([str(real_runs / "steady"), "--to", str(tmp_path / "a/b.html"), "--png", str(tmp_path / "png")]) == 0
+def test_images_are_written_beside_the_page(tmp_path: Path) -> None:
+    made(tmp_path / "run", events=[], ledger=updates(1, 10, seconds=0.5))
+    assert main([str(tmp_path / "run"), "--to", str(tmp_path / "a/b.html"), "--png", str(tmp_path / "png")]) == 0
     images = sorted((tmp_path / "png").glob("*.png"))
-    assert len(images) == (tmp_path / "a/b.html").read_text().count("<svg")
+    assert len(images) == (tmp_path / "a/b.html").read_text().count("<svg") > 0
     assert all(image.read_bytes().startswith(b"\x89PNG") for image in images)
 
 
@@ -542,8 +544,7 @@ write_report(pathlib.Path(sys.argv[1]))
     def is_drawing(child: str) -> bool:
         return b"harness.report" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
 
-    while not any(map(is_drawing, children.read_text().split())):
-        time.sleep(0.01)
+    wait_until(lambda: any(map(is_drawing, children.read_text().split())), "the drawing")
     os.killpg(rank.pid, signal.SIGTERM)
     _, said = rank.communicate(timeout=60)
     assert (rank.returncode, said) == (0, b"")
@@ -565,6 +566,16 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Page]
         pytest.skip("chromium is not installed: apt-get install --no-install-recommends chromium")
     with browser.browser(tmp_path_factory.mktemp("chromium")) as page:
         yield page
+
+
+@pytest.fixture(scope="module")
+def pages(real_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """By how many runs are in it: a page; what it looks like is kept beside it."""
+    folder, drawn = tmp_path_factory.mktemp("pages"), {}
+    for names in (["restarted"], ["steady", "other", "restarted"]):
+        drawn[len(names)] = folder / f"{len(names)}.html"
+        assert main([*(str(real_runs / name) for name in names), "--to", str(drawn[len(names)])]) == 0
+    return drawn
 
 
 FINDINGS = """(() => {
@@ -592,33 +603,32 @@ FINDINGS = """(() => {
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1600])
-@pytest.mark.parametrize("names", [["restarted"], ["steady", "other", "restarted"]], ids=["one", "several"])
+@pytest.mark.parametrize("num_runs", [1, 3])
 def test_in_a_browser_every_chart_is_there_and_readable_and_nothing_is_asked_of_the_network(
-    real_runs: Path, chromium: browser.Page, names: list[str], width: int, scheme: str
+    pages: dict[int, Path], chromium: browser.Page, num_runs: int, width: int, scheme: str
 ) -> None:
-    path = real_runs / f"{'-'.join(names)}.html"
-    if not path.exists():
-        assert main([*(str(real_runs / name) for name in names), "--to", str(path)]) == 0
+    path = pages[num_runs]
     chromium.open(path, width=width, scheme=scheme)
     found = chromium.evaluate(FINDINGS)
-    chromium.screenshot(SCREENSHOTS / f"{len(names)}-{width}-{scheme}.png")
+    chromium.screenshot(path.with_name(f"{num_runs}-{width}-{scheme}.png"))
     requests = [told["request"]["url"] for told in chromium.told("Network.requestWillBeSent")]
     assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
     assert chromium.told("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown") == []
-    assert found["charts"] == {1: 12, 3: 15}[len(names)]
+    assert found["charts"] == {1: 12, 3: 15}[num_runs]
     assert found["overflow"] <= 0
     assert found["columns"] == {400: 1, 1600: 3}[width]
     assert found["letter"] >= 9.5
     assert found["contrast"] >= 4.5
     assert found["cut"] == 0
-    assert len(names) == 1 or (found["cell"] >= 80 and found["row"] <= 100)  # pixels: words stay whole
+    assert num_runs == 1 or (found["cell"] >= 80 and found["row"] <= 100)  # pixels: words stay whole
     assert (found["page"] < 0.1) == (scheme == "dark")
 
 
-def test_the_page_can_run_no_script_and_load_nothing(real_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    page, _ = drawn(capsys, real_runs / "steady")
-    assert "default-src 'none'" in page
-    assert re.findall(r"(?:src|href)=\"(?!data:|#)", page) == []
+def test_the_page_can_run_no_script_and_load_nothing(pages: dict[int, Path]) -> None:
+    for path in pages.values():
+        page = path.read_text()
+        assert "default-src 'none'" in page
+        assert re.findall(r"(?:src|href)=\"(?!data:|#)", page) == []
 
 
 def test_drawing_at_the_end_of_a_run_costs_a_second_or_two_of_a_core(real_runs: Path, tmp_path: Path) -> None:

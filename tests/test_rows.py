@@ -1,11 +1,11 @@
 """The rows of a tracker, from a ledger's lines."""
 
+import contextlib
 import inspect
+import io
 import json
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from harness.observers.tensorboard import TensorBoardTracker
 from harness.observers.tracker import Opened, TrackedRun, Tracker
 from harness.track import Projection, Silence, exit_code_of
 from tests.children import start_python
+from tests.distributed.ranks import run_ranks
 
 REPOSITORY = Path(__file__).parents[1]
 MNIST = REPOSITORY / "configs/mnist_cnn.yaml"
@@ -293,6 +294,16 @@ class Lines(Tracker):
 """
 
 
+def train_in(folder: str, *arguments: str) -> tuple[int, str]:
+    """Train in a folder, as `python -m harness.train` there; return the exit code and what was said on stdout."""
+    from harness.train import main
+
+    os.chdir(folder)
+    os.environ["PYTHONPATH"] = str(REPOSITORY)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        return main(list(arguments)), said.getvalue()
+
+
 @pytest.mark.slow
 def test_a_tracker_of_ones_own_is_one_file_and_a_word_in_the_configuration(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(OWN)
@@ -304,14 +315,12 @@ def test_a_tracker_of_ones_own_is_one_file_and_a_word_in_the_configuration(tmp_p
         "optim": {"kind": "sgd", "peak_lr": 0.1},
     }
     (tmp_path / "a.yaml").write_text(json.dumps(config))
-    command = [sys.executable, "-m", "harness.train", "a.yaml", "tracking={own: [mine.Lines], report: false}"]
-    path = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(command, cwd=tmp_path, env=path, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    ((code, said),) = run_ranks(1, train_in, str(tmp_path), "a.yaml", "tracking={own: [mine.Lines], report: false}")
+    assert code == 0
     lines = (tmp_path / "runs/a/lines.jsonl").read_text().splitlines()
     losses = {line["step"]: line["loss"] for line in read_lines(tmp_path / "runs/a/ledger.jsonl") if "loss" in line}
     assert list(map(json.loads, lines)) == [{"world_size": 1}, [10, losses[10]], [20, losses[20]], 0]
-    assert "lines: closed" in done.stdout
+    assert "lines: closed" in said
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,7 @@ def test_a_key_for_the_server_of_a_wandb_login_counts_without_a_variable_that_na
         Path(home["HOME"]).mkdir()
         login = [sys.executable, "-m", "wandb", "login", "--host", server.url, KEY]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")} | home
+        environment["TMPDIR"] = str(tmp_path)
         subprocess.run(login, env=environment, check=True, capture_output=True, timeout=60)
         assert tracking_problems(tracking(mode="online"), home) == []
         (problem,) = tracking_problems(tracking(mode="online"), {**home, "WANDB_BASE_URL": "https://api.wandb.ai"})
