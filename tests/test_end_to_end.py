@@ -4,9 +4,10 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,89 +15,108 @@ from harness.json_lines import read_events
 from harness.observers.ledger import read_lines
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main, train_main_and_listen
+from tests.helpers import wait_until, write_config
 
 REPOSITORY = Path(__file__).parent.parent
 MNIST = str(REPOSITORY / "configs/mnist_cnn.yaml")
+UPDATES_PER_EPOCH = 63
+"""Of 4,000 rows, 64 an update."""
+
+
+def torchrun(num_ranks: int, output_root: Path, *overrides: str) -> dict[str, Any]:
+    """What subprocess is to start: a training on the digits, and nothing left in the folder of temporary files."""
+    agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
+    return {
+        "args": [*agent, "-m", "harness.train", MNIST, f"run.output_root={output_root}", *overrides],
+        "cwd": REPOSITORY,
+        "env": {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(output_root)},
+    }
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_torchrun_with_eight_ranks_reads_965_of_1000_digits(tmp_path: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "8"]
-    subprocess.run(
-        [*torchrun, "-m", "harness.train", MNIST, f"run.output_root={tmp_path}"],
-        check=True,
-        timeout=400,
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    subprocess.run(**torchrun(8, tmp_path), check=True, timeout=400)
     directory = tmp_path / "mnist-cnn"
     assert json.loads((directory / "exit.json").read_text())["code"] == 0
     best = json.loads((directory / "checkpoints/BEST").read_text())["step"]
-    lines = read_lines(directory / "ledger.jsonl")
-    accuracy = {line["step"]: line["metrics"]["val/accuracy"] for line in lines if line["event"] == "evaluation"}
-    assert accuracy[best] >= 0.965
+    assert accuracies(directory)[best] >= 0.965
     assert final_accuracy(directory) >= 0.96
 
 
+@dataclass(frozen=True)
+class Killed:
+    """A training of two ranks whose torchrun was killed after three epochs."""
+
+    output_root: Path
+    num_ranks: int
+    """Just before."""
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    output_root = tmp_path_factory.mktemp("torchrun")
+    agent = subprocess.Popen(**torchrun(2, output_root, "run.max_epochs=1000"), stdout=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: len(accuracies(output_root / "mnist-cnn")) >= 3, "three evaluations", seconds=180)
+        return Killed(output_root, num_ranks=len(ranks_of(output_root)))
+    finally:
+        agent.kill()
+        agent.wait()
+
+
 @pytest.mark.slow
-def test_eight_ranks_of_zero3_learn_from_the_digits_what_ddp_learns(tmp_path: Path) -> None:
-    losses, accuracies = [], []
+def test_two_ranks_of_torchrun_read_930_of_1000_digits_in_three_epochs(killed: Killed) -> None:
+    found = accuracies(killed.output_root / "mnist-cnn")
+    assert found[3 * UPDATES_PER_EPOCH] >= 0.93
+
+
+@pytest.mark.slow
+def test_no_rank_outlives_its_torchrun(killed: Killed) -> None:
+    assert killed.num_ranks == 2
+    wait_until(lambda: not ranks_of(killed.output_root), "the ranks end", seconds=10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "updates", [12, pytest.param(UPDATES_PER_EPOCH, marks=pytest.mark.long)], ids=["twelve updates", "an epoch"]
+)
+def test_eight_ranks_of_zero3_learn_from_the_digits_what_ddp_learns(tmp_path: Path, updates: int) -> None:
+    losses, final_accuracies = [], []
     for kind in ("ddp", "zero3"):
-        arguments = (MNIST, f"run.output_root={tmp_path / kind}", f"strategy.kind={kind}", "run.max_epochs=1")
-        assert run_ranks(8, train_main, *arguments, deadline_seconds=200) == [0] * 8
+        arguments = (MNIST, f"run.output_root={tmp_path / kind}", f"strategy.kind={kind}", f"run.max_steps={updates}")
+        warmup = f"schedule.warmup_steps={min(50, updates // 2)}"
+        assert run_ranks(8, train_main, *arguments, warmup, deadline_seconds=200) == [0] * 8
         lines = read_lines(tmp_path / kind / "mnist-cnn/ledger.jsonl")
         losses.append([line["loss"] for line in lines if line["event"] == "update"])
-        accuracies.append(final_accuracy(tmp_path / kind / "mnist-cnn"))
-    assert len(losses[0]) == 63
+        final_accuracies.append(final_accuracy(tmp_path / kind / "mnist-cnn"))
+    assert len(losses[0]) == updates
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
-    assert accuracies[1] == pytest.approx(accuracies[0], abs=0.003)
+    assert final_accuracies[1] == pytest.approx(final_accuracies[0], abs=0.003)
 
 
-@pytest.mark.slow
-def test_no_rank_outlives_its_torchrun(tmp_path: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    agent = subprocess.Popen(
-        [*torchrun, "-m", "harness.train", table(tmp_path, GOOD), "run.max_steps=10000000"],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-    )
-    ledger = tmp_path / "runs/bad/ledger.jsonl"
-    wait_until(lambda: ledger.exists() and ledger.stat().st_size > 0, seconds=60)
-    ranks = ranks_of(tmp_path)
-    assert len(ranks) == 2
-    agent.kill()
-    agent.wait()
-    wait_until(lambda: not ranks_of(tmp_path), seconds=10)
-
-
-def wait_until(condition: Callable[[], bool], *, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def ranks_of(folder: Path) -> list[str]:
-    """The processes of `harness.train` with a config in this folder."""
+def ranks_of(output_root: Path) -> list[str]:
+    """The processes of `harness.train` that write into this folder."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().split(b"\0")
         except OSError:
             continue  # it has just ended
-        if (
-            b"harness.train" in words
-            and b"torch.distributed.run" not in words
-            and f"{folder}/bad.yaml".encode() in words
-        ):
+        if f"run.output_root={output_root}".encode() in words and b"torch.distributed.run" not in words:
             found.append(path.parent.name)
     return found
 
 
+def accuracies(directory: Path) -> dict[int, float]:
+    """Of each evaluation so far, by its step."""
+    path = directory / "ledger.jsonl"
+    lines = read_lines(path) if path.exists() else []
+    return {line["step"]: line["metrics"]["val/accuracy"] for line in lines if line["event"] == "evaluation"}
+
+
 def final_accuracy(directory: Path) -> float:
-    lines = read_lines(directory / "ledger.jsonl")
-    return float([line for line in lines if line["event"] == "evaluation"][-1]["metrics"]["val/accuracy"])
+    return accuracies(directory)[max(accuracies(directory))]
 
 
 @pytest.mark.slow
@@ -118,15 +138,14 @@ def test_two_ranks_learn_from_the_digits_what_one_rank_learns(tmp_path: Path) ->
 def table(folder: Path, text: str) -> str:
     """A config over a csv file of this content."""
     (folder / "rows.csv").write_text(text)
-    config = {
+    config: dict[str, Any] = {
         "run": {"name": "bad", "output_root": str(folder / "runs"), "max_steps": 2},
         "model": {"kind": "mlp", "hidden": [4]},
         "data": {"source": "csv", "path": str(folder / "rows.csv"), "targets": ["y"], "global_batch": 4},
         "task": {"kind": "classification", "num_classes": 3},
         "optim": {"kind": "sgd", "peak_lr": 0.1},
     }
-    (folder / "bad.yaml").write_text(json.dumps(config))
-    return str(folder / "bad.yaml")
+    return str(write_config(folder / "bad.yaml", config))
 
 
 GOOD = "x,y\n" + "\n".join(f"{i},{i % 3}" for i in range(20)) + "\n"

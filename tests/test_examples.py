@@ -1,7 +1,11 @@
-"""The configs of configs/ on tables: each trains for real, and comes out as its comment says."""
+"""The configs of configs/ on tables: each trains for real, and comes out as its comment says.
+
+What takes minutes is `long`, and stands beside the part of it that a few epochs show.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,7 @@ from harness.data.prepare import prepare
 from harness.data.sources import DataSplits, load
 from harness.observers.ledger import read_lines
 from launch.checklist import num_layers
-from tests.benchmarks.fraud_variants import VARIANTS, Outcome, measure
+from tests.benchmarks.fraud_variants import VARIANTS, Outcome, measure, train_cold
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main
 
@@ -35,7 +39,28 @@ def test_every_config_is_valid_short_and_says_first_what_the_reader_will_see(pat
     assert config.run.name == path.stem.replace("_", "-")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "rows", "target", "counts"),
+    [
+        ("default", 10_000, "default", {"No": 9_667, "Yes": 333}),
+        ("fraud", 26_217, "dead", {"alive": 25_037, "dead": 1_180}),
+        ("krk", 28_056, "moves", {"fourteen": 4_553, "zero": 27}),
+        ("digits", 1_797, "digit", {"3": 183, "8": 174}),
+    ],
+)
+def test_each_example_has_the_rows_and_classes_that_are_published(
+    name: str, rows: int, target: str, counts: dict[str, int], prepared_data: Path
+) -> None:
+    prepare(name, prepared_data)
+    (found,) = json.loads((prepared_data / f"{name}.json").read_bytes())["files"].values()
+    assert (found["rows"], found["target"]) == (rows, target)
+    assert found["classes"].items() >= counts.items()
+    assert sum(found["classes"].values()) == rows
+
+
 Ledger = list[dict[str, Any]]
+Outcomes = dict[str, Outcome]
 Train = Callable[..., Ledger]
 
 
@@ -100,24 +125,46 @@ def test_card_holders_who_default_are_ranked_as_well_as_by_logistic_regression(
     assert scores["val/average_precision"] >= average_precision - 0.025  # 83 of the 2,500 rows are positive
 
 
+def fraud_outcomes(data_root: Path, output_root: Path, *, max_epochs: int, train: Callable[..., object]) -> Outcomes:
+    prepare("fraud", data_root)
+    places = {"root": data_root, "output_root": output_root}
+    overrides = [f"run.max_epochs={max_epochs}"]
+    return {name: measure(name, **places, overrides=overrides, train=train) for name in VARIANTS}
+
+
+def assert_that_class_weights_win(outcomes: Outcomes) -> None:
+    others = {**outcomes}
+    winner, unweighted = others.pop("both, with class weights"), others["both, without class weights"]
+    assert winner.f1 >= 0.22
+    assert unweighted.f1 < 0.05
+    assert others.pop("class weights only").f1 > winner.f1 - 0.02
+    assert all(winner.f1 > other.f1 + 0.02 for other in others.values())
+    # The price: who answers "alive" to nearly everybody is right more often.
+    assert all(winner.accuracy < other.accuracy for other in others.values())
+    # It ranks people no better for the weights, which only draw the line elsewhere.
+    assert winner.auc == pytest.approx(unweighted.auc, abs=0.015)
+
+
 @pytest.mark.slow
+def test_after_four_epochs_the_variant_with_class_weights_is_ahead_of_those_without(
+    tmp_path: Path, prepared_data: Path
+) -> None:
+    outcomes = fraud_outcomes(prepared_data, tmp_path, max_epochs=4, train=train_warm)
+    assert_that_class_weights_win(outcomes)
+
+
+@pytest.mark.slow
+@pytest.mark.long
 def test_of_four_variants_the_one_with_class_weights_wins_and_it_is_the_weights_that_do_it(
     tmp_path: Path, prepared_data: Path
 ) -> None:
-    prepare("fraud", prepared_data)
-    outcomes: dict[str, Outcome] = {
-        name: measure(name, root=prepared_data, output_root=tmp_path, overrides=["run.max_epochs=12"])
-        for name in VARIANTS
-    }
-    winner, unweighted = outcomes.pop("both, with class weights"), outcomes["both, without class weights"]
-    assert winner.f1 >= 0.22
-    assert unweighted.f1 < 0.05
-    assert outcomes.pop("class weights only").f1 > winner.f1 - 0.02
-    assert all(winner.f1 > other.f1 + 0.02 for other in outcomes.values())
-    # The price: who answers "alive" to nearly everybody is right more often.
-    assert all(winner.accuracy < other.accuracy for other in outcomes.values())
-    # It ranks people no better for the weights, which only draw the line elsewhere.
-    assert winner.auc == pytest.approx(unweighted.auc, abs=0.015)
+    outcomes = fraud_outcomes(prepared_data, tmp_path, max_epochs=12, train=train_cold)
+    assert_that_class_weights_win(outcomes)
+
+
+def train_warm(*arguments: str) -> None:
+    """Train on one rank that need not import anything."""
+    assert run_ranks(1, train_main, *arguments) == [0]
 
 
 @pytest.mark.slow
@@ -134,43 +181,86 @@ def first_layer_gradients(events: Ledger) -> list[float]:
 MAJORITY = 4_553 / 28_056  # who always says "fourteen" is right so often
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("init", "at_most"), [("torch", 2e-9), ("auto", 1e-7)])
-def test_twelve_sigmoid_layers_stall_at_the_majority_class_since_the_first_sees_no_gradient(
-    train: Train, tmp_path: Path, init: str, at_most: float
-) -> None:
-    ledger = train("krk_sigmoid12", f"model.init={init}", "diagnostics.every_steps=1")
+for_each_init = pytest.mark.parametrize(("init", "at_most"), [("torch", 2e-9), ("auto", 1e-7)])
+
+
+def assert_that_sigmoid_stalls(train: Train, tmp_path: Path, init: str, at_most: float, *overrides: str) -> None:
+    ledger = train("krk_sigmoid12", f"model.init={init}", "diagnostics.every_steps=1", *overrides)
     events = read_lines(tmp_path / "krk-sigmoid12/events.jsonl")
     assert evaluations(ledger)[-1]["val/accuracy"] == pytest.approx(MAJORITY, abs=0.005)
     largest = max(first_layer_gradients(events))
     assert at_most / 10 < largest < at_most  # Xavier's is not under 1e-8, and helps as little
 
 
+@pytest.mark.slow
+@for_each_init
+def test_in_its_first_epoch_the_first_of_twelve_sigmoid_layers_sees_no_gradient(
+    train: Train, tmp_path: Path, init: str, at_most: float
+) -> None:
+    assert_that_sigmoid_stalls(train, tmp_path, init, at_most, "run.max_epochs=1")
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@for_each_init
+def test_twelve_sigmoid_layers_stall_at_the_majority_class_since_the_first_sees_no_gradient(
+    train: Train, tmp_path: Path, init: str, at_most: float
+) -> None:
+    assert_that_sigmoid_stalls(train, tmp_path, init, at_most)
+
+
 WITHOUT_SHORTCUTS = ("model.residual=false", "model.hidden=[128,128,128,128,128,128,128,128,128,128,128]")
 
 
-@pytest.fixture(scope="module")
-def deep_accuracies(tmp_path_factory: pytest.TempPathFactory, prepared_data: Path) -> dict[str, float]:
-    """The best accuracy of twelve layers with ReLU: plain with BatchNorm, residual, and as that without shortcuts."""
+def test_with_and_without_shortcuts_there_are_twelve_layers() -> None:
+    path = CONFIGS / "krk_residual12.yaml"
+    models = [load_config(path, overrides).config.model for overrides in ((), WITHOUT_SHORTCUTS)]
+    assert [num_layers(model) for model in models if isinstance(model, MlpModel)] == [12, 12]
+
+
+def best_accuracies(data_root: Path, output_root: Path, *overrides: str) -> dict[str, float]:
+    """Of twelve layers with ReLU: plain with BatchNorm, residual, and as that without shortcuts."""
     runs = {"plain": ("krk_relu12",), "residual": ("krk_residual12",)}
     runs["no shortcuts"] = ("krk_residual12", *WITHOUT_SHORTCUTS)
     ledgers = {
-        name: trained(*run, data_root=prepared_data, output_root=tmp_path_factory.mktemp("krk"))
+        name: trained(*run, *overrides, data_root=data_root, output_root=output_root / name)
         for name, run in runs.items()
     }
     return {name: best(ledger, "val/accuracy")["val/accuracy"] for name, ledger in ledgers.items()}
 
 
+@pytest.fixture(scope="module")
+def after_two_epochs(tmp_path_factory: pytest.TempPathFactory, prepared_data: Path) -> dict[str, float]:
+    return best_accuracies(prepared_data, tmp_path_factory.mktemp("krk"), "run.max_epochs=2")
+
+
+@pytest.fixture(scope="module")
+def deep_accuracies(tmp_path_factory: pytest.TempPathFactory, prepared_data: Path) -> dict[str, float]:
+    return best_accuracies(prepared_data, tmp_path_factory.mktemp("krk"))
+
+
 @pytest.mark.slow
+def test_twelve_layers_begin_to_learn_with_relu_and_batch_norm(after_two_epochs: dict[str, float]) -> None:
+    assert after_two_epochs["plain"] > 0.45
+
+
+@pytest.mark.slow
+def test_residual_blocks_are_ahead_of_as_many_layers_without_shortcuts(after_two_epochs: dict[str, float]) -> None:
+    others = {**after_two_epochs}
+    residual = others.pop("residual")
+    assert residual > 0.6
+    assert all(residual > other + 0.1 for other in others.values())
+
+
+@pytest.mark.slow
+@pytest.mark.long
 def test_twelve_layers_learn_with_relu_and_batch_norm(deep_accuracies: dict[str, float]) -> None:
     assert deep_accuracies["plain"] > 0.75
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_residual_blocks_learn_more_than_as_many_layers_without_shortcuts(deep_accuracies: dict[str, float]) -> None:
-    path = CONFIGS / "krk_residual12.yaml"
-    models = [load_config(path, overrides).config.model for overrides in ((), WITHOUT_SHORTCUTS)]
-    assert [num_layers(model) for model in models if isinstance(model, MlpModel)] == [12, 12]
     others = {**deep_accuracies}
     residual = others.pop("residual")
     assert residual > 0.85

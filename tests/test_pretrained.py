@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -22,10 +24,18 @@ from harness.data.sources import load
 from harness.errors import ConfigError, DataError
 from harness.models.pretrained import build
 from harness.optim import parameter_groups
+from tests.helpers import write_config
 from tests.tiny_models import NUM_TOKENS, config_values, write_language_model, write_model, write_reviews
 
 DEPTHS = {"embeddings": 3, "layer.0": 2, "layer.1": 1, "pooler": 0, "classifier": 0}
 """Of a BERT of two blocks, counted down from the head."""
+
+
+@pytest.fixture(autouse=True)
+def environment_is_put_back() -> Iterator[None]:
+    """What keeps transformers offline is a variable of this process, and DeepSpeed, which it imports, sets another."""
+    with patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +231,7 @@ def spoiled(bert: Path, folder: Path, *, drop: tuple[str, ...] = (), **config: A
 
 def answered(folder: Path, directory: Path, /, **sections: dict[str, Any]) -> subprocess.CompletedProcess[str]:
     write_reviews(folder / "reviews.csv")
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(config_values(folder, directory, **sections)))
+    write_config(folder / "tiny.yaml", config_values(folder, directory, **sections))
     script = (
         "import sys, harness.train as t; code = t.main(sys.argv[1:]); sys.exit(99 if 'torch' in sys.modules else code)"
     )
@@ -285,7 +295,7 @@ def test_a_head_that_an_architecture_does_not_have_is_refused(tmp_path: Path) ->
 def splits_of(folder: Path, model: Path, **data: Any) -> Any:
     if not (folder / "reviews.csv").exists():
         write_reviews(folder / "reviews.csv")
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(config_values(folder, model, data=data)))
+    write_config(folder / "tiny.yaml", config_values(folder, model, data=data))
     config = load_config(folder / "tiny.yaml").config
     return load(config.data, config.task, seed=config.run.seed)
 
@@ -357,7 +367,7 @@ def test_what_does_not_fit_together_is_said(bert: Path, tmp_path: Path, sections
         values["data"] = {**sections["data"], "global_batch": 8}
     if "kind" in sections.get("task", {}):
         values["task"] = sections["task"]
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
+    write_config(tmp_path / "tiny.yaml", values)
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / "tiny.yaml")
     assert problem in str(caught.value)

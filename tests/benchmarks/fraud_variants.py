@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,15 +48,31 @@ class Outcome:
     """The best of all evaluations: how well the dead are ranked, wherever the line is drawn."""
 
 
-def measure(variant: str, *, root: Path, output_root: Path, overrides: Sequence[str] = ()) -> Outcome:
-    """Train one variant for all of its epochs in a process of its own."""
+def train_cold(*arguments: str) -> None:
+    """Train in a process of its own."""
+    command = [sys.executable, "-m", "harness.train", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as `harness launch` has it: more threads only wait
+    subprocess.run(command, check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL, env=environment)
+
+
+def measure(
+    variant: str,
+    *,
+    root: Path,
+    output_root: Path,
+    overrides: Sequence[str] = (),
+    train: Callable[..., object] = train_cold,
+) -> Outcome:
+    """Train one variant for all of its epochs.
+
+    Args:
+        train: takes the arguments of `python -m harness.train`.
+    """
     arguments = [
         *(f"run.name={variant.replace(' ', '-').replace(',', '')}", f"run.output_root={output_root}"),
         *(f"data.path={root / 'fraud.parquet'}", "early_stopping=null", *VARIANTS[variant], *overrides),
     ]
-    command = [sys.executable, "-m", "harness.train", str(CONFIG), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as `harness launch` has it: more threads only wait
-    subprocess.run(command, check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL, env=environment)
+    train(str(CONFIG), *arguments)
     directory = load_config(CONFIG, arguments).config.run_directory
     lines = [line for line in read_lines(directory / "ledger.jsonl") if line["event"] == "evaluation"]
     scores = [line["metrics"] for line in lines]  # one an epoch

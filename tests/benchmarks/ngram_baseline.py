@@ -101,14 +101,16 @@ def bits_per_byte(train: Ids, validation: Ids, *, order: int, token_bytes: NDArr
     return -float(np.log(p).sum()) / math.log(2) / int(token_bytes[validation[1:]].sum())
 
 
-def baselines(data: TextData, *, seed: int) -> dict[str, float]:
+def baselines(data: TextData, *, seed: int, orders: Sequence[int] = (1, 5)) -> dict[str, float]:
     """Return bits per byte by name, over the config's own tokens."""
     prepare_text(data, seed=seed)
     text = load_text(data, seed=seed)
     train, validation, token_bytes = stream(text.train), stream(text.validation), text.tokenizer.token_bytes()
     return {
-        name: bits_per_byte(train, validation, order=order, token_bytes=token_bytes)
-        for name, order in (("unigram", 1), ("5-gram", 5))
+        "unigram" if order == 1 else f"{order}-gram": bits_per_byte(
+            train, validation, order=order, token_bytes=token_bytes
+        )
+        for order in orders
     }
 
 

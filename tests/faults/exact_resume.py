@@ -1,29 +1,28 @@
 """Kills every rank after every update of a run, starts it again each time, and compares it with one left alone.
 
-A chain of launches: each resumes from where the one before was killed, makes one update more, and is killed as soon as
-its checkpoint is published. So every cut point of the run is passed, and what any of them forgets stays in the ledger
-and in the weights.
+A chain of launches: each resumes from where the one before was killed, makes one update more (or some, where not every
+cut point is asked for), and is killed as soon as its checkpoint is published. So what is forgotten at any cut point
+stays in the ledger and in the weights.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from harness.observers.ledger import MEASURED, read_lines
 from harness.strategy.base import Ranks
 from tests.distributed.ranks import free_port, run_ranks, start_rank
 from tests.distributed.scenarios import train_main
+from tests.helpers import plain_ledger, write_config
 
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
 MODELS: dict[str, dict[str, Any]] = {
@@ -34,6 +33,8 @@ MODELS: dict[str, dict[str, Any]] = {
 WORLD_SIZES = (1, 2, 8)
 UPDATES = 10
 """Two and a half epochs of 64 rows in batches of 16."""
+EVERY_CUT = range(1, UPDATES)
+"""The updates that a run can be killed after."""
 BLOCK = 6
 """Bytes of a row of gpt."""
 
@@ -50,14 +51,14 @@ def write_data(folder: Path) -> None:
             Image.fromarray(pixels.astype(np.uint8)).save(folder / "images" / label / f"{index}.png")
 
 
-def write_config(folder: Path, *, model: str, strategy: str) -> Path:
+def config_of(folder: Path, *, model: str, strategy: str) -> dict[str, Any]:
     """A run with everything in it that a resume could forget."""
     data: dict[str, Any] = {"source": "imagefolder", "path": str(folder / "images")}
     task: dict[str, Any] = {"kind": "classification", "num_classes": 2}
     if model == "gpt":
         data = {"source": "text", "path": str(folder / "text.txt"), "block": BLOCK, "split": "tail"}
         task = {"kind": "causal_lm"}
-    values = {
+    return {
         "run": {"name": "placeholder", "output_root": str(folder), "max_steps": UPDATES, "seed": 5},
         "model": MODELS[model],
         "data": {**data, "global_batch": 16},
@@ -72,9 +73,6 @@ def write_config(folder: Path, *, model: str, strategy: str) -> Path:
         "strategy": {"kind": strategy, "micro_batch": 2},
         "diagnostics": {"every_steps": 2},
     }
-    path = folder / f"{model}-{strategy}.yaml"
-    path.write_text(json.dumps(values))
-    return path
 
 
 def train_quietly(*arguments: str) -> int:
@@ -106,18 +104,18 @@ def train_and_be_killed(config: str, name: str, step: int) -> int:
 
 def outcome_of(run: Path) -> tuple[list[dict[str, Any]], list[bytes]]:
     """Everything two equal runs share: the ledger but its times, and the bytes of the last weights and moments."""
-    lines = [{k: v for k, v in line.items() if k not in MEASURED} for line in read_lines(run / "ledger.jsonl")]
     folder = run / f"checkpoints/step-{UPDATES:08d}"
-    return lines, [path.read_bytes() for path in sorted(folder.glob("*.safetensors"))]
+    return plain_ledger(run / "ledger.jsonl"), [path.read_bytes() for path in sorted(folder.glob("*.safetensors"))]
 
 
-def chain(folder: Path, *, model: str, strategy: str, world_size: int) -> Counter[str]:
-    """Run once alone and once killed after every update; count the kills and what differs."""
-    config = str(write_config(folder, model=model, strategy=strategy))
+def chain(folder: Path, *, model: str, strategy: str, world_size: int, cuts: Sequence[int] = EVERY_CUT) -> Counter[str]:
+    """Run once alone and once killed after each of the updates `cuts`; count the kills and what differs."""
+    values = config_of(folder, model=model, strategy=strategy)
+    config = str(write_config(folder / f"{model}-{strategy}.yaml", values))
     alone, killed = (f"{kind}-{model}-{strategy}-{world_size}" for kind in ("alone", "killed"))
     counts: Counter[str] = Counter()
     run_ranks(world_size, train_quietly, config, f"run.name={alone}", deadline_seconds=120)
-    for step in range(1, UPDATES):
+    for step in cuts:
         port = free_port()
         arguments = (config, killed, step)
         started = [start_rank(rank, world_size, port, train_and_be_killed, arguments) for rank in range(world_size)]

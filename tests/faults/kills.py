@@ -24,6 +24,8 @@ from tests.faults.corruption import Digests, digests
 
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
 WORLD_SIZE = 2
+OLDER, NEWEST, END = 6, 11, 14
+"""The steps that are saved, the second to be killed, and the last; an epoch has four."""
 KEEP = Checkpoint(keep_last=1)
 """So that the save that is killed also moves BEST and deletes the one before."""
 
@@ -32,7 +34,7 @@ Point = tuple[int, int, str]
 
 
 def spec_of(strategy: str) -> Spec:
-    return Spec(strategy=strategy, updates=25, rows=64)
+    return Spec(strategy=strategy, updates=END, rows=64)
 
 
 class Disk:
@@ -73,7 +75,7 @@ class Disk:
 
 
 def save_and_be_killed(strategy: str, directory: str, point: Point | None) -> tuple[list[str], dict[int, Digests]]:
-    """Save step 10, then step 20 with all ranks dying at `point`; without one, return the calls and what was saved."""
+    """Save a step, then another with all ranks dying at `point`; without one, return the calls and what was saved."""
     snapshot.STRIPE_BYTES = 1024
     run = assemble_spec(spec_of(strategy), directory)
     pids = run.strategy.gather_objects(os.getpid())
@@ -84,15 +86,15 @@ def save_and_be_killed(strategy: str, directory: str, point: Point | None) -> tu
 
     store = CheckpointStore(Path(directory) / "checkpoints", run.strategy, KEEP)
     saved = {}
-    train_updates(run, range(10))
-    save_now(store, 10)
-    saved[10] = digests(run)
-    train_updates(run, range(10, 20))
+    train_updates(run, range(OLDER))
+    save_now(store, OLDER)
+    saved[OLDER] = digests(run)
+    train_updates(run, range(OLDER, NEWEST))
     with Disk(point, run.strategy.rank, kill_all_ranks) as disk:
-        save_now(store, 20, is_best=True)
-    saved[20] = digests(run)
-    train_updates(run, range(20, 25))
-    saved[25] = digests(run)
+        save_now(store, NEWEST, is_best=True)
+    saved[NEWEST] = digests(run)
+    train_updates(run, range(NEWEST, END))
+    saved[END] = digests(run)
     return disk.calls, saved
 
 
@@ -108,10 +110,10 @@ def resume_all(strategy: str, folders: list[str], saved: dict[int, Digests]) -> 
             continue
         store.restore(loaded)
         is_right = digests(run) == saved[loaded.step]
-        train_updates(run, range(loaded.step, 25))
-        is_right = is_right and digests(run) == saved[25]
+        train_updates(run, range(loaded.step, END))
+        is_right = is_right and digests(run) == saved[END]
         leftovers = [path.name for path in store.directory.path.glob(".*")]
-        if loaded.step == 20 and store.directory.named_by("BEST") != "step-00000020":
+        if loaded.step == NEWEST and store.directory.named_by("BEST") != f"step-{NEWEST:08d}":
             found.append("BEST IS LOST")
         elif loaded.rejected or leftovers:
             found.append(f"UNTIDY: {loaded.rejected} {leftovers}")
