@@ -93,6 +93,12 @@ def test_a_row_is_changed_in_another_way_in_another_epoch_or_with_another_seed()
     assert not torch.equal(draws[0], draws[2])
 
 
+def test_the_rows_of_a_batch_are_changed_as_is_drawn_for_their_places_and_their_epoch() -> None:
+    for position, epoch in ((1, 0), (5, 1)):
+        ids, inputs = global_batch(plan(), position, BOTH)
+        assert torch.equal(inputs, changed(IMAGES[ids], BOTH.draw(np.arange(12, 24), epoch=epoch)))
+
+
 def test_without_augmentation_rows_are_as_they_were() -> None:
     ids, inputs = global_batch(plan(), 1, None)
     assert torch.equal(inputs, IMAGES[ids])

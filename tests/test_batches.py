@@ -148,6 +148,16 @@ def test_columns_of_different_lengths_or_with_gaps_are_our_bug() -> None:
             Columns(inputs, targets)
 
 
+def test_a_digest_tells_another_number_of_rows_another_input_and_another_target_apart() -> None:
+    def digest(rows: int = 5, value: float = 0.0, label: int = 0) -> str:
+        inputs, targets = torch.zeros(rows, 2), torch.zeros(rows, dtype=torch.int64)
+        inputs[3, 1], targets[3] = value, label
+        return Columns(inputs, targets).digest()
+
+    assert digest() == digest()
+    assert len({digest(), digest(rows=6), digest(value=1.0), digest(label=1)}) == 4
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("resident_bytes", [0, 2**30])

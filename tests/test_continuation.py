@@ -15,9 +15,9 @@ import pytest
 
 from harness.errors import ConfigError
 from harness.json_lines import read_events
-from launch import slurm_client
-from launch.job import Continuation, meeting, run_ranks
-from launch.job_facts import Job, Outlook
+from launch import job, slurm_client
+from launch.job import Continuation, attempt, meeting, run_ranks
+from launch.job_facts import Job, Outlook, lost_nodes
 from launch.preflight import PREFLIGHT_FAILED
 from launch.slurm_client import NO_ANSWER, ask_patiently, ask_slurm, environment, job_state
 from launch.status import status_of
@@ -152,6 +152,25 @@ def test_the_code_of_a_run_is_its_own_word(
     programs("srun", srun)
     assert run_ranks(["srun"], tmp_path, logs=tmp_path, environment=os.environ) == code
     assert calls(tmp_path) == [f"srun --output={tmp_path}/task-%t.log"]
+
+
+def test_a_run_that_is_done_is_trained_on_by_a_new_job_and_not_by_one_that_is_queued_again(
+    tmp_path: Path, programs: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "leave_signals_to_the_ranks", list)
+    programs("scontrol", "case $2 in hostnames) echo n1 ;; job) echo JobState=RUNNING ;; esac")
+    programs("srun", f"echo '{{\"code\": 2}}' > {tmp_path}/exit.json")
+    options = {"expect": [], "interface": None, "preflight_seconds": "5", "max_crash_requeues": 0, "script": None}
+    (tmp_path / "exit.json").write_text(json.dumps({"code": 0}))
+    for restart, code in ((1, 0), (0, 2)):
+        new = Job(number=44, name="44", restart=restart, nodes="n1")
+        assert attempt(new, Namespace(run_directory=tmp_path, **options), ["srun"]) == code
+    assert sum(call.startswith("srun") for call in calls(tmp_path)) == 1
+
+
+def test_nodes_that_are_down_or_do_not_answer_are_lost(programs: Install) -> None:
+    programs("sinfo", r"printf 'n1 allocated\nn2 down\nn3 allocated*\nn4 failing\nn5 idle\n'")
+    assert lost_nodes(JOB) == ("n2", "n3", "n4")
 
 
 def test_what_slurm_said_of_this_process_is_not_passed_on() -> None:

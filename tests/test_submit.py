@@ -276,11 +276,14 @@ def test_what_is_submitted_is_what_a_dry_run_prints_and_the_configuration_of_tha
     arguments = [MNIST, "--cluster", cluster_file(**CPU), *overrides]
     assert cli.main(["submit", *arguments, "--dry-run"]) == 0
     printed = capsys.readouterr().out
+    run = tmp_path / "runs/mnist-cnn"
+    run.mkdir(parents=True)
+    (run / "exit.json").write_text('{"code": 0}')
     assert cli.main(["submit", *arguments]) == 0
     assert capsys.readouterr().out.startswith("job 17: ")
     assert (tmp_path / "submitted").read_text() == printed
-    config = tmp_path / "runs/mnist-cnn/slurm/config.yaml"
-    assert config.read_text() == dump_config(load_config(MNIST, overrides).config)
+    assert (run / "slurm/config.yaml").read_text() == dump_config(load_config(MNIST, overrides).config)
+    assert not (run / "exit.json").exists(), "how the run ended before would be taken for the end of this job"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Product code with one mistake at a time, and the tests that must see each: `make mutants`."""
