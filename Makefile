@@ -3,7 +3,7 @@ PYTHON ?= python3
 ARGS ?=
 GPUS ?=
 
-# A worker more than there are cores, each with whole files; tests/suite.py says how.
+# Two workers more than there are cores, each with whole files; tests/suite.py says how.
 PYTEST := pytest -q -n auto --dist loadgroup
 BIN := .venv/bin
 STAMP := .venv/setup-is-done
@@ -21,13 +21,13 @@ setup: $(STAMP) ## Make .venv, or bring it up to date
 train: $(STAMP) ## Train the example: make train [GPUS=2] [ARGS="optim.peak_lr=3e-4 run.max_epochs=3"]
 	@$(BIN)/python -m launch.cli launch configs/mnist_cnn.yaml $(if $(GPUS),--gpus $(GPUS)) $(ARGS)
 
-test: $(STAMP) ## Run every test but the long trainings, 12 minutes on two cores
+test: $(STAMP) ## Run every test but the long ones, MINUTES on two cores
 	@$(BIN)/python -m $(PYTEST) -m "not long" $(ARGS)
 
 test-quick: $(STAMP) ## Run the tests that take seconds, 90 of them
 	@$(BIN)/python -m $(PYTEST) -m "not slow and not long" $(ARGS)
 
-test-long: $(STAMP) ## Run the long trainings
+test-long: $(STAMP) ## Run the long tests: whole trainings, eight ranks, every cut point
 	@$(BIN)/python -m $(PYTEST) -m long $(ARGS)
 
 slurm-test: $(STAMP) ## Run the tests on a live Slurm cluster; says what to install if there is no Slurm

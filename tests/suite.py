@@ -39,6 +39,12 @@ def pytest_configure(config: pytest.Config) -> None:
 _CPU = pytest.StashKey[CpuSeconds]()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Two more than there are cores, since the longest files sleep for most of their time."""
+    return min(_MOST_WORKERS, len(os.sched_getaffinity(0)) + 2)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Longest files first; or all in an order that `--shuffle` names."""
@@ -71,8 +77,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if config.getoption("cpu_seconds"):
         for file, seconds in cpu.by_file.most_common():
             terminalreporter.write_line(f"{seconds:8.1f} of {budget_of(file):6.1f}  {file}")
-    machine = f"a machine that takes {cpu.slowness:.2f} times the budgets' seconds"
-    terminalreporter.write_line(f"{total:.0f} in {len(cpu.by_file)} files, on {machine}")
+    terminalreporter.write_line(f"{total:.0f} in {len(cpu.by_file)} files; {cpu.machine}")
     for sentence in cpu.over_budget():
         terminalreporter.write_line(sentence, red=True)
 
@@ -89,10 +94,6 @@ def _file_of(item: pytest.Item) -> str:
 
 class _Workers:
     """In the process that tests are not run in: it deals out files and gathers what the workers have measured."""
-
-    def pytest_xdist_auto_num_workers(self) -> int:
-        """One more than there are cores, since some files sleep for most of their time."""
-        return min(_MOST_WORKERS, len(os.sched_getaffinity(0)) + 1)
 
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
         """Deal out whole files, or the groups that tests name, in the order of the collection."""
