@@ -21,7 +21,7 @@ setup: $(STAMP) ## Make .venv, or bring it up to date
 train: $(STAMP) ## Train the example: make train [GPUS=2] [ARGS="optim.peak_lr=3e-4 run.max_epochs=3"]
 	@$(BIN)/python -m launch.cli launch configs/mnist_cnn.yaml $(if $(GPUS),--gpus $(GPUS)) $(ARGS)
 
-test: $(STAMP) ## Run every test but the long ones, MINUTES on two cores
+test: $(STAMP) ## Run every test but the long ones, 12 minutes on two cores
 	@$(BIN)/python -m $(PYTEST) -m "not long" $(ARGS)
 
 test-quick: $(STAMP) ## Run the tests that take seconds, 90 of them
@@ -31,7 +31,7 @@ test-long: $(STAMP) ## Run the long tests: whole trainings, eight ranks, every c
 	@$(BIN)/python -m $(PYTEST) -m long $(ARGS)
 
 slurm-test: $(STAMP) ## Run the tests on a live Slurm cluster; says what to install if there is no Slurm
-	@$(BIN)/python -m pytest -q tests/slurm $(ARGS)
+	@$(BIN)/python -m $(PYTEST) tests/slurm $(ARGS)
 
 faults: $(STAMP) ## Damage, kill and resume in every way, 20 minutes: make faults [ARGS="ddp zero3"]
 	@$(BIN)/python -m tests.faults $(ARGS)
