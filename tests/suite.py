@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from tests.budgets import CpuSeconds, budget_of, yardstick
+from tests.budgets import LONG, CpuSeconds, budget_of, yardstick
 from tests.descendants import Descendants, Process
 from tests.neighbours import differences, processes_left, surroundings
 
@@ -92,6 +92,10 @@ def _file_of(item: pytest.Item) -> str:
     return item.path.relative_to(item.config.rootpath).as_posix()
 
 
+def _budgeted_as(item: pytest.Item) -> str:
+    return _file_of(item) + (LONG if item.get_closest_marker("long") else "")
+
+
 class _Workers:
     """In the process that tests are not run in: it deals out files and gathers what the workers have measured."""
 
@@ -124,7 +128,7 @@ class _Watch:
         self._used = self._descendants.cpu_seconds()
         self._before: dict[str, Any] = {}
         self._living: set[Process] = set()
-        self._file = ""
+        self._file = self._budget = ""
 
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         """Give what tests put into the temporary folder a place of its own, with a short name for sockets."""
@@ -150,6 +154,8 @@ class _Watch:
             self._file = _file_of(item)
             self._living = self._descendants.living()
             self._cpu.yardsticks.append(yardstick())
+        if _budgeted_as(item) != self._budget:
+            self._budget = _budgeted_as(item)
             self._used = self._descendants.cpu_seconds()
         self._before = surroundings()
         return (yield)
@@ -162,6 +168,7 @@ class _Watch:
         if nextitem is None or _file_of(nextitem) != self._file:
             left = processes_left(self._descendants, self._living)
             complaints += [f"tests of this file have left the process {command}" for command in left]
-            self._cpu.by_file[self._file] += self._descendants.cpu_seconds() - self._used
+        if nextitem is None or _budgeted_as(nextitem) != self._budget:
+            self._cpu.by_file[self._budget] += self._descendants.cpu_seconds() - self._used
         if complaints:
             pytest.fail("\n".join(complaints), pytrace=False)
