@@ -24,7 +24,7 @@ train: $(STAMP) ## Train the example: make train [GPUS=2] [ARGS="optim.peak_lr=3
 test: $(STAMP) ## Run every test but the long ones, 12 minutes on two cores
 	@$(BIN)/python -m $(PYTEST) -m "not long" $(ARGS)
 
-test-quick: $(STAMP) ## Run the tests that take seconds, 90 of them
+test-quick: $(STAMP) ## Run the tests that take seconds
 	@$(BIN)/python -m $(PYTEST) -m "not slow and not long" $(ARGS)
 
 test-long: $(STAMP) ## Run the long tests: whole trainings, eight ranks, every cut point
