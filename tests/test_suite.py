@@ -53,14 +53,14 @@ def test_burns(tmp_path):
 
 def run_suite(folder: Path, files: dict[str, str], *options: str, conftest: str = "") -> tuple[int, str]:
     """Run these test files under the plugin; return pytest's code and what it said."""
-    (folder / "conftest.py").write_text(f"pytest_plugins = ['tests.suite']\n{conftest}")
+    found = f"import sys\nsys.path.insert(0, {str(REPOSITORY)!r})\npytest_plugins = ['tests.suite']\n"
+    (folder / "conftest.py").write_text(found + conftest)
     (folder / "pytest.ini").write_text("[pytest]\nmarkers = slow\n")
     for name, text in files.items():
         (folder / name).write_text(text)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *options],
+        [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--basetemp=temporary", *options],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "TMPDIR": str(folder)},
         capture_output=True,
         text=True,
         timeout=100,
@@ -90,6 +90,7 @@ def on_workers(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str]:
     return run_suite(folder, files, "-n", "auto", "--dist", "loadgroup", conftest=BUDGET_OF_A_FIFTH)
 
 
+@pytest.mark.slow
 def test_a_file_over_its_budget_fails_with_its_name_whoever_used_the_time(
     on_workers: tuple[int, str],
 ) -> None:
@@ -101,6 +102,7 @@ def test_a_file_over_its_budget_fails_with_its_name_whoever_used_the_time(
     assert all(0.55 <= seconds < 2 for seconds in over.values()), over
 
 
+@pytest.mark.slow
 def test_a_file_is_run_by_one_worker_but_for_groups_that_its_tests_name(on_workers: tuple[int, str]) -> None:
     ran = re.findall(r"^\[(gw\d)\].*PASSED (\S+?)::(test_[a-z0-9]+)", on_workers[1], re.MULTILINE)
     assert len(ran) == 40
@@ -141,6 +143,7 @@ COMPLAINTS = {
 }
 
 
+@pytest.mark.slow
 def test_a_test_that_leaves_something_behind_fails_by_name(tmp_path: Path) -> None:
     files = {"test_rude.py": RUDE, "test_last.py": BURN + BURNERS["test_itself.py"]}
     code, said = run_suite(tmp_path, files, "--cpu-seconds")
@@ -149,7 +152,7 @@ def test_a_test_that_leaves_something_behind_fails_by_name(tmp_path: Path) -> No
     assert blamed.keys() == COMPLAINTS.keys()
     for name, words in COMPLAINTS.items():
         assert words in blamed[name]
-    (pid,) = re.findall(r"have left the process (\d+): sleep 60", said)
+    (pid,) = re.findall(r"have left the process (\d+): sleep 60", blamed["test_process"])
     stat = Path(f"/proc/{pid}/stat")
     assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z", "it was ended"
     assert re.search(r"0\.\d of +5\.0  test_last\.py", said), "within its budget"
@@ -180,3 +183,23 @@ def test_the_same_work_on_a_slower_machine_is_within_the_same_budget() -> None:
     assert len(usual.over_budget()) == 1
     assert slow.over_budget() == []
     assert 0.1 < yardstick() / YARDSTICK_SECONDS < 10
+
+
+RANKS = """
+import gc, os
+from tests.distributed.ranks import run_ranks
+
+def test_first(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OF_THE_FIRST", "1")
+    assert run_ranks(1, gc.get_freeze_count)[0] > 100_000
+
+def test_second():
+    assert run_ranks(1, os.getenv, "OF_THE_FIRST") == [None]
+"""
+
+
+@pytest.mark.slow
+def test_the_parent_of_all_ranks_has_nothing_of_the_test_that_was_first_to_want_one(tmp_path: Path) -> None:
+    code, said = run_suite(tmp_path, {"test_ranks.py": RANKS})
+    assert code == 0, said

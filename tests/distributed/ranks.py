@@ -11,15 +11,19 @@ import contextlib
 import faulthandler
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
 import os
 import pickle
 import random
 import signal
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 PRELOAD = (
     "numpy",
@@ -48,6 +52,8 @@ PRELOAD = (
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(list(PRELOAD))
+_REPOSITORY = Path(__file__).parents[2]
+_ENVIRONMENT = dict(os.environ)
 
 
 class RankFailed(AssertionError):
@@ -133,9 +139,19 @@ def start_rank(
         "ACCELERATE_LOG_LEVEL": "ERROR",
     }
     process = _context.Process(target=_child, args=(theirs, environment, function, args), daemon=True)
+    _start_warm_parent()
     process.start()
     theirs.close()
     return process, ours
+
+
+def _start_warm_parent() -> None:
+    """Start it, if it does not run, as if no test had moved or set anything yet: all ranks that follow come from it.
+
+    It says nothing of a module that it cannot import, and it looks for those of the tests in the working directory.
+    """
+    with contextlib.chdir(_REPOSITORY), mock.patch.dict(os.environ, _ENVIRONMENT, clear=True):
+        multiprocessing.forkserver.ensure_running()
 
 
 def collect(started: list[Started], *, deadline_seconds: float, stay: bool = False) -> list[Any]:
@@ -199,6 +215,8 @@ def _answer(
     connection: multiprocessing.connection.Connection, function: Callable[..., Any], args: tuple[Any, ...]
 ) -> bool:
     try:
+        if cold := [name for name in PRELOAD if name not in sys.modules]:
+            raise ImportError(f"the warm parent has not imported {', '.join(cold)}")
         answer = (True, function(*args))
     except BaseException:
         answer = (False, traceback.format_exc())
