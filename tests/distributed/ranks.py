@@ -215,8 +215,8 @@ def _answer(
     connection: multiprocessing.connection.Connection, function: Callable[..., Any], args: tuple[Any, ...]
 ) -> bool:
     try:
-        if cold := [name for name in PRELOAD if name not in sys.modules]:
-            raise ImportError(f"the warm parent has not imported {', '.join(cold)}")
+        if PRELOAD[-1] not in sys.modules:
+            raise ImportError(f"the parent of this rank is cold: it has not imported {PRELOAD[-1]}")
         answer = (True, function(*args))
     except BaseException:
         answer = (False, traceback.format_exc())
