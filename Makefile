@@ -3,8 +3,8 @@ PYTHON ?= python3
 ARGS ?=
 GPUS ?=
 
-# Two workers more than there are cores, each with whole files; tests/suite.py says how.
-PYTEST := pytest -q -n auto --dist loadgroup
+# Two workers more than there are cores (for quick tests, which do not sleep, one), each with whole files; tests/suite.py says how.
+PYTEST := pytest -q --dist loadgroup -n
 BIN := .venv/bin
 STAMP := .venv/setup-is-done
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
@@ -22,16 +22,16 @@ train: $(STAMP) ## Train the example: make train [GPUS=2] [ARGS="optim.peak_lr=3
 	@$(BIN)/python -m launch.cli launch configs/mnist_cnn.yaml $(if $(GPUS),--gpus $(GPUS)) $(ARGS)
 
 test: $(STAMP) ## Run every test but the long ones, 12 minutes on two cores
-	@$(BIN)/python -m $(PYTEST) -m "not long" $(ARGS)
+	@$(BIN)/python -m $(PYTEST) auto -m "not long" $(ARGS)
 
 test-quick: $(STAMP) ## Run the tests that take seconds
-	@$(BIN)/python -m $(PYTEST) -m "not slow and not long" $(ARGS)
+	@$(BIN)/python -m $(PYTEST) logical -m "not slow and not long" $(ARGS)
 
 test-long: $(STAMP) ## Run the long tests: whole trainings, eight ranks, every cut point
-	@$(BIN)/python -m $(PYTEST) -m long $(ARGS)
+	@$(BIN)/python -m $(PYTEST) auto -m long $(ARGS)
 
 slurm-test: $(STAMP) ## Run the tests on a live Slurm cluster; says what to install if there is no Slurm
-	@$(BIN)/python -m $(PYTEST) tests/slurm $(ARGS)
+	@$(BIN)/python -m $(PYTEST) auto tests/slurm $(ARGS)
 
 faults: $(STAMP) ## Damage, kill and resume in every way, 20 minutes: make faults [ARGS="ddp zero3"]
 	@$(BIN)/python -m tests.faults $(ARGS)

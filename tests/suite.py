@@ -40,9 +40,10 @@ _CPU = pytest.StashKey[CpuSeconds]()
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """Two more than there are cores, since the longest files sleep for most of their time."""
-    return min(_MOST_WORKERS, len(os.sched_getaffinity(0)) + 2)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two more than there are cores, since the longest files sleep for most of their time; `-n logical`: one more."""
+    more = 1 if config.getoption("numprocesses") == "logical" else 2
+    return min(_MOST_WORKERS, len(os.sched_getaffinity(0)) + more)
 
 
 @pytest.hookimpl(trylast=True)

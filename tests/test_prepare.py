@@ -94,6 +94,7 @@ def test_the_second_call_needs_no_wheel_and_says_the_same_digest(letters_wheel: 
     assert second == first.replace("was written from letters-for-test==1.0", "is there already")
 
 
+@pytest.mark.slow
 def test_a_file_that_is_not_whole_is_made_again(letters_wheel: Path, tmp_path: Path) -> None:
     root = tmp_path / "data"
     first = prepare("letters", root)

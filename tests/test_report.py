@@ -475,6 +475,7 @@ def test_images_are_written_beside_the_page(tmp_path: Path) -> None:
     assert all(image.read_bytes().startswith(b"\x89PNG") for image in images)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_updates_are_drawn_in_five_seconds_of_a_core_without_torch(
     real_runs: Path, tmp_path: Path
 ) -> None:
@@ -601,6 +602,7 @@ FINDINGS = """(() => {
 })()"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1600])
 @pytest.mark.parametrize("num_runs", [1, 3])
@@ -631,6 +633,7 @@ def test_the_page_can_run_no_script_and_load_nothing(pages: dict[int, Path]) -> 
         assert re.findall(r"(?:src|href)=\"(?!data:|#)", page) == []
 
 
+@pytest.mark.slow
 def test_drawing_at_the_end_of_a_run_costs_a_second_or_two_of_a_core(real_runs: Path, tmp_path: Path) -> None:
     began = time.process_time()
     assert main([str(real_runs / "steady"), "--to", str(tmp_path / "page.html")]) == 0

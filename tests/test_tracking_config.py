@@ -95,6 +95,7 @@ def test_a_key_in_a_netrc_file_counts_for_the_server_it_is_for(tmp_path: Path) -
     assert tracking_problems(tracking(mode="online"), {"NETRC": str(tmp_path / ".netrc"), "HOME": "/"}) != []
 
 
+@pytest.mark.slow
 def test_a_key_for_the_server_of_a_wandb_login_counts_without_a_variable_that_names_it(tmp_path: Path) -> None:
     server = WandbServer()
     for name, variables in (("home", {}), ("own", {"WANDB_CONFIG_DIR": str(tmp_path / "settings")})):

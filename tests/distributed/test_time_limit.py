@@ -5,6 +5,8 @@ import os
 import time
 from pathlib import Path
 
+import pytest
+
 from harness.observers.ledger import read_lines
 from harness.stopping import MARGIN_SECONDS
 from tests.distributed.ranks import run_ranks
@@ -20,6 +22,7 @@ def train_with_little_time(seconds: float, *arguments: str) -> tuple[int, float]
     return train_main(*arguments), end_time - time.time()
 
 
+@pytest.mark.slow
 def test_two_ranks_save_and_end_with_75_before_their_time_is_over(tmp_path: Path) -> None:
     arguments = (table(tmp_path, GOOD), "run.max_steps=10000000")
     answers = run_ranks(2, train_with_little_time, MARGIN_SECONDS + 5, *arguments, deadline_seconds=120)
