@@ -19,7 +19,7 @@ setup: $(STAMP) ## Make .venv, or bring it up to date
 	@echo '.venv is up to date.'
 
 train: $(STAMP) ## Train the example: make train [GPUS=2] [ARGS="optim.peak_lr=3e-4 run.max_epochs=3"]
-	@$(BIN)/python -m launch.cli launch configs/mnist_cnn.yaml $(if $(GPUS),--gpus $(GPUS)) $(ARGS)
+	@$(BIN)/python -m harness.launch.cli launch configs/mnist_cnn.yaml $(if $(GPUS),--gpus $(GPUS)) $(ARGS)
 
 test: $(STAMP) ## Run every test but the long ones, 12 minutes on two cores
 	@$(BIN)/python -m $(PYTEST) auto -m "not long" $(ARGS)

@@ -1,14 +1,27 @@
-"""Tie processes to the life of their parents (Linux), so that nothing trains on after its launcher has died."""
+"""Tie processes to the life of their parents (Linux), so that nothing trains on after its launcher has died, and to
+the packages of those who start them."""
 
 import ctypes
 import os
 import signal
 import sys
 import traceback
+from collections.abc import MutableMapping
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+_PACKAGES = Path(__file__).parents[1]
+CHECKOUT = None if _PACKAGES.name in ("site-packages", "dist-packages") else _PACKAGES
+"""The folder of this very package, where Python would not find it by itself."""
+
+
+def pin_packages(environment: MutableMapping[str, str]) -> None:
+    """Have `python -m harness.train`, wherever it is started, be of this package and no other."""
+    environment["PYTHONSAFEPATH"] = "1"  # the working directory is not where modules are looked for
+    if CHECKOUT:
+        others = environment.get("PYTHONPATH", "").split(os.pathsep)
+        environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, [str(CHECKOUT), *others])))
 
 
 def die_with_parent(*, signal_number: int = signal.SIGKILL) -> None:

@@ -2,10 +2,13 @@
 
 import os
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from harness import __version__
+from harness.process import CHECKOUT
 
 SLURM = {
     "job_id": "SLURM_JOB_ID",
@@ -17,10 +20,17 @@ SLURM = {
     "restarts": "SLURM_RESTART_COUNT",
 }
 GIT_SECONDS = 5.0
+PACKAGES = ("torch", "numpy", "accelerate", "deepspeed", "datasets", "transformers", "wandb")
 
 
-def git_state(folder: Path) -> dict[str, Any] | None:
-    """Return the commit that a folder has checked out and whether tracked files differ; None outside a repository."""
+def git_state(folder: Path | None = CHECKOUT) -> dict[str, Any] | None:
+    """Return the commit that a folder has checked out and whether tracked files differ; None outside a repository.
+
+    Args:
+        folder: this code's; None where it was installed, perhaps inside of somebody's repository.
+    """
+    if folder is None:
+        return None
     commit = _git(folder, "rev-parse", "HEAD")
     changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
     if commit is None or changes is None:
@@ -43,10 +53,10 @@ def slurm_job(environment: Mapping[str, str] = os.environ) -> dict[str, str] | N
     return found or None
 
 
-def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Return the versions of those packages that are installed."""
-    found = {}
-    for package in packages:
+def versions() -> dict[str, str]:
+    """Return the versions of this package and of those of `PACKAGES` that are installed."""
+    found = {"harness": __version__}
+    for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config.io import LoadedConfig, load_config
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
     from harness.strategy.base import Ranks
 
 USAGE = "usage: python -m harness.train CONFIG [key=value ...]"
-PACKAGES = ("harness", "torch", "numpy", "accelerate", "deepspeed", "datasets", "transformers", "wandb")
 """Whose versions a run notes down."""
 SECONDS_FOR_RANK_ZERO = 1.0
 """How long other ranks leave rank zero to say what is wrong; torchrun ends all ranks when the first one does."""
@@ -310,8 +308,8 @@ class Session:
             host=hosts[0],
             hosts=sorted(set(hosts)),
             python=platform.python_version(),
-            versions=versions(PACKAGES) if self.ranks.rank == 0 else {},
-            git=git_state(Path(__file__).parent) if self.ranks.rank == 0 else None,
+            versions=versions() if self.ranks.rank == 0 else {},
+            git=git_state() if self.ranks.rank == 0 else None,
             slurm=slurm_job(),
         )
         run.observers.happened(

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from harness.errors import EXIT_DONE, EXIT_INTERRUPTED
-from launch.preflight import EXIT_BAD_NODE
-from launch.torchrun import FINAL_CODES
+from harness.launch.preflight import EXIT_BAD_NODE
+from harness.launch.torchrun import FINAL_CODES
 
 Action = Literal["end", "requeue", "exclude", "leave"]
 MAX_EXCLUSIONS = 2

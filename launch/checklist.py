@@ -8,7 +8,7 @@ from harness.config.gpt import GptModel
 from harness.config.models import SATURATING, CnnModel, HiddenLayers, MlpModel, PerceptronModel
 from harness.config.tasks import ClassificationTask
 from harness.config.training import PlateauSchedule
-from launch.known_rows import KnownRows
+from harness.launch.known_rows import KnownRows
 
 DEEP = 7
 """Layers from which on a network without norms or shortcuts seldom trains."""

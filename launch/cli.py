@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import os
+import platform
 import shlex
 import signal
 import sys
@@ -14,20 +15,29 @@ from harness.config.io import load_config
 from harness.config.sweep import swept
 from harness.errors import ConfigError, HarnessError, RunInUseError
 from harness.exit_file import ExitFile
+from harness.launch import status as run_status
+from harness.launch import torchrun
+from harness.launch.cluster import load_cluster, with_options
+from harness.launch.examples import write_examples
+from harness.launch.plan import choose_ranks, launch_plan, this_machine
+from harness.launch.runs import SORT_KEYS, as_json, as_table, statuses
+from harness.launch.submit import TRAIN_MODULE, check_with_slurm, prepare
+from harness.launch.submit import submit as submit_job
+from harness.launch.summary import summary
+from harness.launch.sweep import Sweep, runs_of, task_name
+from harness.launch.verify import checkpoint_lines
+from harness.process import pin_packages
+from harness.provenance import versions
 from harness.report_at_end import write_report
-from launch import status as run_status
-from launch import torchrun
-from launch.cluster import load_cluster, with_options
-from launch.plan import choose_ranks, launch_plan, this_machine
-from launch.runs import SORT_KEYS, as_json, as_table, statuses
-from launch.submit import TRAIN_MODULE, check_with_slurm, prepare
-from launch.submit import submit as submit_job
-from launch.summary import summary
-from launch.sweep import Sweep, runs_of, task_name
-from launch.verify import checkpoint_lines
 
 EXPORT_MODULE, DATA_MODULE = "harness.export", "harness.data.prepare"
 REPORT_MODULE, TRACK_MODULE = "harness.report", "harness.track"
+
+
+def command() -> NoReturn:
+    """Run the command of this process."""
+    pin_packages(os.environ)
+    sys.exit(main())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,6 +47,9 @@ def main(argv: list[str] | None = None) -> int:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(help_text())
             return 0 if arguments else ConfigError.exit_code
+        if arguments[0] == "--version":
+            print(version_text())
+            return 0
         name, *rest = arguments
         if name not in COMMANDS:
             nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
@@ -173,6 +186,15 @@ def cancel(arguments: list[str]) -> int:
     return 0
 
 
+def examples(arguments: list[str]) -> int:
+    """write the example configurations and the cluster file into a folder"""
+    parser = _Parser(prog="harness examples", description=examples.__doc__, allow_abbrev=False)
+    parser.add_argument("folder", metavar="FOLDER", type=Path, nargs="?", default=Path(), help="default: this one")
+    for line in write_examples(parser.parse_args(arguments).folder):
+        print(line)
+    return 0
+
+
 def export(arguments: list[str]) -> int:
     """take the network out of a run, as model.safetensors and config.json"""
     os.execv(sys.executable, [sys.executable, "-m", EXPORT_MODULE, *arguments])
@@ -211,6 +233,7 @@ COMMANDS = {
     "launch": launch,
     "submit": submit,
     "check": check,
+    "examples": examples,
     "data": data,
     "runs": runs,
     "status": status,
@@ -221,6 +244,12 @@ COMMANDS = {
     "verify": verify,
     "export": export,
 }
+
+
+def version_text() -> str:
+    """Return what `harness --version` prints."""
+    found = {**versions(), "Python": platform.python_version()}
+    return f"{', '.join(map(' '.join, found.items()))}; {Path(__file__).parents[1]}"
 
 
 def help_text() -> str:
@@ -261,4 +290,4 @@ def _count(at_least: int) -> Callable[[str], int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

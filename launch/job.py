@@ -1,7 +1,7 @@
 """Takes the place of a Slurm job's batch shell: starts the ranks, once an attempt, and decides what comes after them.
 
-`python -m launch.job ... -- srun ...`, on the first node of the job, outside of any container, with nothing but the
-standard library. What it decides is one pure function, `launch.attempts.decide`.
+`python -m harness.launch.job ... -- srun ...`, on the first node of the job, outside of any container, with
+nothing but the standard library. What it decides is one pure function, `decide` of launch/attempts.py.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from harness.errors import EXIT_DONE, HarnessError
 from harness.exit_file import ExitFile
 from harness.files import storage_errors
 from harness.json_lines import append_event, read_events
-from launch.attempts import Attempt, decide, earlier_attempts
-from launch.job_facts import (
+from harness.launch.attempts import Attempt, decide, earlier_attempts
+from harness.launch.job_facts import (
     Job,
     Outlook,
     check_plan,
@@ -34,10 +34,10 @@ from launch.job_facts import (
     newest_step,
     own_run,
 )
-from launch.network import address_of, is_free, rendezvous_port
-from launch.preflight import EXIT_BAD_NODE, PREFLIGHT_FAILED, bad_nodes
-from launch.slurm_client import ask_patiently, field, sbatch
-from launch.torchrun import FINAL_CODES, exit_code_of
+from harness.launch.network import address_of, is_free, rendezvous_port
+from harness.launch.preflight import EXIT_BAD_NODE, PREFLIGHT_FAILED, bad_nodes
+from harness.launch.slurm_client import ask_patiently, field, sbatch
+from harness.launch.torchrun import FINAL_CODES, exit_code_of
 
 SECONDS_AFTER_PREEMPTION = 120.0
 """How long after the announced end Slurm is given to end a preempted job."""
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Return the options, and the command after `--`."""
-    parser = argparse.ArgumentParser(prog="python -m launch.job", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m harness.launch.job", description=__doc__, allow_abbrev=False)
     parser.add_argument("--run-directory", type=Path, required=True)
     parser.add_argument("--script", type=Path, required=True, help="to submit again where a requeue is refused")
     parser.add_argument("--max-crash-requeues", type=int, required=True)

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from harness.errors import ConfigError
-from launch.slurm_client import ask_patiently, ask_slurm, field
+from harness.launch.slurm_client import ask_patiently, ask_slurm, field
 
 TASK = "@TASK@"
 """In a path, the folder of a task of an array."""

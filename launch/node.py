@@ -1,4 +1,4 @@
-"""One task of a Slurm step: `python -m launch.node --style STYLE --ranks-per-node N -- MODULE CONFIG`.
+"""One task of a Slurm step: `python -m harness.launch.node --style STYLE --ranks-per-node N -- MODULE CONFIG`.
 
 It becomes the agent that starts this node's ranks, or (style srun) the one rank of this task. Signals for the ranks are
 blocked until a rank can take them, so that none is lost and none kills the agent, which has no use for them.
@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.errors import ConfigError, HarnessError
-from launch.network import address_of
-from launch.plan import LaunchPlan, Rendezvous
-from launch.preflight import (
+from harness.launch.network import address_of
+from harness.launch.plan import LaunchPlan, Rendezvous
+from harness.launch.preflight import (
     EXIT_BAD_NODE,
     PREFLIGHT_FAILED,
     ROLL_CALL_MODULE,
@@ -25,7 +25,7 @@ from launch.preflight import (
     node_name,
     node_problems,
 )
-from launch.torchrun import torchrun_command
+from harness.launch.torchrun import torchrun_command
 
 SIGNALS_FOR_RANKS = (signal.SIGUSR1, signal.SIGUSR2)
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Become the agent or the rank; return only if that cannot be."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        parser = argparse.ArgumentParser(prog="python -m launch.node", description=__doc__, allow_abbrev=False)
+        parser = argparse.ArgumentParser(prog="python -m harness.launch.node", description=__doc__, allow_abbrev=False)
         parser.add_argument("--style", choices=("torchrun", "srun"), required=True)
         parser.add_argument("--ranks-per-node", type=int, required=True)
         split = list(arguments).index("--")

@@ -10,10 +10,10 @@ from pathlib import Path
 import jinja2
 
 from harness.errors import ConfigError
-from launch.cluster import Cluster
-from launch.plan import LaunchPlan
+from harness.launch.cluster import Cluster
+from harness.launch.plan import LaunchPlan
 
-TEMPLATES = Path(__file__).parents[1] / "slurm"
+TEMPLATES = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Place:
 
     working_directory: Path
     """Relative paths of a configuration begin here."""
-    packages: Path
-    """The folder that holds the packages `harness` and `launch`."""
+    packages: Path | None
+    """The folder that holds the package `harness`, unless it is installed there for the interpreter."""
     python: str
     """The interpreter that submits."""
 
@@ -37,7 +37,7 @@ def job_script(plan: LaunchPlan, cluster: Cluster, place: Place, *, job_name: st
         ConfigError: a path has a character that no batch script can hold.
     """
     paths = (plan.run_directory, place.working_directory, place.packages, Path(place.python))
-    for path in paths:
+    for path in filter(None, paths):
         if not str(path).isprintable():
             raise ConfigError(f"{str(path)!r} has a character that a batch script cannot hold; rename that folder")
     environment = jinja2.Environment(
@@ -96,7 +96,8 @@ def srun_command(plan: LaunchPlan, cluster: Cluster, place: Place) -> list[str]:
     shape = [f"--{name}={value}" for name, value in _shape(plan, cluster).items() if value is not None]
     hygiene = ["--export=ALL", "--kill-on-bad-exit=1", "--wait=0", "--open-mode=append"]
     container = cluster.container
-    binds = [str(path) for path in (*container.binds, place.working_directory, plan.run_directory, place.packages)]
+    ours = (place.working_directory, plan.run_directory, place.packages)
+    binds = [str(path) for path in (*container.binds, *filter(None, ours))]
     before: list[str] = []
     if container.runtime == "pyxis":
         mounts = ",".join(bind if ":" in bind else f"{bind}:{bind}" for bind in binds)
@@ -107,7 +108,7 @@ def srun_command(plan: LaunchPlan, cluster: Cluster, place: Place) -> list[str]:
         before = ["apptainer", "exec", *gpus, "--bind", ",".join(binds), "--pwd", str(place.working_directory)]
         before.append(str(container.image))
     python = cluster.python or place.python
-    node = [python, "-m", "launch.node", "--style", cluster.style, "--ranks-per-node", str(plan.ranks_per_node)]
+    node = [python, "-m", "harness.launch.node", "--style", cluster.style, "--ranks-per-node", str(plan.ranks_per_node)]
     return ["srun", *shape, *hygiene, *before, *node, "--", *plan.command]
 
 

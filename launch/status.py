@@ -10,8 +10,8 @@ from pathlib import Path
 from harness.errors import ConfigError
 from harness.exit_file import ExitFile
 from harness.json_lines import ends, read_events
-from launch.slurm_client import ask_slurm, field, job_state
-from launch.submit import last_job
+from harness.launch.slurm_client import ask_slurm, field, job_state
+from harness.launch.submit import last_job
 
 LAST_BYTES = 2**16
 

@@ -10,13 +10,13 @@ from harness.config.io import LoadedConfig, dump_config
 from harness.errors import ConfigError
 from harness.files import replace_durably, storage_errors
 from harness.json_lines import append_event, read_events
-from launch import slurm_client
-from launch.cluster import Cluster, check_batch
-from launch.plan import LaunchPlan
-from launch.slurm import Place, job_script
+from harness.launch import slurm_client
+from harness.launch.cluster import Cluster, check_batch
+from harness.launch.plan import LaunchPlan
+from harness.launch.slurm import Place, job_script
+from harness.process import CHECKOUT
 
 TRAIN_MODULE = "harness.train"
-PACKAGES = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def script_of(
         ranks_per_node=cluster.ranks_on_a_node,
         threads_per_rank=cluster.cpus_per_rank,
     )
-    place = Place(working_directory=Path.cwd(), packages=PACKAGES, python=python)
+    place = Place(working_directory=Path.cwd(), packages=CHECKOUT, python=python)
     return job_script(plan, cluster, place, job_name=job_name, array=array)
 
 

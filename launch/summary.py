@@ -7,8 +7,8 @@ from harness.config import RunConfig
 from harness.config.fields import Section
 from harness.config.io import LoadedConfig
 from harness.config.models import HiddenLayers, Model
-from launch.checklist import checklist
-from launch.known_rows import known_rows
+from harness.launch.checklist import checklist
+from harness.launch.known_rows import known_rows
 
 
 def summary(loaded: LoadedConfig, *, ranks: int | None, command: str) -> str:

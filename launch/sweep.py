@@ -16,10 +16,10 @@ from harness.errors import EXIT_DONE, ConfigError
 from harness.exit_file import ExitFile
 from harness.files import json_bytes, replace_durably, storage_errors
 from harness.json_lines import append_event
-from launch import slurm_client
-from launch.cluster import Cluster, check_batch
-from launch.job_facts import TASK
-from launch.submit import Submission, last_job, script_of, write
+from harness.launch import slurm_client
+from harness.launch.cluster import Cluster, check_batch
+from harness.launch.job_facts import TASK
+from harness.launch.submit import Submission, last_job, script_of, write
 
 EXAMPLE = "slurm/sweep.example.yaml"
 TABLE = "sweep.json"

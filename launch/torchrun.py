@@ -17,8 +17,8 @@ from pathlib import Path
 from harness.errors import EXIT_DONE, EXIT_INTERRUPTED, HarnessError, PeerError, RunInUseError
 from harness.exit_file import ExitFile
 from harness.files import storage_errors
+from harness.launch.plan import LaunchPlan, child_environment
 from harness.process import adopt_orphans, die_with_parent
-from launch.plan import LaunchPlan, child_environment
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 SHUTDOWN_TIMEOUT_SECONDS = 300

@@ -13,9 +13,9 @@ from torch import nn
 from harness.config import RunConfig
 from harness.config.io import load_config
 from harness.config.models import CnnModel, MlpModel
+from harness.launch.checklist import checklist, num_layers
+from harness.launch.known_rows import KnownRows, known_rows
 from harness.models.registry import build_model
-from launch.checklist import checklist, num_layers
-from launch.known_rows import KnownRows, known_rows
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

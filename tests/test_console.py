@@ -20,12 +20,12 @@ from rich.console import Console as RichConsole
 from harness.agenda import Agenda
 from harness.config import RunConfig
 from harness.config.io import load_config
+from harness.launch.torchrun import stop_notice
 from harness.observers.console import Console
 from harness.observers.ledger import read_lines
 from harness.observers.pace import Pace
 from harness.state import FitResult, TrainState
 from harness.stopping import Patience
-from launch.torchrun import stop_notice
 from tests.children import start_python
 from tests.conftest import run_to_the_end
 from tests.distributed.ranks import run_ranks

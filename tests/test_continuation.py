@@ -15,12 +15,12 @@ import pytest
 
 from harness.errors import ConfigError
 from harness.json_lines import read_events
-from launch import job, slurm_client
-from launch.job import Continuation, attempt, meeting, run_ranks
-from launch.job_facts import Job, Outlook, lost_nodes
-from launch.preflight import PREFLIGHT_FAILED
-from launch.slurm_client import NO_ANSWER, ask_patiently, ask_slurm, environment, job_state
-from launch.status import status_of
+from harness.launch import job, slurm_client
+from harness.launch.job import Continuation, attempt, meeting, run_ranks
+from harness.launch.job_facts import Job, Outlook, lost_nodes
+from harness.launch.preflight import PREFLIGHT_FAILED
+from harness.launch.slurm_client import NO_ANSWER, ask_patiently, ask_slurm, environment, job_state
+from harness.launch.status import status_of
 
 AWAY = "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1"
 JOB = Job(number=44, name="40_3", restart=2, nodes="n[1-2]", task=3)

@@ -21,8 +21,8 @@ from harness.config.models import MlpModel
 from harness.data.batches import Columns
 from harness.data.prepare import prepare
 from harness.data.sources import DataSplits, load
+from harness.launch.checklist import num_layers
 from harness.observers.ledger import read_lines
-from launch.checklist import num_layers
 from tests.benchmarks.fraud_variants import VARIANTS, Outcome, measure, train_cold
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main

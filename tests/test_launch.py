@@ -20,9 +20,8 @@ from torch.distributed.run import get_args_parser
 from harness import agent
 from harness.errors import ConfigError
 from harness.json_lines import read_events
-from harness.observers.ledger import read_lines
-from launch import cli
-from launch.plan import (
+from harness.launch import cli
+from harness.launch.plan import (
     LaunchPlan,
     Machine,
     child_environment,
@@ -31,7 +30,8 @@ from launch.plan import (
     launch_plan,
     this_machine,
 )
-from launch.torchrun import FINAL_CODES, exit_code_of, torchrun_command
+from harness.launch.torchrun import FINAL_CODES, exit_code_of, torchrun_command
+from harness.observers.ledger import read_lines
 from tests.helpers import wait_until
 
 ROOT = Path(__file__).parents[1]
@@ -252,9 +252,9 @@ def test_the_agent_ends_with_the_code_of_the_cause_and_explains_what_no_rank_cou
 
 def test_the_command_never_imports_torch(config_file: Path) -> None:
     script = (
-        "import sys, launch.cli\n"
-        f"assert launch.cli.main(['check', {str(config_file)!r}]) == 0\n"
-        f"assert launch.cli.main(['launch', {str(config_file)!r}, 'optim.peak_lr=no']) == 2\n"
+        "import sys, harness.launch.cli\n"
+        f"assert harness.launch.cli.main(['check', {str(config_file)!r}]) == 0\n"
+        f"assert harness.launch.cli.main(['launch', {str(config_file)!r}, 'optim.peak_lr=no']) == 2\n"
         "assert not {'torch', 'accelerate', 'deepspeed', 'wandb', 'datasets'} & sys.modules.keys()\n"
     )
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
@@ -398,7 +398,7 @@ def test_check_says_when_the_directory_holds_a_run(config_file: Path, capsys: py
 
 
 def test_train_becomes_the_training_process() -> None:
-    command = [sys.executable, "-m", "launch.cli", "train", "nowhere.yaml", "a.b=c"]
+    command = [sys.executable, "-m", "harness.launch.cli", "train", "nowhere.yaml", "a.b=c"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         _, err = process.communicate(timeout=DEADLINE_SECONDS)
     assert process.returncode == 2
@@ -452,8 +452,8 @@ while True:
 """
 LAUNCHER = """\
 import pathlib, signal, sys
-from launch.plan import LaunchPlan
-from launch.torchrun import run
+from harness.launch.plan import LaunchPlan
+from harness.launch.torchrun import run
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored for us
 directory, mode, max_restarts = sys.argv[1:]
@@ -634,7 +634,7 @@ time.sleep(60)
 def test_a_person_sees_the_message_of_the_run_and_nothing_of_torchruns(config_file: Path) -> None:
     (config_file.parent / "runs").write_text("a file where a directory is wanted")
     done = subprocess.run(
-        [sys.executable, "-m", "launch.cli", "launch", str(config_file), "--gpus", "2", "--max-restarts", "2"],
+        [sys.executable, "-m", "harness.launch.cli", "launch", str(config_file), "--gpus", "2", "--max-restarts", "2"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -667,7 +667,15 @@ def launch_and(directory: Path, end: Callable[[subprocess.Popen[str]], object]) 
     """Start a run by the same command each time, and end it when it has made updates that its ledger had not."""
     config = directory.parents[1] / "digits.yaml"
     config.write_text(CONFIG.replace("OUTPUT", str(directory.parent)))
-    command = [sys.executable, "-m", "launch.cli", "launch", str(config), *SMALL_BUT_ENDLESS, "tracking.report=true"]
+    command = [
+        sys.executable,
+        "-m",
+        "harness.launch.cli",
+        "launch",
+        str(config),
+        *SMALL_BUT_ENDLESS,
+        "tracking.report=true",
+    ]
     before = num_updates(directory)
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TMPDIR": str(config.parent)}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as launch:

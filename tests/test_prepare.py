@@ -23,7 +23,7 @@ from harness.config import RunConfig
 from harness.data.pickled_table import read_frame
 from harness.data.prepare import PREPARATIONS, Preparation, main, prepare
 from harness.errors import DataError
-from launch.known_rows import KnownRows, known_rows
+from harness.launch.known_rows import KnownRows, known_rows
 
 CONTENT = b"x,y\n1,a\n2,b\n3,a\n"
 

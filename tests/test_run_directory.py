@@ -24,6 +24,7 @@ from harness.config.io import dump_config, load_config
 from harness.errors import ConfigError, NonFiniteError, RunInUseError, StorageError
 from harness.export import main as export
 from harness.json_lines import append_event
+from harness.launch import cli
 from harness.observers.ledger import Ledger
 from harness.rank_log import redirect_output
 from harness.report.__main__ import main as report
@@ -32,7 +33,6 @@ from harness.stopping import StopSignals
 from harness.strategy.env import Placement
 from harness.track import tracked_run
 from harness.train import Session
-from launch import cli
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main_and_listen
 

@@ -16,9 +16,9 @@ import pytest
 
 from harness.checkpoint.manifest import TRAINER
 from harness.config.io import load_config
+from harness.launch import cli
 from harness.run_directory import RunDirectory
 from harness.run_status import END_BYTES, RunStatus, duration, find_runs, run_status
-from launch import cli
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
@@ -42,7 +42,7 @@ def test_a_list_whose_reader_goes_away_ends_without_a_traceback(tmp_path: Path) 
     run_in(tmp_path / "a")
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "launch.cli", "runs", str(tmp_path)]
+    command = [sys.executable, "-m", "harness.launch.cli", "runs", str(tmp_path)]
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
@@ -249,11 +249,11 @@ def test_five_hundred_runs_of_long_ledgers_are_listed_in_two_seconds_without_tor
         run = tmp_path / f"run-{number}"
         shutil.copytree(real_runs / "steady", run, ignore=shutil.ignore_patterns("*.safetensors", "ledger.jsonl"))
         (run / "ledger.jsonl").symlink_to(tmp_path / "ledger.jsonl")
-    script = (
-        "import sys; from launch.cli import main; code = main(['runs', sys.argv[1]]); sys.exit('torch' in sys.modules)"
-    )
+    script = "import sys; from harness.launch.cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
     before = os.times()
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script, "runs", str(tmp_path)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     after = os.times()
     used = after.children_user + after.children_system - before.children_user - before.children_system

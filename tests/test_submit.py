@@ -14,12 +14,12 @@ import yaml
 
 from harness.config.io import dump_config, load_config
 from harness.errors import ConfigError
-from launch import cli
-from launch.cluster import Cluster, load_cluster, with_options
-from launch.job_facts import own_run
-from launch.plan import LaunchPlan
-from launch.slurm import Place, job_script, srun_command
-from launch.sweep import Sweep, load_grid
+from harness.launch import cli
+from harness.launch.cluster import Cluster, load_cluster, with_options
+from harness.launch.job_facts import own_run
+from harness.launch.plan import LaunchPlan
+from harness.launch.slurm import Place, job_script, srun_command
+from harness.launch.sweep import Sweep, load_grid
 
 ROOT = Path(__file__).parents[1]
 MNIST = str(ROOT / "configs/mnist_cnn.yaml")
@@ -134,7 +134,7 @@ set -e
 export PYTHONPATH=/code"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS=1
 
-exec /venv/bin/python -m launch.job \\
+exec /venv/bin/python -m harness.launch.job \\
   --run-directory /runs/a \\
   --script /runs/a/slurm/train.sbatch \\
   --max-crash-requeues 3 \\
@@ -143,7 +143,7 @@ exec /venv/bin/python -m launch.job \\
   --expect SLURM_NTASKS_PER_NODE=1 \\
   -- \\
   srun --nodes=1 --ntasks-per-node=1 --cpus-per-task=4 --export=ALL --kill-on-bad-exit=1 --wait=0 \\
-  --open-mode=append /venv/bin/python -m launch.node --style torchrun --ranks-per-node 4 -- harness.train \\
+  --open-mode=append /venv/bin/python -m harness.launch.node --style torchrun --ranks-per-node 4 -- harness.train \\
   /runs/a/slurm/config.yaml
 """
 
@@ -190,7 +190,7 @@ def test_the_script_asks_for_what_the_cluster_file_says() -> None:
             {"runtime": "pyxis", "image": "nvcr.io#x:1", "binds": ("/data:/d",)},
             GPU,
             "--container-image=nvcr.io#x:1 --container-mounts=/data:/d,/work:/work,/runs/a:/runs/a,/code:/code "
-            "--container-workdir=/work /venv/bin/python -m launch.node",
+            "--container-workdir=/work /venv/bin/python -m harness.launch.node",
         ),
     ],
 )
@@ -252,7 +252,7 @@ def test_a_dry_run_needs_no_slurm_and_writes_nothing(
     assert cli.main(["submit", *arguments, "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert "#SBATCH --nodes=2\n" in text
-    assert f"exec {sys.executable} -m launch.job" in text
+    assert f"exec {sys.executable} -m harness.launch.job" in text
     assert not (tmp_path / "runs").exists()
 
 

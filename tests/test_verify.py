@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from harness.checkpoint import manifest
-from launch import cli
-from launch.verify import checkpoint_lines
+from harness.launch import cli
+from harness.launch.verify import checkpoint_lines
 from tests.distributed.scenarios import Spec, assemble_spec, save_now
 
 MODEL = "model-00000.safetensors"

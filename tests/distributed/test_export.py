@@ -51,7 +51,7 @@ def test_the_exported_network_is_the_one_that_was_evaluated(strategy: str, tmp_p
     assert run_ranks(2, train_main, str(config)) == [0, 0]
     arguments = [str(tmp_path / "run"), "--to", str(tmp_path / "out")]
     if strategy == "ddp":
-        command = [sys.executable, "-m", "launch.cli", "export", *arguments]
+        command = [sys.executable, "-m", "harness.launch.cli", "export", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     else:

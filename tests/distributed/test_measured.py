@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import harness
 from harness.data.batches import TrainingBatches
 from harness.observers.ledger import MEASURED, read_lines
 from harness.provenance import git_state, slurm_job, versions
@@ -110,6 +111,7 @@ def test_a_language_model_counts_tokens_and_a_known_device_its_share_of_the_peak
 
 def test_the_commit_and_whether_it_is_what_runs(tmp_path: Path) -> None:
     assert git_state(tmp_path) is None
+    assert git_state(None) is None, "installed, in whatever repository that is"
 
     def git(*arguments: str) -> str:
         identity = ("-c", "user.name=t", "-c", "user.email=t@example.org")
@@ -127,10 +129,12 @@ def test_the_commit_and_whether_it_is_what_runs(tmp_path: Path) -> None:
     assert git_state(tmp_path) == {"commit": git("rev-parse", "HEAD"), "is_dirty": True}
 
 
-def test_slurm_ids_and_versions_are_what_is_there() -> None:
+def test_slurm_ids_and_versions_are_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert slurm_job({"PATH": "/bin"}) is None
     assert slurm_job({"SLURM_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}) == {"job_id": "7", "array_task_id": "3"}
-    assert versions(["torch", "no-such-package"]).keys() == {"torch"}
+    assert versions()["harness"] == harness.__version__
+    monkeypatch.setattr("harness.provenance.PACKAGES", ("torch", "no-such-package"))
+    assert versions().keys() == {"harness", "torch"}
 
 
 def test_a_start_says_where_it_comes_from(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import subprocess
 import sys
 from types import FrameType
 
+from harness.launch.torchrun import _kill_leftovers
 from harness.process import adopt_orphans, die_with_parent
-from launch.torchrun import _kill_leftovers
 
 RAN_OUT = 124
 """The exit code where the time was over, as of timeout(1)."""

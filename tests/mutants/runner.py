@@ -215,7 +215,7 @@ class Runner:
 def _copy_files(root: Path, folder: Path, *, tests_from: str | None) -> None:
     listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split(b"\0")
     for name in filter(None, map(os.fsdecode, listed)):
-        if (root / name).is_file() and not (tests_from and name.startswith("tests/")):
+        if ((root / name).is_file() or (root / name).is_symlink()) and not (tests_from and name.startswith("tests/")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(root / name, folder / name, follow_symlinks=False)
     if tests_from:

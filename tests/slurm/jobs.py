@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from harness.json_lines import read_lines
-from launch import cli
-from launch.slurm_client import field
+from harness.launch import cli
+from harness.launch.slurm_client import field
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main
 from tests.helpers import plain_ledger, wait_until
@@ -122,7 +122,8 @@ class Run:
                 words = path.read_bytes().split(b"\0")
             except OSError:
                 continue  # it has just ended
-            if b"harness.train" in words and config in words and b"srun" not in words and b"launch.node" not in words:
+            starters = {b"srun", b"harness.launch.node"}
+            if b"harness.train" in words and config in words and starters.isdisjoint(words):
                 os.kill(int(path.parent.name), number)
                 return
         raise AssertionError(f"no rank of {self.directory} runs\n{self.story()}")

@@ -10,8 +10,8 @@ from itertools import product
 
 import pytest
 
-from launch import cli
-from launch.network import FIRST_PORT
+from harness.launch import cli
+from harness.launch.network import FIRST_PORT
 from tests.slurm.jobs import LONG, Run, Site
 
 
