@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from harness.strategy.base import Ranks
 
 USAGE = "usage: python -m harness.train CONFIG [key=value ...]"
-"""Whose versions a run notes down."""
 SECONDS_FOR_RANK_ZERO = 1.0
 """How long other ranks leave rank zero to say what is wrong; torchrun ends all ranks when the first one does."""
 

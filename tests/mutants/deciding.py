@@ -327,4 +327,11 @@ SLURM = (
         "    if agent == RunInUseError.exit_code and recorded is None:\n        return agent",
         ("test_launch.py::test_the_exit_code_is_that_of_the_run",),
     ),
+    Mutant(
+        "what_the_command_starts_is_looked_for_in_the_working_directory_first",
+        "harness/process.py",
+        'environment["PYTHONSAFEPATH"] = "1"',
+        'environment.pop("PYTHONSAFEPATH", None)',
+        ("test_wheel.py",),
+    ),
 )

@@ -98,7 +98,7 @@ LOOP = (
         _TRAIN,
         'permutation_key(config.run.seed, ranks.rank, "rank")',
         'permutation_key(config.run.seed, 0, "rank")',
-        ("distributed/test_loop.py", "distributed/test_language_runs.py"),
+        ("distributed/test_resume.py", "distributed/test_loop.py", "distributed/test_language_runs.py"),
     ),
 )
 
