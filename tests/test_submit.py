@@ -131,6 +131,7 @@ CPU_SCRIPT = """\
 # Written by `harness submit`, which submits these very bytes: change the cluster file instead. Slurm sends the signal
 # above to every rank; launch/job.py, which takes this shell's place, decides what comes after the ranks.
 set -e
+export PYTHONSAFEPATH=1
 export PYTHONPATH=/code"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS=1
 
@@ -150,6 +151,14 @@ exec /venv/bin/python -m harness.launch.job \\
 
 def test_the_script_of_a_small_job() -> None:
     assert script(Cluster(**CPU)) == CPU_SCRIPT
+
+
+def test_an_installed_harness_is_found_by_its_interpreter() -> None:
+    plan = LaunchPlan(("m",), Path("/runs/a"), ranks_per_node=2, threads_per_rank=1)
+    place = Place(Path("/work"), packages=None, python="/venv/bin/python")
+    text = job_script(plan, Cluster(**CPU, container={"runtime": "apptainer", "image": "a.sif"}), place, job_name="a")
+    assert "PYTHONPATH" not in text, "site-packages would stand before the standard library there"
+    assert "--bind /work,/runs/a --pwd" in text
 
 
 def test_the_script_asks_for_what_the_cluster_file_says() -> None:
