@@ -144,8 +144,8 @@ exec /venv/bin/python -m harness.launch.job \\
   --expect SLURM_NTASKS_PER_NODE=1 \\
   -- \\
   srun --nodes=1 --ntasks-per-node=1 --cpus-per-task=4 --export=ALL --kill-on-bad-exit=1 --wait=0 \\
-  --open-mode=append /venv/bin/python -m harness.launch.node --style torchrun --ranks-per-node 4 -- harness.train \\
-  /runs/a/slurm/config.yaml
+  --open-mode=append /venv/bin/python -m harness.launch.node --style torchrun --ranks-per-node 4 -- \\
+  harness.train /runs/a/slurm/config.yaml
 """
 
 
