@@ -28,7 +28,7 @@ from harness.checkpoint.manifest import checkpoint_problems
 from harness.checkpoint.store import CheckpointStore
 from harness.config import RunConfig
 from harness.config.run import Checkpoint
-from harness.errors import CheckpointError, HarnessError
+from harness.errors import CheckpointError, HarnessError, StorageError
 from harness.loop import fit
 from harness.observers.base import Line, Observer, Observers
 from harness.observers.ledger import Ledger, read_lines
@@ -459,6 +459,25 @@ def test_a_run_whose_last_save_fails_is_not_called_done(asynchronous: bool, tmp_
     ((how, _),) = run_standing_ranks(1, fit_under, spec, str(tmp_path), disk_is_full, 0, 1)
     assert how.startswith("5 StorageError: cannot write")
     assert how.endswith("Mend that, then start the same command again")
+
+
+def save_again_after_a_failure(spec: SavingSpec, directory: str) -> list[str]:
+    """Have a save find no room, and then room, at the same update; return what is wrong with the checkpoint."""
+    run = assemble_spec(spec, directory)
+    train_updates(run, range(3))
+    disk_is_full(run, 0, 1)
+    try:
+        with pytest.raises(StorageError, match="No space left on device"):
+            save_now(run.checkpoints, 3)
+        return checkpoint_problems(save_now(run.checkpoints, 3))
+    finally:
+        PATCHES.undo()
+        run.checkpoints.close()
+
+
+def test_an_update_whose_save_failed_is_saved_when_that_is_asked_for_again(tmp_path: Path) -> None:
+    assert run_standing_ranks(2, save_again_after_a_failure, SavingSpec(), str(tmp_path)) == [[], []]
+    assert steps_in(tmp_path) == [3]
 
 
 def vanish(run: Run) -> None:
