@@ -10,7 +10,7 @@ STAMP := .venv/setup-is-done
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-quick test-long slurm-test faults mutants check bench clean
+.PHONY: help setup train test test-quick test-long test-versions slurm-test faults mutants check bench clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ test-quick: $(STAMP) ## Run the tests that take seconds
 
 test-long: $(STAMP) ## Run the long tests: whole trainings, eight ranks, every cut point
 	@$(BIN)/python -m $(PYTEST) auto -m long $(ARGS)
+
+test-versions: $(STAMP) ## Run the core on the lowest and the highest versions, gigabytes: make test-versions [ARGS="low"]
+	@$(BIN)/python -m tests.versions $(ARGS)
 
 slurm-test: $(STAMP) ## Run the tests on a live Slurm cluster; says what to install if there is no Slurm
 	@$(BIN)/python -m $(PYTEST) auto tests/slurm $(ARGS)

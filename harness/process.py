@@ -58,9 +58,11 @@ def let_go_of_frames(error: BaseException) -> None:
     the group while it holds Python's lock, and now and then waits for ever for a thread of gloo that wants the lock.
     """
     errors: list[BaseException | None] = [error]
+    seen = set()
     while errors:
         found = errors.pop()
-        if found is not None:
+        if found is not None and id(found) not in seen:  # `raise a from b` where b came from a
+            seen.add(id(found))
             traceback.clear_frames(found.__traceback__)
             errors += [found.__cause__, found.__context__]
 

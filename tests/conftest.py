@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def real_runs(shared_folder: Path) -> Path:
     folder = shared_folder / "real-runs"
     with FileLock(f"{folder}.lock"):
         if not (folder / "are-made").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # where another worker could not make them
             folder.mkdir()
             make_real_runs(folder)
             (folder / "are-made").touch()

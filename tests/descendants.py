@@ -64,7 +64,10 @@ class Descendants:
 
     def _look(self) -> dict[Process, _Row]:
         rows = dict(filter(None, map(_read, os.listdir("/proc"))))
-        self._is_marked = {process: self._is_marked.get(process) or self._look_for_mark(process) for process in rows}
+        self._is_marked = {
+            process: self._is_marked[process] if process in self._is_marked else self._look_for_mark(process)
+            for process in rows
+        }
         family = {
             process
             for process in rows

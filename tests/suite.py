@@ -8,6 +8,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -31,6 +32,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Measure where tests are run: in the workers of xdist, or here if there are none."""
     config.stash[_CPU] = CpuSeconds()
     if not hasattr(config, "workerinput") and config.getoption("numprocesses", None):
+        # xdist gives the test that a worker has died of to the next one, and to all that follow, or waits for ever.
+        config.option.maxworkerrestart = 0
         config.pluginmanager.register(_Workers(), "harness-workers")
     else:
         config.pluginmanager.register(_Watch(config), "harness-watch")
@@ -40,8 +43,10 @@ _CPU = pytest.StashKey[CpuSeconds]()
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Two more than there are cores, since the longest files sleep for most of their time; `-n logical`: one more."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None  # xdist reads it
     more = 1 if config.getoption("numprocesses") == "logical" else 2
     return min(_MOST_WORKERS, len(os.sched_getaffinity(0)) + more)
 
@@ -134,7 +139,10 @@ class _Watch:
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         """Give what tests put into the temporary folder a place of its own, with a short name for sockets."""
         session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]  # not in that place
-        folder = tempfile.mkdtemp(prefix="harness-")
+        for left in Path(tempfile.gettempdir()).glob("harness-*-*"):  # by a worker that was killed
+            if not Path(f"/proc/{left.name.split('-')[1]}").exists():
+                shutil.rmtree(left, ignore_errors=True)
+        folder = tempfile.mkdtemp(prefix=f"harness-{os.getpid()}-")
         os.environ["TMPDIR"] = tempfile.tempdir = folder
         # Here libraries put what they make once, whichever test comes first.
         caches = multiprocessing.util.get_temp_dir()
@@ -164,12 +172,14 @@ class _Watch:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self, item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
         """Fail a test that has changed what others see, and the last test of a file that has left a process."""
-        yield
-        complaints = differences(self._before, surroundings())
-        if nextitem is None or _file_of(nextitem) != self._file:
-            left = processes_left(self._descendants, self._living)
-            complaints += [f"tests of this file have left the process {command}" for command in left]
-        if nextitem is None or _budgeted_as(nextitem) != self._budget:
-            self._cpu.by_file[self._budget] += self._descendants.cpu_seconds() - self._used
-        if complaints:
-            pytest.fail("\n".join(complaints), pytrace=False)
+        try:
+            yield
+        finally:
+            complaints = differences(self._before, surroundings())
+            if nextitem is None or _file_of(nextitem) != self._file:
+                left = processes_left(self._descendants, self._living)
+                complaints += [f"tests of this file have left the process {command}" for command in left]
+            if nextitem is None or _budgeted_as(nextitem) != self._budget:
+                self._cpu.by_file[self._budget] += self._descendants.cpu_seconds() - self._used
+            if complaints:
+                pytest.fail("\n".join(complaints), pytrace=False)

@@ -436,11 +436,16 @@ def test_the_global_batch_must_divide_over_the_ranks(load: Load, refuse: Refuse)
 
 
 def test_a_micro_batch_is_no_larger_than_a_ranks_share_and_divides_it(load: Load, refuse: Refuse) -> None:
-    assert load("strategy.micro_batch=16", world_size=4).config.strategy.micro_batch == 16
+    for micro_batch in (8, 16):
+        assert load(f"strategy.micro_batch={micro_batch}", world_size=4).config.strategy.micro_batch == micro_batch
     assert refuse("strategy.micro_batch=17", world_size=4)[0].startswith(
         "strategy.micro_batch: 17 is more than a rank's share of 16 rows"
     )
     assert refuse("strategy.micro_batch=5", world_size=4)[0].endswith("micro-batches of 5; use 4 or 8")
+
+
+def test_unless_told_otherwise_saves_are_written_beside_the_training(load: Load) -> None:
+    assert load().config.checkpoint.asynchronous
 
 
 def test_a_mistyped_batch_of_a_quadrillion_rows_is_refused_at_once(refuse: Refuse) -> None:

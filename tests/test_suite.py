@@ -6,12 +6,13 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from tests.budgets import YARDSTICK_SECONDS, CpuSeconds, yardstick
+from tests.budgets import SMALLEST, YARDSTICK_SECONDS, CpuSeconds, yardstick
 from tests.neighbours import REPOSITORY
 from tests.suite import arrange
 
@@ -55,7 +56,7 @@ def run_suite(folder: Path, files: dict[str, str], *options: str, conftest: str 
     """Run these test files under the plugin; return pytest's code and what it said."""
     found = f"import sys\nsys.path.insert(0, {str(REPOSITORY)!r})\npytest_plugins = ['tests.suite']\n"
     (folder / "conftest.py").write_text(found + conftest)
-    (folder / "pytest.ini").write_text("[pytest]\nmarkers = slow\n")
+    (folder / "pytest.ini").write_text("[pytest]\nmarkers =\n    slow\n    long\n")
     for name, text in files.items():
         (folder / name).write_text(text)
     done = subprocess.run(
@@ -114,8 +115,8 @@ def test_a_file_is_run_by_one_worker_but_for_groups_that_its_tests_name(on_worke
 
 
 RUDE = """
-import os, pathlib, signal, subprocess, tempfile
-import pytest
+import os, pathlib, signal, subprocess, sys, tempfile
+import pytest, torch
 
 def test_variable(): os.environ["LEFT_BEHIND"] = "1"
 def test_variable_is_taken(): del os.environ["LEFT_BEHIND"]
@@ -123,6 +124,14 @@ def test_folder(tmp_path): os.chdir(tmp_path)
 def test_file(): pathlib.Path(tempfile.gettempdir(), "left").write_text("")
 def test_handler(): signal.signal(signal.SIGUSR1, lambda *_: None)
 def test_umask(): os.umask(0o077)
+def test_path(): sys.path.append("/nowhere")
+def test_here(tmp_path): pathlib.Path("left-here").write_text("")
+def test_default(): torch.set_default_dtype(torch.float64)
+
+@pytest.fixture(scope="module")
+def spoiled():
+    yield
+    raise OSError("a fixture that cannot be taken down")
 
 @pytest.fixture
 def polite(monkeypatch, tmp_path):
@@ -130,7 +139,7 @@ def polite(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 def test_polite(polite): pass
-def test_process(): subprocess.Popen(["sleep", "60"], start_new_session=True)
+def test_process(spoiled): subprocess.Popen(["sleep", "60"], start_new_session=True)
 """
 COMPLAINTS = {
     "test_variable": "environment variable LEFT_BEHIND was None and is '1'",
@@ -139,6 +148,9 @@ COMPLAINTS = {
     "test_file": "['left'",
     "test_handler": "signal handlers was",
     "test_umask": "umask was",
+    "test_path": "sys.path was",
+    "test_here": "'left-here'",
+    "test_default": "default dtype of torch was torch.float32 and is torch.float64",
     "test_process": "sleep 60",
 }
 
@@ -180,13 +192,15 @@ def test_the_same_work_on_a_slower_machine_is_within_the_same_budget() -> None:
     usual, slow = CpuSeconds(), CpuSeconds()
     usual.add({"by_file": {"test_a.py": 9.0}, "yardsticks": [YARDSTICK_SECONDS]})
     slow.add({"by_file": {"test_a.py": 9.0}, "yardsticks": [2 * YARDSTICK_SECONDS]})
-    assert len(usual.over_budget()) == 1
+    usual.add({"by_file": {"test_b.py": 1.19 * SMALLEST, "test_c.py": 1.21 * SMALLEST}, "yardsticks": []})
+    assert [sentence.split()[0] for sentence in usual.over_budget()] == ["test_a.py", "test_c.py"]
     assert slow.over_budget() == []
     assert 0.1 < yardstick() / YARDSTICK_SECONDS < 10
 
 
 RANKS = """
 import gc, os
+import pytest
 from tests.distributed.ranks import run_ranks
 
 def test_first(monkeypatch, tmp_path):
@@ -196,10 +210,47 @@ def test_first(monkeypatch, tmp_path):
 
 def test_second():
     assert run_ranks(1, os.getenv, "OF_THE_FIRST") == [None]
+
+@pytest.mark.long
+def test_long(): pass
 """
+
+
+def folders_of_workers() -> list[Path]:
+    """Those that this session's temporary folder has."""
+    return list(Path(tempfile.gettempdir()).glob("harness-*"))
+
+
+DYING = """
+import os, subprocess, time
+import pytest
+
+def test_before(): pass
+def test_dies(): os.kill(os.getpid(), 9)
+def test_after(): pass
+"""
+HANGING = "import time\ndef test_hangs(): time.sleep(60)\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("test", "text"), [("test_dies", DYING), ("test_hangs", HANGING)], ids=["dies", "hangs"])
+def test_a_worker_that_dies_or_hangs_ends_the_session_with_the_name_of_its_test(
+    test: str, text: str, tmp_path: Path
+) -> None:
+    ini = ("-o", "faulthandler_timeout=2", "-o", "faulthandler_exit_on_timeout=true")
+    code, said = run_suite(tmp_path, {"test_it.py": text} | MANY, "-n", "2", "--dist", "loadgroup", *ini)
+    assert code == 1
+    assert re.search(rf"worker 'gw\d' crashed while running 'test_it.py::{test}'", said), said
+    assert folders_of_workers(), "it could not remove its own"
+    (tmp_path / "test_it.py").unlink()
+    run_suite(tmp_path, {})
+    assert not folders_of_workers(), "the next session has"
 
 
 @pytest.mark.slow
 def test_the_parent_of_all_ranks_has_nothing_of_the_test_that_was_first_to_want_one(tmp_path: Path) -> None:
-    code, said = run_suite(tmp_path, {"test_ranks.py": RANKS})
+    code, said = run_suite(tmp_path, {"test_ranks.py": RANKS}, "--cpu-seconds")
     assert code == 0, said
+    used = re.findall(r"^ +(\d+\.\d) of +\S+  (test_ranks.py.*)$", said, re.MULTILINE)
+    assert {name for _, name in used} == {"test_ranks.py", "test_ranks.py (long)"}, "they have budgets of their own"
+    assert all(float(seconds) < 2.5 for seconds, _ in used), "what the parent imports is for whoever comes first"

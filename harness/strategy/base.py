@@ -19,6 +19,8 @@ from harness.strategy.loss_scale import LossScale
 
 # torch.nn.utils.clip_grad_norm_ and DeepSpeed both add this to the norm they divide by.
 CLIP_EPSILON = 1e-6
+# The one function under its name since torch 2.13, or the one before.
+_all_gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
 _MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
 SETTINGS = ("lr_factor", "weight_decay", "betas", "eps", "momentum", "nesterov", "beta2_decay", "d")
 """What a parameter group of torch's optimizers may set, besides its rate."""
@@ -47,7 +49,7 @@ class Ranks:
         if self.world_size == 1:
             return vector.unsqueeze(0)
         gathered = vector.new_empty(self.world_size * len(vector))
-        dist.all_gather_single(gathered, vector)
+        _all_gather(gathered, vector)
         return gathered.view(self.world_size, len(vector))
 
     def sum(self, vector: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class DdpStrategy(Strategy):
         self.model = model
         if isinstance(model, DistributedDataParallel):
             # Rank zero's buffers count (share_buffers), and are needed at evaluations and saves only.
-            model.forward_sync_buffers = False
+            model.broadcast_buffers = False  # also the name before torch 2.13
         self.optimizer = optimizer
         self._clip, self._noise = clip, noise
         named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]

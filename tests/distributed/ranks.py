@@ -101,13 +101,16 @@ def run_standing_ranks(
 
 def dismiss_standing_ranks() -> None:
     """End the ranks that wait for a call."""
-    while _standing:
-        _, started = _standing.popitem()
-        for _, connection in started:
-            connection.close()
-        for process, _ in started:
-            process.join(10)
-            assert process.exitcode == 0, f"a standing rank ended with {process.exitcode}"
+    dismissed = [rank for started in _standing.values() for rank in started]
+    _standing.clear()
+    for _, connection in dismissed:
+        connection.close()
+    for process, _ in dismissed:
+        process.join(10)
+        if process.is_alive():
+            process.kill()
+    codes = [process.exitcode for process, _ in dismissed]
+    assert not any(codes), f"standing ranks ended with {codes}"
 
 
 def free_port() -> int:
@@ -201,6 +204,9 @@ def _child(
     import torch
     import torch.distributed as dist
 
+    from harness.process import die_with_parent
+
+    die_with_parent()
     os.environ.update(environment)
     torch.set_num_threads(1)
     faulthandler.enable()  # `collect` aborts a rank that does not end

@@ -98,11 +98,12 @@ def test_a_torn_token_file_ends_every_rank_with_exit_3_and_the_folder_to_remove(
     assert f"rm -r {folder}" in answers[0][1]
 
 
-def test_an_exported_language_model_scores_as_it_did_and_writes_text(tmp_path: Path) -> None:
+@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_an_exported_language_model_scores_as_it_did_and_writes_text(world_size: int, tmp_path: Path) -> None:
     config = write_config(tmp_path)
     arguments = [str(config), "run.max_steps=120", "evaluation.every_steps=60", "model.dropout=0"]
     arguments.append("model.experts=null")  # which would want more updates to learn to count
-    assert run_ranks(1, train_main, *arguments) == [0]
+    assert run_ranks(world_size, train_main, *arguments) == [0] * world_size
     out = tmp_path / "out"
     assert export([str(tmp_path / "run"), "--to", str(out)]) == 0
     described = json.loads((out / "config.json").read_bytes())

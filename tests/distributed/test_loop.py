@@ -17,6 +17,7 @@ from harness.config import RunConfig
 from harness.config.run import Evaluation
 from harness.data.order import BatchPlan
 from harness.observers.ledger import read_lines
+from harness.process import let_go_of_frames
 from harness.schedule import learning_rate
 from harness.strategy import build
 from harness.strategy.base import Ranks
@@ -358,6 +359,16 @@ def diverge_and_look_who_lives(config: str) -> tuple[int, list[bool]]:
 
     build._wrap, build.leave_ranks = wrap_and_note, look_and_leave  # type: ignore[assignment]
     return train_main(config), lives
+
+
+def test_errors_that_come_from_each_other_are_let_go_of_once() -> None:
+    first, *others = (ValueError(str(number)) for number in range(60))
+    last = first
+    for error in others:  # each is raised from the one before, while that is handled
+        error.__cause__ = error.__context__ = last
+        last = error
+    first.__cause__ = last
+    let_go_of_frames(last)
 
 
 def test_a_run_that_fails_lets_go_of_its_network_before_it_leaves_the_other_ranks(tmp_path: Path) -> None:

@@ -152,10 +152,12 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_to_the_same_bits(
     assert_same_run(killed, left_alone[2])
 
 
-def test_more_ranks_read_the_same_rows_after_a_resume(config: Path) -> None:
-    directory, alone = config.parent / "more-ranks", config.parent / "one-size"
+@pytest.mark.parametrize("sizes", [(2, 1, 4), pytest.param((4, 2, 8), marks=pytest.mark.long)])
+def test_more_ranks_read_the_same_rows_after_a_resume(sizes: tuple[int, int, int], config: Path) -> None:
+    directory, alone = (config.parent / f"{name}-{sizes[2]}" for name in ("more-ranks", "one-size"))
     smooth = ("model.dropout=0.0", "optim.peak_lr=0.003")  # or a difference in the last bit soon becomes a large one
-    for run, world_size, budget in ((directory, 2, 20), (directory, 1, 33), (directory, 4, 50), (alone, 1, 50)):
+    launches = [(directory, size, budget) for size, budget in zip(sizes, (20, 33, 50), strict=True)]
+    for run, world_size, budget in (*launches, (alone, 1, 50)):
         train(world_size, str(config), f"run.name={run.name}", f"run.max_steps={budget}", *smooth)
     found, wanted = ([line for line in history(path) if line["event"] == "update"] for path in (directory, alone))
     assert [line["samples_seen"] for line in found] == [line["samples_seen"] for line in wanted]

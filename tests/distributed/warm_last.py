@@ -4,7 +4,9 @@ import gc
 
 from harness.config import RunConfig
 from harness.config.problems import schema_of
+from harness.process import die_with_parent
 
+die_with_parent()  # or it lives on, with its ranks, after a worker that was killed
 schema_of(RunConfig)
 gc.collect()
 gc.freeze()  # or a rank's collection, of which ZeRO-3 wants one, would go through all that was imported: half a second

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -63,16 +64,19 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     for name in given.names:
         if not any(fnmatch(mutant.name, name) for mutant in MUTANTS):
             parser.error(f"no mutant is called {name}")
+    commit = ["git", "rev-parse", "--quiet", "--verify", f"{given.tests_from}^{{commit}}"]
+    if given.tests_from and subprocess.run(commit, cwd=REPOSITORY, capture_output=True, check=False).returncode:
+        parser.error(f"--tests-from {given.tests_from}: there is no such commit; a clone without history has none")
     if given.logs:
         given.logs.mkdir(parents=True, exist_ok=True)
     return given
 
 
 def _part(text: str) -> tuple[int, int]:
-    part, parts = map(int, text.split("/"))
-    if not 1 <= part <= parts:
-        raise ValueError(text)
-    return part, parts
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of several parts, such as 1/8")
+    return int(part), int(parts)
 
 
 def _try_all(runner: Runner, mutants: Sequence[Mutant], given: argparse.Namespace) -> list[Outcome]:
