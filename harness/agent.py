@@ -7,10 +7,12 @@ same ranks; it ends with 1 whatever happened and prints its own traceback below 
 import logging
 import signal
 import sys
+from collections.abc import Sequence
+from functools import partialmethod
 from pathlib import Path
 
 from torch.distributed import run as torchrun
-from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import PContext, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from harness.errors import EXIT_INTERRUPTED, HarnessError, PeerError
@@ -32,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in REPEATING_LOGGERS:
         logging.getLogger(name).addFilter(lambda record: not str(record.msg).startswith(REPEATED_MESSAGES))
     try:
-        torchrun.main(argv)
+        torchrun.main(known_to_torchrun(sys.argv[1:] if argv is None else argv))
     except ChildFailedError as error:
         # Seconds are all that is known; within one, a rank that missed its peer is not the cause.
         failures = error.failures.values()
@@ -45,6 +47,16 @@ def main(argv: list[str] | None = None) -> int:
     except SignalException as error:
         return shell_code(-error.sigval)
     return 0
+
+
+def known_to_torchrun(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments without `--shutdown-timeout SECONDS` where torchrun does not have it (2.11), but heeded."""
+    known, option = list(arguments), "--shutdown-timeout"
+    if option in known and option not in torchrun.get_args_parser().format_usage():
+        place = known.index(option)
+        PContext.close = partialmethod(PContext.close, timeout=int(known[place + 1]))  # type: ignore[assignment, method-assign]
+        del known[place : place + 2]
+    return known
 
 
 def failure_sentence(rank: int, exit_code: int, *, pid: int, log: Path | None = None) -> str:

@@ -757,3 +757,13 @@ def _is_alive(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return status.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def test_what_the_command_starts_is_of_its_own_package_wherever_that_is(tmp_path: Path) -> None:
+    (tmp_path / "harness").mkdir()
+    (tmp_path / "harness/__init__.py").write_text("raise SystemExit('a folder of the user was taken for the harness')")
+    script = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from harness.launch.cli import command; command()"
+    arguments = [sys.executable, "-P", "-c", script, "train", "nowhere.yaml"]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("ConfigError: nowhere.yaml: no such file")

@@ -332,6 +332,6 @@ SLURM = (
         "harness/process.py",
         'environment["PYTHONSAFEPATH"] = "1"',
         'environment.pop("PYTHONSAFEPATH", None)',
-        ("test_wheel.py",),
+        ("test_launch.py::test_what_the_command_starts_is_of_its_own_package_wherever_that_is",),
     ),
 )
