@@ -26,8 +26,9 @@ BUILD = """
 import os, sys
 from setuptools import build_meta
 os.umask(0o022)
-build_meta.build_sdist(sys.argv[1])
-build_meta.build_wheel(sys.argv[1])
+folder = sys.argv[1]  # which setuptools takes away
+build_meta.build_sdist(folder)
+build_meta.build_wheel(folder)
 """
 
 
@@ -69,7 +70,9 @@ def build(root: Path, to: Path) -> list[Path]:
             archive.extractall(source, filter="data")
         command = [sys.executable, "-c", BUILD, scratch]
         environment = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch)}
-        subprocess.run(command, cwd=source, env=environment, check=True, stdout=subprocess.DEVNULL)
+        done = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"setuptools could not build it:\n{done.stderr}")
         (sdist,) = Path(scratch).glob("*.tar.gz")
         (wheel,) = Path(scratch).glob("*.whl")
         (to / sdist.name).write_bytes(repacked(sdist.read_bytes(), epoch))
