@@ -1,4 +1,4 @@
-"""The bill of materials of a release: every pin of the lock files with its licence and hashes, as CycloneDX 1.6 JSON."""
+"""The bill of materials of a release: every pin of the locks with its licence and hashes, as CycloneDX 1.6 JSON."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Fills the environment of the Python that runs it with what the lock files have, byte for byte: `make setup`.
 
-It needs nothing but the standard library. Where there is no GPU, Linux gets a torch without CUDA if the indexes that pip
-is set to, or the one in TORCH_INDEX, have it.
+It needs nothing but the standard library. Where there is no GPU, Linux gets a torch without CUDA if the indexes that
+pip is set to, or the one in TORCH_INDEX, have it.
 """
 
 from __future__ import annotations

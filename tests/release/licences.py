@@ -179,7 +179,7 @@ def problems(names: Iterable[str], find: Find = distribution) -> list[str]:
         excepted = EXCEPTIONS.get(name)
         if not is_permissive(licence) and (excepted is None or excepted[0] != licence):
             told = f"the licence {licence!r}" if licence else "no licence"
-            found.append(f"{name} {installed.version} has {told}; see PERMISSIVE and EXCEPTIONS in tests/release/licences.py")
+            found.append(f"{name} {installed.version} has {told}, which {__file__} neither lists nor excepts")
     return found
 
 

@@ -1,7 +1,7 @@
 """The lock files: every pin of constraints.txt with the SHA-256 of each of its files, so that pip takes no other bytes.
 
-`requirements.lock` has all but torch, `torch-cpu.lock` torch without CUDA for Linux, `torch-cuda.lock` torch as it is on
-the package index with the CUDA libraries that it wants on Linux. Run as `make lock`, this writes them anew.
+`requirements.lock` has all but torch, `torch-cpu.lock` torch without CUDA for Linux, `torch-cuda.lock` torch as it is
+on the package index with the CUDA libraries that it wants on Linux. Run as `make lock`, this writes them anew.
 """
 
 from __future__ import annotations
