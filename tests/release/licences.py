@@ -127,7 +127,9 @@ def _one(tokens: list[str]) -> tuple[bool, list[str]]:
     if tokens[:1] == ["("]:
         value, rest = _any(tokens[1:])
         return value and rest[:1] == [")"], rest[1:]
-    return bool(tokens) and tokens[0] in PERMISSIVE, tokens[1:]
+    if not tokens:
+        return False, ["something is missing"]
+    return tokens[0] in PERMISSIVE, tokens[1:]
 
 
 def brought_by(requirements: Iterable[str], find: Find = distribution) -> set[str]:

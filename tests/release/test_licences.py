@@ -33,12 +33,12 @@ def described(folder: Path, name: str, *lines: str) -> PathDistribution:
     return PathDistribution(information)
 
 
-def test_everything_that_is_brought_here_passes_and_is_all_that_is_locked() -> None:
+def test_everything_that_the_harness_and_its_extras_bring_here_passes() -> None:
     brought = brought_by(requirements_of(ROOT))
     assert problems(brought | read(REQUIREMENTS).keys()) == []
     assert {"torch", "wandb", "tensorboard", "deepspeed", "peft", "pytest", "urllib3"} <= brought
     without_extras = brought_by(requirements_of(ROOT, extras=False))
-    assert "urllib3" not in without_extras or "requests" in without_extras
+    assert {"torch", "safetensors", "sympy"} <= without_extras
     assert not {"wandb", "deepspeed", "pytest"} & without_extras
 
 
@@ -86,7 +86,7 @@ def test_a_permissive_licence_passes_however_it_is_told(tmp_path: Path, lines: l
         ("(MIT OR GPL-3.0-only) AND GPL-2.0-only", False),
         ("Apache-2.0 WITH LLVM-exception AND MIT", True),
         ("GPL-2.0-only WITH Classpath-exception-2.0", False),
-        ("MIT OR", True),
+        ("MIT OR", False),
         ("MIT)", False),
         ("(MIT", False),
         ("", False),

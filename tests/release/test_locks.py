@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import zipfile
 from dataclasses import replace
@@ -65,6 +66,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder that pip finds everything in; what it installs goes to `installed` beside it."""
     folder = tmp_path / "index"
     folder.mkdir()
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("PIP_TARGET", str(tmp_path / "installed"))
@@ -103,8 +105,8 @@ def checkout(tmp_path: Path, index: Path) -> Path:
     """A folder with locks of a torch that is not there yet, both builds of which pip finds."""
     folder = tmp_path / "checkout"
     folder.mkdir()
-    for name, version in {TORCH_CPU: "9.9+cpu", TORCH_CUDA: "9.9"}.items():
-        pin = wheel(index, "torch", version)
+    for name, build in {TORCH_CPU: "9.9+cpu", TORCH_CUDA: "9.9"}.items():
+        pin = wheel(index, "torch", build)
         (folder / name).write_text(replace(pin, operator="===" if name == TORCH_CUDA else "==").text)
     return folder
 
