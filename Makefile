@@ -16,7 +16,7 @@ TORCH := $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
 
-setup: $(STAMP) ## Make .venv, or bring it up to date: make setup [TORCH_INDEX=URL of an index with torch without CUDA]
+setup: $(STAMP) ## Make .venv, or bring it up to date: make setup [TORCH_INDEX=URL of torch without CUDA]
 	@echo '.venv is up to date.'
 
 train: $(STAMP) ## Train the example: make train [GPUS=2] [ARGS="optim.peak_lr=3e-4 run.max_epochs=3"]
