@@ -53,10 +53,10 @@ bench: $(STAMP) ## Measure an update beside a hand-written loop, and what tracki
 	@$(BIN)/python -m tests.benchmarks.step_cost $(ARGS)
 	@$(BIN)/python -m tests.benchmarks.tracking_cost $(ARGS)
 
-lock: $(STAMP) ## Write the lock files for the pins of constraints.txt: make lock [TORCH_INDEX=URL]
+lock: ## Write the lock files for the pins of constraints.txt: make lock [TORCH_INDEX=URL]
 	@$(PYTHON) -m venv .venv-lock
 	@.venv-lock/bin/python -m pip --quiet --disable-pip-version-check install uv==0.13.9
-	@$(BIN)/python -m tests.release.locks .venv-lock/bin/uv $(TORCH)
+	@.venv-lock/bin/python -m tests.release.locks .venv-lock/bin/uv $(TORCH)
 
 release: $(STAMP) check ## Build wheel, sdist, bill of materials and checksums of the commit into dist/; publish nothing
 	@$(BIN)/python -m tests.release.build

@@ -91,11 +91,11 @@ def _say(text: str) -> None:
 
 
 def install_all(root: Path, torch_index: str | None) -> None:
-    """Install everything; DeepSpeed, which is built here, comes when there is what it is built with."""
+    """Install everything; DeepSpeed, the only one that is built here, comes when there is what it is built with."""
     others = read(REQUIREMENTS, root)
     built_here = [others.pop("deepspeed")]
     _say(f"{len(others)} packages of {REQUIREMENTS}, 250 MB: a minute beside the download, in silence.")
-    install(others.values())
+    install(others.values(), "--only-binary", ":all:")
     install_torch(root, torch_index)
     _say("DeepSpeed, which is built here, and this checkout: half a minute.")
     install(built_here, "--no-build-isolation")

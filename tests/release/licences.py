@@ -90,12 +90,13 @@ Find = Callable[[str], Distribution]
 
 def licence_of(found: Distribution) -> str:
     """Return the licence of a distribution as an SPDX expression where it is known by one; "" if it says none."""
-    if expression := found.metadata.get("License-Expression"):
-        return expression
-    word = (found.metadata.get("License") or "").strip()
+    said = found.metadata.json  # a list of each field that may come twice
+    if expression := said.get("license_expression"):
+        return str(expression)
+    word = str(said.get("license") or "").strip()
     if word and "\n" not in word:  # more is the text of a licence
         return OLDER_NAMES.get(word, word)
-    classifiers = [text for text in found.metadata.get_all("Classifier", []) if text.startswith("License ::")]
+    classifiers = [text for text in said.get("classifier", []) if text.startswith("License ::")]
     names = [re.sub(r"\s*\(.*\)$", "", text.rpartition("::")[2].strip()) for text in classifiers]
     return " AND ".join(OLDER_NAMES.get(name, name) for name in names)
 

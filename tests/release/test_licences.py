@@ -12,14 +12,13 @@ import pytest
 
 from tests.release.licences import (
     EXCEPTIONS,
-    ROOT,
     brought_by,
     is_permissive,
     licence_of,
     problems,
     requirements_of,
 )
-from tests.release.locks import REQUIREMENTS, read
+from tests.release.locks import REQUIREMENTS, ROOT, read
 
 CLASSIFIER = "Classifier: License :: OSI Approved ::"
 

@@ -24,6 +24,7 @@ def test_every_pin_is_locked_with_the_hashes_of_its_files() -> None:
         name: pin.version for name, pin in locked.items()
     }
     assert cuda["torch"].version == pinned["torch"].version
+    assert cuda["torch"].operator == "===", "or pip would take a build without CUDA where it finds one"
     assert cpu["torch"].version == f"{pinned['torch'].version}+cpu"
     assert cpu.keys() == {"torch"}
     assert cuda.keys() - {"torch"} == OF_CUDA.keys(), "their licences are written down"

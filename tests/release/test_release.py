@@ -16,7 +16,7 @@ import pytest
 import harness
 from tests.helpers import copy_tracked
 from tests.release import build
-from tests.release.locks import LOCKS, read
+from tests.release.locks import LOCKS, ROOT, read
 
 HEADING = f"## {harness.__version__} (2026-12-01)"
 
@@ -65,8 +65,8 @@ def test_a_version_without_its_day_in_the_changelog_is_refused(tmp_path: Path, h
 
 
 def test_the_version_stands_in_one_place() -> None:
-    assert build.version_of(build.ROOT) == harness.__version__
-    assert harness.__version__ not in (build.ROOT / "pyproject.toml").read_text().partition("[project.scripts]")[0]
+    assert build.version_of(ROOT) == harness.__version__
+    assert harness.__version__ not in (ROOT / "pyproject.toml").read_text().partition("[project.scripts]")[0]
 
 
 BUILD = """
@@ -85,7 +85,7 @@ def twice(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     for umask, zone in (("022", "UTC"), ("077", "Asia/Tokyo")):
         folder = tmp_path_factory.mktemp("built") / "dist"
         command = [sys.executable, "-c", BUILD, umask, str(checkout), str(folder)]
-        subprocess.run(command, cwd=build.ROOT, env={**os.environ, "TZ": zone}, check=True, timeout=120)
+        subprocess.run(command, cwd=ROOT, env={**os.environ, "TZ": zone}, check=True, timeout=120)
         folders.append(folder)
     return folders[0], folders[1]
 
