@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,8 @@ def test_two_builds_of_a_commit_are_the_same_bytes(twice: tuple[Path, Path]) -> 
     stem = f"harness_train-{harness.__version__}"
     assert first.keys() == {f"{stem}-py3-none-any.whl", f"{stem}.tar.gz", f"{stem}.cdx.json", "SHA256SUMS"}
     assert [name for name in first if first[name] != second.get(name)] == []
+    names = zipfile.ZipFile(io.BytesIO(first[f"{stem}-py3-none-any.whl"])).namelist()
+    assert {"harness/launch/cli.py", "harness/launch/example_files/configs/mnist_cnn.yaml"} <= set(names), "by links"
 
 
 @pytest.mark.slow
