@@ -31,7 +31,10 @@ def has_gpu() -> bool:
     program = shutil.which("nvidia-smi")
     if program is None:
         return False
-    done = subprocess.run([program, "-L"], capture_output=True, text=True, check=False, timeout=60)
+    try:
+        done = subprocess.run([program, "-L"], capture_output=True, text=True, check=False, timeout=60)
+    except subprocess.TimeoutExpired:
+        sys.exit("setup: nvidia-smi does not say in a minute whether there is a GPU; see to its driver first")
     return done.returncode == 0 and "GPU" in done.stdout
 
 
