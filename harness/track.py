@@ -317,7 +317,7 @@ def sync(directory: Path, *, is_fresh: bool) -> str:
     """
     run = tracked_run(directory, run_id=uuid.uuid4().hex[:8] if is_fresh else None)
     if not is_installed("wandb"):
-        raise ConfigError("wandb is not installed; pip install 'harness[wandb]'")
+        raise ConfigError("wandb is not installed; pip install 'harness-train[wandb]'")
     if not has_key():
         raise ConfigError("sending wants an API key in WANDB_API_KEY or a netrc file; use wandb login")
     with (directory / "lock").open("a+") as lock:

@@ -453,7 +453,7 @@ def test_without_deepspeed_ddp_trains_and_zero_says_what_to_install(
     assert rank["code"] == code, rank
     if code:
         assert rank["said"].startswith("ConfigError: strategy.kind: zero1 needs DeepSpeed")
-        assert "pip install 'harness[zero]', or use strategy.kind=ddp" in rank["said"]
+        assert "pip install 'harness-train[zero]', or use strategy.kind=ddp" in rank["said"]
         assert "Traceback" not in rank["said"]
 
 

@@ -123,8 +123,8 @@ sys.exit(99 if "torch" in sys.modules or "wandb" in sys.modules else code)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 2, done.stderr
-    assert "wandb is not installed; pip install 'harness[wandb]', or tracking.wandb=null" in done.stderr
-    assert "tensorboard is not installed; pip install 'harness[tensorboard]'" in done.stderr
+    assert "wandb is not installed; pip install 'harness-train[wandb]', or tracking.wandb=null" in done.stderr
+    assert "tensorboard is not installed; pip install 'harness-train[tensorboard]'" in done.stderr
 
 
 def test_a_module_that_is_not_there_is_told_before_anything_starts(

@@ -24,6 +24,15 @@ CONFIG = {
     "task": {"kind": "classification", "num_classes": 2},
     "optim": {"kind": "adamw", "peak_lr": 0.01},
 }
+LINES = """
+from harness.observers.tracker import Opened, Tracker
+
+class Lines(Tracker):
+    def open(self, *, offline): return Opened("lines")
+    def describe(self, facts): pass
+    def log(self, row): open("lines.txt", "a").write(f"{row.step}\\n")
+    def close(self, *, exit_code): return ""
+"""
 TRAP = "raise SystemExit('a folder of the user was taken for a part of the harness')\n"
 
 
@@ -63,7 +72,8 @@ def elsewhere(distributions: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         (work / name / "__init__.py").write_text(TRAP)
     rows = [f"{index},{index % 7},{int(index % 7 > 3)}" for index in range(80)]
     (work / "rows.csv").write_text("\n".join(["a,b,y", *rows]))
-    write_config(work / "tried.yaml", CONFIG)
+    (work / "mine.py").write_text(LINES)
+    write_config(work / "tried.yaml", CONFIG, tracking={"own": ["mine.Lines"], "log_every_steps": 5})
     return folder
 
 
@@ -91,6 +101,7 @@ def test_every_command_works_where_there_is_no_checkout(elsewhere: Path) -> None
     harness(elsewhere, "launch", "tried.yaml", "--gpus", "2")
     run = elsewhere / "work/runs/tried"
     assert (run / "report.html").exists()
+    assert (elsewhere / "work/lines.txt").read_text() == "5\n8\n10\n15\n16\n", "of a tracker of the user's, beside the config"
     assert "exit code 0" in harness(elsewhere, "status", "runs/tried")
     assert "tried" in harness(elsewhere, "runs")
     harness(elsewhere, "verify", "runs/tried")

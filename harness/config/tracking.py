@@ -134,7 +134,9 @@ def tracking_problems(tracking: Tracking, environment: Mapping[str, str] = os.en
     except ValueError as error:
         return [str(error)]
     if wandb is not None and not is_installed("wandb"):
-        problems.append("tracking.wandb: wandb is not installed; pip install 'harness[wandb]', or tracking.wandb=null")
+        problems.append(
+            "tracking.wandb: wandb is not installed; pip install 'harness-train[wandb]', or tracking.wandb=null"
+        )
     run_id = environment.get("WANDB_RUN_ID", "").strip()
     if wandb is not None and run_id and not RUN_ID.fullmatch(run_id):
         problems.append(
@@ -147,7 +149,7 @@ def tracking_problems(tracking: Tracking, environment: Mapping[str, str] = os.en
         )
     if tracking.tensorboard is not None and not is_installed("tensorboard"):
         problems.append(
-            "tracking.tensorboard: tensorboard is not installed; pip install 'harness[tensorboard]', or "
+            "tracking.tensorboard: tensorboard is not installed; pip install 'harness-train[tensorboard]', or "
             "tracking.tensorboard=null"
         )
     for name in tracking.own:

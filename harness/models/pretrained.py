@@ -136,7 +136,7 @@ def _import_transformers() -> Any:
     except ImportError as error:
         raise ConfigError(
             f"model.kind: pretrained needs transformers, which cannot be imported ({error}); "
-            "pip install 'harness[pretrained]'"
+            "pip install 'harness-train[pretrained]'"
         ) from error
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -218,7 +218,7 @@ def _with_lora(network: Any, lora: Lora, *, path: str) -> Any:
         import peft
     except ImportError as error:
         raise ConfigError(
-            f"model.lora: needs peft, which cannot be imported ({error}); pip install 'harness[lora]', or "
+            f"model.lora: needs peft, which cannot be imported ({error}); pip install 'harness-train[lora]', or "
             "model.lora=null"
         ) from error
     targets = None if lora.target_modules is None else list(lora.target_modules)

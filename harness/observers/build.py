@@ -1,5 +1,7 @@
 """Which trackers a configuration wants, by name."""
 
+import os
+import sys
 from pkgutil import resolve_name
 
 from harness.config.tracking import Tracking, wandb_settings
@@ -36,6 +38,8 @@ def build_tracker(name: str, run: TrackedRun) -> Tracker:
     Raises:
         ConfigError: it is none of ours, and no tracker can be imported by that name.
     """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # where nothing of ours is looked for (`pin_packages`)
     try:
         tracker = TRACKERS.get(name) or resolve_name(name)
     except (ImportError, AttributeError) as error:

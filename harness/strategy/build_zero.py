@@ -34,7 +34,7 @@ def build_zero(config: RunConfig, module: nn.Module, optimizer: Optimizer, ranks
     except ImportError as error:
         raise ConfigError(
             f"strategy.kind: {config.strategy.kind} needs DeepSpeed, which cannot be imported ({error}); "
-            "pip install 'harness[zero]', or use strategy.kind=ddp"
+            "pip install 'harness-train[zero]', or use strategy.kind=ddp"
         ) from error
     from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 
