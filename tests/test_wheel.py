@@ -101,7 +101,7 @@ def test_every_command_works_where_there_is_no_checkout(elsewhere: Path) -> None
     harness(elsewhere, "launch", "tried.yaml", "--gpus", "2")
     run = elsewhere / "work/runs/tried"
     assert (run / "report.html").exists()
-    assert (elsewhere / "work/lines.txt").read_text() == "5\n8\n10\n15\n16\n", "of a tracker of the user's, beside the config"
+    assert (elsewhere / "work/lines.txt").read_text() == "5\n8\n10\n15\n16\n", "of the user's own tracker"
     assert "exit code 0" in harness(elsewhere, "status", "runs/tried")
     assert "tried" in harness(elsewhere, "runs")
     harness(elsewhere, "verify", "runs/tried")
