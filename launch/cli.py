@@ -189,7 +189,7 @@ def cancel(arguments: list[str]) -> int:
 def examples(arguments: list[str]) -> int:
     """write the example configurations and the cluster file into a folder"""
     parser = _Parser(prog="harness examples", description=examples.__doc__, allow_abbrev=False)
-    parser.add_argument("folder", metavar="FOLDER", type=Path, nargs="?", default=Path(), help="default: this one")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="such as . for this one")
     for line in write_examples(parser.parse_args(arguments).folder):
         print(line)
     return 0
@@ -254,7 +254,7 @@ def version_text() -> str:
 
 def help_text() -> str:
     """Return what `harness --help` prints."""
-    lines = [f"  {name:8}{command.__doc__}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:9}{command.__doc__}" for name, command in COMMANDS.items()]
     usage = "usage: harness COMMAND CONFIG|RUN [key=value ...]       (harness COMMAND --help says more)"
     return "\n".join([usage, "", *lines])
 

