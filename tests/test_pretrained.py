@@ -207,7 +207,7 @@ def test_frozen_layers_have_no_additions_that_train(bert: Path) -> None:
 
 def test_lora_without_peft_says_what_to_install(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ConfigError, match=r"model.lora: needs peft.*pip install 'harness\[lora\]'"):
+    with pytest.raises(ConfigError, match=r"model.lora: needs peft.*pip install 'harness-train\[lora\]'"):
         a_model(bert, lora={"rank": 2})
 
 
