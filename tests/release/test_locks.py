@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.release.install import NO_CPU_BUILD, install, install_torch, lock_of_torch
-from tests.release.licences import OF_CUDA
+from tests.release.licences import OF_CUDA, brought_by, requirements_of
 from tests.release.locks import CONSTRAINTS, LOCKS, REQUIREMENTS, ROOT, TORCH_CPU, TORCH_CUDA, Pin, parse, read
 
 
@@ -31,6 +31,10 @@ def test_every_pin_is_locked_with_the_hashes_of_its_files() -> None:
     for pin in [*locked.values(), *cpu.values(), *cuda.values()]:
         assert pin.hashes, pin.name
         assert len(pin.hashes) == len(set(pin.hashes)), pin.name
+
+
+def test_everything_that_the_harness_and_its_extras_bring_is_locked() -> None:
+    assert brought_by(requirements_of(ROOT)) - read(REQUIREMENTS).keys() - read(TORCH_CUDA).keys() == set()
 
 
 def test_the_locks_name_no_host_no_folder_and_no_option_of_pip() -> None:
