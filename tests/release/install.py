@@ -107,7 +107,7 @@ def install_all(root: Path, torch_index: str | None) -> None:
     _say(f"{len(others)} packages of {REQUIREMENTS}, 220 MB: about a minute beside the download, in silence.")
     install(others.values(), "--only-binary", ":all:")
     install_torch(root, torch_index)
-    _say("DeepSpeed, which is built here, and this checkout: half a minute.")
+    _say("DeepSpeed, which is built here, and this checkout: about ten seconds, in silence.")
     install(built_here, "--no-build-isolation")
     _pip("--no-deps", "--no-build-isolation", "--editable", str(root))
     if missing := what_is_missing():
