@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.release.install import NO_CPU_BUILD, install, install_torch, lock_of_torch
-from tests.release.licences import OF_CUDA
+from tests.release.install import NO_CPU_BUILD, install, install_torch, lock_of_torch, what_is_missing
+from tests.release.licences import OF_CUDA, brought_by, requirements_of
 from tests.release.locks import CONSTRAINTS, LOCKS, REQUIREMENTS, ROOT, TORCH_CPU, TORCH_CUDA, Pin, parse, read
 
 
@@ -31,6 +31,10 @@ def test_every_pin_is_locked_with_the_hashes_of_its_files() -> None:
     for pin in [*locked.values(), *cpu.values(), *cuda.values()]:
         assert pin.hashes, pin.name
         assert len(pin.hashes) == len(set(pin.hashes)), pin.name
+
+
+def test_everything_that_the_harness_and_its_extras_bring_is_locked() -> None:
+    assert brought_by(requirements_of(ROOT)) - read(REQUIREMENTS).keys() - read(TORCH_CUDA).keys() == set()
 
 
 def test_the_locks_name_no_host_no_folder_and_no_option_of_pip() -> None:
@@ -162,3 +166,12 @@ def test_a_torch_of_the_pinned_version_stays_whatever_its_build(
 
 def test_the_lock_of_everything_else_leaves_torch_out() -> None:
     assert "torch" not in read(REQUIREMENTS)
+
+
+def test_a_requirement_that_nothing_meets_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert what_is_missing() == []
+    information = tmp_path / "friend-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: friend\nVersion: 1.0\nRequires-Dist: foe>=2\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert what_is_missing() == ["friend 1.0 requires foe, which is not installed."]
