@@ -20,12 +20,17 @@ from harness.strategy.loss_scale import LossScale
 # torch.nn.utils.clip_grad_norm_ and DeepSpeed both add this to the norm they divide by.
 CLIP_EPSILON = 1e-6
 _MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
+# torch before 2.13 has it under the older name only, which later warns of itself.
+_all_gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
 SETTINGS = ("lr_factor", "weight_decay", "betas", "eps", "momentum", "nesterov", "beta2_decay", "d")
 """What a parameter group of torch's optimizers may set, besides its rate."""
 
 
 class Ranks:
     """How the processes of a run agree. With one rank there is no process group, and everything here is free."""
+
+    notices: tuple[str, ...] = ()
+    """What came out otherwise than was asked for, or has no effect here, for the user to read."""
 
     def __init__(self, *, rank: int, world_size: int, device: torch.device) -> None:
         self.rank = rank
@@ -47,7 +52,7 @@ class Ranks:
         if self.world_size == 1:
             return vector.unsqueeze(0)
         gathered = vector.new_empty(self.world_size * len(vector))
-        dist.all_gather_single(gathered, vector)
+        _all_gather(gathered, vector)
         return gathered.view(self.world_size, len(vector))
 
     def sum(self, vector: Tensor) -> Tensor:
@@ -95,8 +100,6 @@ class Strategy(Ranks, ABC):
     """What training calls; its backward reduces gradients over ranks."""
     module: nn.Module
     """The bare network, for evaluation and for names."""
-    notices: tuple[str, ...] = ()
-    """What of the configuration has no effect here, for the user to read."""
     autocast_dtype: torch.dtype | None = None
     """The type that matrix products are computed in, where it is not that of the weights."""
     loss_scale: LossScale | None = None
