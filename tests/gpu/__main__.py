@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from tests.gpu.runner import Report, Stopped, run_checks, stopped_by_signals
@@ -24,12 +25,19 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what is known here after every check")
     parser.add_argument("--list", action="store_true", help="say what checks there are, and run none")
     parser.add_argument("--seconds-in-all", type=float, default=SECONDS_IN_ALL, help="no check goes on longer")
+    parser.add_argument(
+        "--patience", type=float, default=1.0, help="what deadlines are multiplied by, on slow machines"
+    )
     parser.add_argument("--fault", metavar="NAME", help="break the harness first, to see a check fail (see faults.py)")
     given = parser.parse_args(arguments)
     known = [check.name for check in CHECKS]
     if unknown := [name for name in given.names if name not in known]:
         parser.error(f"{', '.join(unknown)}: there is no such check; choose from {', '.join(known)}")
-    checks = [check for check in CHECKS if not given.names or check.name in given.names]
+    checks = [
+        replace(check, deadline_seconds=given.patience * check.deadline_seconds)
+        for check in CHECKS
+        if not given.names or check.name in given.names
+    ]
     if given.list:
         for check in checks:
             where = "GPU" if check.needs_gpu else "any"

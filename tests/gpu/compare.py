@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -53,7 +54,7 @@ def one_rank() -> Figures:
     return figures
 
 
-def rank_of(values: dict[str, Any]) -> dict[str, Any]:
+def rank_of(values: dict[str, Any], folder: str) -> dict[str, Any]:
     """Be one rank of a job; return what it did, and what it says of the process group."""
     told: dict[str, Any] = {}
 
@@ -61,7 +62,7 @@ def rank_of(values: dict[str, Any]) -> dict[str, Any]:
         told["device"] = str(run.strategy.device)
         told["optimizer_on"] = sorted({str(t.device) for t in _moments(run)})
 
-    trace = by_harness(Job(**values), look)
+    trace = by_harness(Job(**values), look, folder=folder)
     backend = torch.distributed.get_backend_config() if torch.distributed.is_initialized() else "none"
     return {**vars(trace), **told, "backend": str(backend)}
 
@@ -75,7 +76,8 @@ def two_ranks(job: Job, *, tolerance: float) -> Figures:
     """Compare two ranks, on one device where there is no more than one, with plain PyTorch on the whole batch."""
     wanted = by_hand(job)
     must_learn(wanted, job)
-    ranks = run_ranks(2, "tests.gpu.compare:rank_of", vars(job))
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = run_ranks(2, "tests.gpu.compare:rank_of", vars(job), folder)
     traces = [Trace(*(rank[name] for name in ("losses", "norms", "scales", "weights"))) for rank in ranks]
     assert traces[0].largest_difference(traces[1]) == 0.0, "the ranks have other weights"
     difference = compare(traces[0], wanted, tolerance=tolerance)

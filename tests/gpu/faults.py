@@ -1,4 +1,4 @@
-"""Ways to break the harness, so that the check that protects from it is seen to fail: `python -m tests.gpu --fault NAME`."""
+"""Ways to break the harness, to see the check fail that protects from it: `python -m tests.gpu --fault NAME`."""
 
 from __future__ import annotations
 

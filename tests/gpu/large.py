@@ -20,8 +20,7 @@ from harness.data.tokenizers import Bytes
 from harness.models.registry import build_model
 from harness.run import Run
 from harness.stopping import StopSignals
-from harness.strategy.build import join_ranks
-from harness.strategy.env import placement
+from tests.gpu.small import joined
 
 
 class ManyTokens(Bytes):
@@ -87,7 +86,7 @@ class Gpt:
         torch.manual_seed(0)
         model = build_model(config.model, input_shape=splits.input_shape, num_outputs=splits.num_outputs)
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        ranks = join_ranks(placement(), timeout_seconds=60, alone_in_group=self.strategy != "ddp")
+        ranks = joined(self.strategy)
         return assemble(config, ranks, splits, model, directory=folder, signals=StopSignals())
 
 

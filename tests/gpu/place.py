@@ -33,8 +33,8 @@ def packages() -> Figures:
     missing = [module for module in NEEDED if importlib.util.find_spec(module) is None]
     names = [NEEDED[module] for module in missing]
     assert not missing, (
-        f"Python has not {', '.join(missing)}; on a machine with network type make gpu-wheels, copy gpu-wheels/ here and "
-        f"type make gpu-check. Not in it for their size: install {' '.join(names)} by hand if they are"
+        f"Python has not {', '.join(missing)} (of {', '.join(names)}); where there is network type make gpu-wheels, "
+        "copy gpu-wheels/ here and type make gpu-check; what is too large for that folder is to be installed by hand"
     )
     versions = {name: importlib.metadata.version(name) for name in ("torch", "accelerate", "deepspeed", "numpy")}
     return {"python": platform.python_version(), **versions}
@@ -88,9 +88,7 @@ def _place(path: Path, folder: Path) -> int:
     from harness.models.registry import build_model
     from harness.state import TrainState
     from harness.stopping import StopSignals
-    from harness.strategy import env
-    from harness.strategy.build import join_ranks
-    from tests.gpu.small import device, make_updates
+    from tests.gpu.small import device, joined, make_updates
 
     overrides = write_rows(load_config(path).config, folder)
     config = load_config(path, [*overrides, "run.max_steps=1000", "schedule={kind: constant}"], world_size=1).config
@@ -102,8 +100,7 @@ def _place(path: Path, folder: Path) -> int:
     torch.manual_seed(config.run.seed)
     model = build_model(config.model, input_shape=splits.input_shape, num_outputs=splits.num_outputs)
     (folder / "checkpoints").mkdir()
-    ranks = join_ranks(env.placement(), timeout_seconds=60)
-    run = assemble(config, ranks, splits, model, directory=folder, signals=StopSignals())
+    run = assemble(config, joined(config.strategy.kind), splits, model, directory=folder, signals=StopSignals())
     (line,) = make_updates(run, TrainState(), until=1)
     run.checkpoints.close()
     assert line["applied"], "the update was not applied"
@@ -162,7 +159,8 @@ def write_rows(config: Any, folder: Path) -> list[str]:
         case "text_table":
             from tests.tiny_models import WORDS, write_model
 
-            model = write_model(folder / "model", num_hidden_layers=1 + (config.model.frozen_layers or 0))
+            sizes = {"num_hidden_layers": 1 + (config.model.frozen_layers or 0)}
+            model = write_model(folder / "model", **sizes, max_position_embeddings=data.max_tokens)
             rows = {
                 data.text: [" ".join(chance.choices(WORDS, k=12)) for _ in range(ROWS)],
                 data.target: [f"class {row % config.task.num_classes}" for row in range(ROWS)],
@@ -246,7 +244,7 @@ def _regression_rows() -> dict[str, list[float]]:
 def _train(config: Path, *overrides: str) -> None:
     """Run `python -m harness.train`, broken if this check is to be."""
     command = [sys.executable, "-m", "tests.gpu.train", str(config), *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     if done.returncode:
         print(done.stdout, done.stderr, sep="\n")
     last = "".join(done.stderr.strip().splitlines()[-1:])

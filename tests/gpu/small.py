@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -27,8 +27,9 @@ from harness.run import Run
 from harness.state import TrainState
 from harness.stopping import StopSignals
 from harness.strategy import build
+from harness.strategy.base import Ranks
 from harness.strategy.build import AUTOCAST, DTYPES, join_ranks
-from harness.strategy.env import placement
+from harness.strategy.env import Placement, placement
 from harness.strategy.loss_scale import LossScale
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -140,10 +141,20 @@ class Seen(Observer):
         self._after()
 
 
+@cache
+def place_of_this_process() -> Placement:
+    """Return what the launcher said; DeepSpeed is told things by the same variables later."""
+    return placement()
+
+
+def joined(strategy: str) -> Ranks:
+    """Join the other ranks, in a process group if the strategy wants one."""
+    return join_ranks(place_of_this_process(), timeout_seconds=60, alone_in_group=strategy != "ddp")
+
+
 def assembled(job: Job, folder: Path, model: nn.Module | None = None) -> Run:
     """Put the run of a job together on this rank, in the process group of its strategy."""
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    ranks = join_ranks(placement(), timeout_seconds=60, alone_in_group=job.strategy != "ddp")
     return assemble(
         job.config,
         ranks,
@@ -154,15 +165,16 @@ def assembled(job: Job, folder: Path, model: nn.Module | None = None) -> Run:
     )
 
 
-def by_harness(job: Job, look: Callable[[Run], None] = lambda _: None) -> Trace:
+def by_harness(job: Job, look: Callable[[Run], None] = lambda _: None, *, folder: str | None = None) -> Trace:
     """Train with the harness's own loop on this rank, with its evaluation and its save at the end.
 
     Args:
-        look: is shown the run after each update, and when it is over.
+        look: is shown the run after each update.
+        folder: for what is saved, which all ranks have; one rank alone needs none.
     """
     scale = partial(LossScale, scale=SCALE, growth_interval=GROWTH_INTERVAL)
-    with tempfile.TemporaryDirectory() as name, patch.object(build, "LossScale", scale):
-        run = assembled(job, Path(name))
+    with tempfile.TemporaryDirectory() as own, patch.object(build, "LossScale", scale):
+        run = assembled(job, Path(folder or own))
         seen = Seen(lambda: look(run))
         run.observers = Observers([seen])
         torch.manual_seed(7)  # dropout
