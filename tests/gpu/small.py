@@ -157,7 +157,7 @@ def assembled(job: Job, folder: Path, model: nn.Module | None = None) -> Run:
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     return assemble(
         job.config,
-        ranks,
+        joined(job.strategy),
         job.splits(),
         job.model() if model is None else model,
         directory=folder,
