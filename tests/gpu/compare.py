@@ -20,9 +20,9 @@ from tests.gpu.ranks import run_ranks
 from tests.gpu.small import Job, Trace, by_hand, by_harness, device, make_updates
 
 Figures = dict[str, Any]
-EXACT, ROUNDED, AUTOCAST_ROUNDED = 1e-11, 2e-5, 2e-3
+EXACT, ROUNDED, AUTOCAST_ROUNDED = 1e-11, 2e-4, 2e-3
 """How far a weight may be off: in fp64; in fp32, where sums over ranks come in another order; in bf16 and fp16. The
-weights themselves are about 0.1, and 7 updates move one by up to 0.05."""
+weights themselves are about 0.1, and 7 updates move one by up to 0.05; Adam enlarges the rounding of tiny gradients."""
 
 
 def compare(found: Trace, wanted: Trace, *, tolerance: float) -> float:
@@ -31,7 +31,7 @@ def compare(found: Trace, wanted: Trace, *, tolerance: float) -> float:
     assert difference <= tolerance, f"a weight is off by {difference:.3g}, at most {tolerance:g} is rounding"
     assert len(found.losses) == len(wanted.losses), f"{len(found.losses)} updates, {len(wanted.losses)} by hand"
     for index, (mine, other) in enumerate(zip(found.losses, wanted.losses, strict=True)):
-        assert abs(mine - other) <= max(tolerance, 1e-9) * 10, f"loss {index + 1} is {mine}, by hand {other}"
+        assert abs(mine - other) <= max(tolerance, 1e-9), f"loss {index + 1} is {mine}, by hand {other}"
     return difference
 
 
@@ -122,7 +122,7 @@ def offload() -> Figures:
 @contextmanager
 def _types_of_linear_outputs(seen: set[torch.dtype]) -> Iterator[None]:
     def note(module: nn.Module, inputs: Any, outputs: Any) -> None:
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and outputs.device.type == device().type:  # operations are counted on meta
             seen.add(outputs.dtype)
 
     handle = nn.modules.module.register_module_forward_hook(note)
@@ -167,7 +167,8 @@ def activation_checkpointing() -> Figures:
     for again in (False, True):
 
         def count(module: nn.Module, inputs: Any, again: bool = again) -> None:
-            calls[again] += isinstance(module, Attention) and module.training
+            is_counted = isinstance(module, Attention) and module.training
+            calls[again] += is_counted and inputs[0].device.type == device().type  # operations are counted on meta
 
         handle = nn.modules.module.register_module_forward_pre_hook(count)
         traces[again] = by_harness(Job(network="gpt", dropout=0.1, activation_checkpointing=again))

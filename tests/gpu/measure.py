@@ -33,7 +33,7 @@ WANTED_MFU = 0.40
 """Of the GPT of 350 million parameters in bf16; to become 0.50 with torch.compile."""
 MOST_IDLE = 0.10
 """Share of the time that no kernel may run in."""
-BYTES_A_ROW = 2 * 2**30
+BYTES_A_ROW = 3 * 2**30
 """More than the activations of a row of GPT_350M take in bf16."""
 
 
@@ -90,7 +90,7 @@ def kernel_gaps() -> Figures:
         spans = [
             (event.time_range.start, event.time_range.end)
             for event in profile.events() or ()
-            if event.device_type == DeviceType.CUDA
+            if event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False)
         ]
     assert len(spans) > 1000, f"the profiler saw {len(spans)} kernels in five updates"
     idle, longest = gaps(spans)
@@ -175,7 +175,7 @@ def _reads_an_update(job: Job, folder: Path) -> tuple[float, list[str]]:
                 torch.cuda.set_sync_debug_mode("default")
         interval.settle()
     run.checkpoints.close()
-    places = [f"{found.filename}:{found.lineno}" for found in caught if "synchronizing" in str(found.message)]
+    places = [f"{found.filename}:{found.lineno}" for found in caught if "called a synchronizing" in str(found.message)]
     assert len(interval.positions) == 10, f"the interval has {len(interval.positions)} updates"
     return len(places) / len(interval.positions), places
 
@@ -252,14 +252,14 @@ def copies_ahead() -> Figures:
         )
     finally:
         batches.RESIDENT_BYTES = resident
-    taken.at(0)
-    torch.cuda.synchronize()
-    busy = _sleep(0.2)
-    began = time.perf_counter()
-    found = [taken.at(position)[0] for position in range(1, 7)]
-    seconds = time.perf_counter() - began
-    was_busy = not busy.query()
-    torch.cuda.synchronize()
+    for _ in range(2):  # the first time takes the memory that all share
+        torch.cuda.synchronize()
+        busy = _sleep(0.2)
+        began = time.perf_counter()
+        found = [taken.at(position)[0] for position in range(1, 7)]
+        seconds = time.perf_counter() - began
+        was_busy = not busy.query()
+        torch.cuda.synchronize()
     for position, batch_found in enumerate(found, start=1):
         wanted = torch.from_numpy(plan.sample_ids(position, 0))
         assert torch.equal(batch_found.targets.cpu(), wanted), f"batch {position} has other targets"

@@ -54,6 +54,8 @@ def machine() -> Figures:
     figures |= {"gpu": properties.name, "gpus": torch.cuda.device_count(), "cuda": torch.version.cuda}
     figures |= {"capability": f"{properties.major}.{properties.minor}", "gib": properties.total_memory / 2**30}
     figures |= {"driver": _driver(), "bf16": torch.cuda.is_bf16_supported(including_emulation=False)}
+    listed = count_gpus()
+    assert listed <= torch.cuda.device_count(), f"nvidia-smi lists {listed} GPUs, torch {torch.cuda.device_count()}"
     a = torch.eye(64, device="cuda")  # the first kernel: a torch without code for this GPU fails here
     assert torch.equal((a @ a).cpu(), torch.eye(64)), "a product of matrices is wrong"
     return figures

@@ -1,0 +1,282 @@
+"""The check of a GPU: what its runner promises, and that its checks pass on a CPU and fail where the harness is broken."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.children import REPOSITORY
+from tests.gpu.faults import FAULTS
+from tests.gpu.measure import gaps
+from tests.gpu.packages import NEEDED
+from tests.gpu.runner import Check, Report, Stopped, run_checks, stopped_by_signals
+from tests.gpu.table import CHECKS
+from tests.helpers import wait_until
+
+HERE = "tests.gpu.test_gpu_check"
+
+
+# ---------------------------------------------------------------- the runner, on checks of its own
+
+
+def answer() -> dict[str, Any]:
+    return {"answer": 42, "share": 0.12345}
+
+
+def complain() -> dict[str, Any]:
+    raise AssertionError("three is not\nfour")
+
+
+def hang_with_a_child() -> dict[str, Any]:
+    child = subprocess.Popen(["sleep", "600"])
+    Path(os.environ["PLACE_OF_PIDS"]).write_text(f"{os.getpid()} {child.pid}")
+    time.sleep(600)
+    return {}
+
+
+def leave_a_child() -> dict[str, Any]:
+    child = subprocess.Popen(["sleep", "600"])
+    Path(os.environ["PLACE_OF_PIDS"]).write_text(f"{child.pid}")
+    return {}
+
+
+def crash() -> dict[str, Any]:
+    print("about to crash", flush=True)
+    os.kill(os.getpid(), signal.SIGSEGV)
+    return {}
+
+
+def crash_at_the_end() -> dict[str, Any]:
+    import atexit
+
+    atexit.register(os.kill, os.getpid(), signal.SIGABRT)
+    return {}
+
+
+def a_check(function: Callable[[], dict[str, Any]], *, deadline: float = 60, needs_gpu: bool = False) -> Check:
+    name = function.__name__
+    return Check(name, deadline, f"{HERE}:{name}", "it works", needs_gpu)
+
+
+def run(checks: list[Check], folder: Path, *, seconds_in_all: float = 300) -> tuple[Report, dict[str, dict[str, Any]]]:
+    report = Report(folder / "found.json", checks)
+    run_checks(checks, report, seconds_in_all=seconds_in_all)
+    return report, told(folder / "found.json")
+
+
+def told(path: Path) -> dict[str, dict[str, Any]]:
+    return {check["name"]: check for check in json.loads(path.read_text())["checks"]}
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def pids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[int]]:
+    path = tmp_path / "pids"
+    monkeypatch.setenv("PLACE_OF_PIDS", str(path))
+    return lambda: [int(word) for word in path.read_text().split()] if path.exists() else []
+
+
+def test_each_check_has_a_process_of_its_own_and_a_crash_or_a_failure_touches_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report, found = run([a_check(crash), a_check(complain), a_check(crash_at_the_end), a_check(answer)], tmp_path)
+    assert {name: check["state"] for name, check in found.items()} == {
+        "crash": "FAILED",
+        "complain": "FAILED",
+        "crash_at_the_end": "FAILED",
+        "answer": "ok",
+    }
+    assert found["crash"]["reason"].startswith("was ended by SIGSEGV")
+    assert "about to crash" in found["crash"]["output"]
+    assert found["complain"]["reason"] == "AssertionError: three is not four"
+    assert found["crash_at_the_end"]["reason"] == "all was well, but the process was ended by SIGABRT"
+    assert found["answer"]["figures"] == {"answer": 42, "share": 0.12345}
+    assert not report.is_well
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert lines[3].startswith("ok       answer")
+    assert lines[3].endswith("s  answer 42, share 0.1235")
+
+
+def test_a_check_that_hangs_is_killed_at_its_deadline_with_its_children_and_says_where_it_hung(
+    tmp_path: Path, pids: Callable[[], list[int]]
+) -> None:
+    report, found = run([a_check(hang_with_a_child, deadline=4), a_check(answer)], tmp_path)
+    assert found["hang_with_a_child"]["state"] == "FAILED"
+    assert found["hang_with_a_child"]["reason"].startswith("did not end in 4 s")
+    assert any("in hang_with_a_child" in line for line in found["hang_with_a_child"]["output"])
+    assert len(pids()) == 2
+    assert not any(is_alive(pid) for pid in pids())
+    assert found["answer"]["state"] == "ok"
+    assert not report.is_well
+
+
+def test_what_a_check_leaves_behind_ends_with_it(tmp_path: Path, pids: Callable[[], list[int]]) -> None:
+    report, _ = run([a_check(leave_a_child)], tmp_path)
+    assert report.is_well
+    (child,) = pids()
+    assert not is_alive(child)
+
+
+def test_checks_of_a_gpu_are_skipped_by_name_where_there_is_none_and_that_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    report, found = run([a_check(complain, needs_gpu=True), a_check(answer)], tmp_path)
+    assert (found["complain"]["state"], found["complain"]["reason"]) == ("skipped", "no CUDA device")
+    assert report.is_well
+
+
+def test_what_there_is_no_time_for_is_told_and_is_no_success(tmp_path: Path) -> None:
+    report, found = run([a_check(answer), a_check(complain)], tmp_path, seconds_in_all=0.5)
+    assert [check["state"] for check in found.values()] == ["not run", "not run"]
+    assert "0.5 s in all were over" in found["answer"]["reason"]
+    assert not report.is_well
+
+
+def test_the_file_is_whole_after_every_check_and_names_those_that_are_to_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    add = Report.add
+
+    def add_and_look(self: Report, outcome: Any) -> None:
+        add(self, outcome)
+        seen.append([check["state"] for check in told(tmp_path / "found.json").values()])
+
+    monkeypatch.setattr(Report, "add", add_and_look)
+    run([a_check(answer), a_check(complain)], tmp_path)
+    assert seen == [["ok", "not run"], ["ok", "FAILED"]]
+    assert [path.name for path in tmp_path.iterdir()] == ["found.json"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_cut_off_leaves_what_it_knew_and_no_process(
+    number: signal.Signals, tmp_path: Path, pids: Callable[[], list[int]]
+) -> None:
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom tests.gpu import __main__ as m\n"
+        f"from {HERE} import a_check, answer, hang_with_a_child\n"
+        "m.CHECKS = (a_check(answer), a_check(hang_with_a_child))\n"
+        "sys.exit(m.main(['--json', sys.argv[1]]))\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "found.json")]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    wait_until(lambda: len(pids()) == 2, "the second check to hang")
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert f"stopped by {number.name}; 2 of 2 checks are told" in said
+    found = told(tmp_path / "found.json")
+    assert found["answer"]["state"] == "ok"
+    assert found["hang_with_a_child"]["reason"] == f"stopped by {number.name}"
+    assert not any(is_alive(pid) for pid in pids())
+
+
+def test_signals_are_as_they_were_after_a_run() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="stopped by SIGTERM"), stopped_by_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+# ---------------------------------------------------------------- the checks
+
+
+def test_the_time_of_all_checks_and_their_order_are_as_promised() -> None:
+    names = [check.name for check in CHECKS]
+    assert len(set(names)) == len(names)
+    assert names[:5] == ["packages", "machine", "placement", "one_rank", "two_ranks_ddp"]
+    assert all(check.deadline_seconds <= 90 for check in CHECKS)
+
+
+def test_gaps_are_what_no_kernel_covers() -> None:
+    # From 0 to 10: covered 0-2, 1-3, 5-9, 6-7, 9.5-10; so 3-5 and 9-9.5 are idle.
+    idle, longest = gaps([(6, 7), (0, 2), (5, 9), (1, 3), (9.5, 10)])
+    assert idle == pytest.approx(0.25)
+    assert longest == 2
+
+
+def test_every_package_that_the_harness_imports_is_asked_for() -> None:
+    optional = {"wandb", "tensorboard", "peft", "mlxtend"}
+    from tests.test_layers import LIBRARIES
+
+    used = set().union(*LIBRARIES.values()) - optional
+    assert used <= set(NEEDED)
+
+
+def gpu_check(*arguments: str) -> tuple[int, str]:
+    """Run the command in an environment without a GPU, with patience for a busy machine."""
+    command = [sys.executable, "-m", "tests.gpu", "--patience", "5", "--seconds-in-all", "2000", *arguments]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=2000, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_on_a_cpu_every_check_passes_or_is_skipped_by_name(tmp_path: Path) -> None:
+    code, said = gpu_check("--json", str(tmp_path / "found.json"))
+    assert code == 0, said
+    found = told(tmp_path / "found.json")
+    assert {name for name, check in found.items() if check["state"] == "skipped"} == {
+        check.name for check in CHECKS if check.needs_gpu
+    }
+    assert {check["state"] for check in found.values()} == {"ok", "skipped"}
+    assert all(check["figures"] for check in found.values() if check["state"] == "ok")
+
+
+FAULT_OF = {
+    "clip-nothing": "one_rank",
+    "reduce-nothing": "two_ranks_ddp",
+    "average-nothing": "ema",
+    "autocast-nothing": "bf16",
+    "never-double-the-scale": "fp16",
+    "recompute-nothing": "activation_checkpointing",
+    "restore-no-random-state": "resume",
+    "copy-nothing-for-a-save": "save",
+    "leave-validation-rows-on-the-host": "placement",
+    "crash": "machine",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["clip-nothing", "average-nothing", "copy-nothing-for-a-save", "crash"])
+def test_a_check_fails_where_the_harness_is_broken(fault: str) -> None:
+    code, said = gpu_check(FAULT_OF[fault], "--fault", fault)
+    assert code == 1, said
+    assert said.startswith(f"FAILED   {FAULT_OF[fault]}")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fault", sorted(set(FAULT_OF) - {"clip-nothing", "average-nothing", "crash"}))
+def test_every_check_fails_where_what_it_protects_is_broken(fault: str) -> None:
+    test_a_check_fails_where_the_harness_is_broken(fault)
+
+
+def test_every_fault_has_a_check_that_sees_it() -> None:
+    only_on_a_gpu = {"read-the-norm-in-every-update"}
+    assert set(FAULT_OF) | only_on_a_gpu == set(FAULTS)
+
+
+def test_an_unknown_check_is_refused_with_those_that_there_are() -> None:
+    code, said = gpu_check("zero4")
+    assert code == 2
+    assert "zero4: there is no such check; choose from packages, machine" in said
