@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,10 @@ from typing import Any
 import pytest
 
 from tests.children import REPOSITORY
+from tests.gpu import environment
 from tests.gpu.faults import FAULTS
 from tests.gpu.measure import gaps
-from tests.gpu.packages import NEEDED
+from tests.gpu.packages import BUILT, GATHERED, NEEDED
 from tests.gpu.runner import Check, Report, Stopped, run_checks, stopped_by_signals
 from tests.gpu.stand_ins import answer, complain, crash, crash_at_the_end, hang_with_a_child, leave_a_child
 from tests.gpu.table import CHECKS
@@ -189,23 +192,38 @@ def test_every_package_that_the_harness_imports_is_asked_for() -> None:
 def gpu_check(*arguments: str) -> tuple[int, str]:
     """Run the command in an environment without a GPU, with patience for a busy machine."""
     command = [sys.executable, "-m", "tests.gpu", "--patience", "5", "--seconds-in-all", "2000", *arguments]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    without_gpu = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=2000, check=False
+        command, cwd=REPOSITORY, env=without_gpu, capture_output=True, text=True, timeout=2000, check=False
     )
     return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.slow
-def test_on_a_cpu_every_check_passes_or_is_skipped_by_name(tmp_path: Path) -> None:
-    code, said = gpu_check("--json", str(tmp_path / "found.json"))
+def passes_on_a_cpu(folder: Path, *names: str) -> dict[str, str]:
+    """Run checks, all without names; return the state of each."""
+    code, said = gpu_check("--json", str(folder / "found.json"), *names)
     assert code == 0, said
-    found = told(tmp_path / "found.json")
-    assert {name for name, check in found.items() if check["state"] == "skipped"} == {
-        check.name for check in CHECKS if check.needs_gpu
-    }
-    assert {check["state"] for check in found.values()} == {"ok", "skipped"}
+    found = told(folder / "found.json")
     assert all(check["figures"] for check in found.values() if check["state"] == "ok")
+    return {name: check["state"] for name, check in found.items()}
+
+
+@pytest.mark.slow
+def test_some_checks_pass_on_a_cpu_and_those_of_a_gpu_are_skipped(tmp_path: Path) -> None:
+    assert passes_on_a_cpu(tmp_path, "packages", "machine", "placement", "two_ranks_ddp", "throughput", "offload") == {
+        "packages": "ok",
+        "machine": "ok",
+        "placement": "ok",
+        "two_ranks_ddp": "ok",
+        "throughput": "skipped",
+        "offload": "skipped",
+    }
+
+
+@pytest.mark.long
+def test_on_a_cpu_every_check_passes_or_is_skipped_by_name(tmp_path: Path) -> None:
+    wanted = {check.name: "skipped" if check.needs_gpu else "ok" for check in CHECKS}
+    assert passes_on_a_cpu(tmp_path) == wanted
 
 
 FAULT_OF = {
@@ -220,10 +238,11 @@ FAULT_OF = {
     "leave-validation-rows-on-the-host": "placement",
     "crash": "machine",
 }
+QUICK_FAULTS = ("clip-nothing", "average-nothing", "copy-nothing-for-a-save", "crash")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["clip-nothing", "average-nothing", "copy-nothing-for-a-save", "crash"])
+@pytest.mark.parametrize("fault", QUICK_FAULTS)
 def test_a_check_fails_where_the_harness_is_broken(fault: str) -> None:
     code, said = gpu_check(FAULT_OF[fault], "--fault", fault)
     assert code == 1, said
@@ -231,7 +250,7 @@ def test_a_check_fails_where_the_harness_is_broken(fault: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("fault", sorted(set(FAULT_OF) - {"clip-nothing", "average-nothing", "crash"}))
+@pytest.mark.parametrize("fault", sorted(set(FAULT_OF) - set(QUICK_FAULTS)))
 def test_every_check_fails_where_what_it_protects_is_broken(fault: str) -> None:
     test_a_check_fails_where_the_harness_is_broken(fault)
 
@@ -245,3 +264,70 @@ def test_an_unknown_check_is_refused_with_those_that_there_are() -> None:
     code, said = gpu_check("zero4")
     assert code == 2
     assert "zero4: there is no such check; choose from packages, machine" in said
+
+
+# ---------------------------------------------------------------- what travels to a machine without network
+
+
+def test_wheels_are_fetched_for_the_python_of_the_gpu_machine_by_the_pins_that_are_tested() -> None:
+    requirements = environment.pinned("xxhash==4.1.0\npydantic_core==2.50.4\n", ["pydantic-core", "xxhash"])
+    assert requirements == ["pydantic_core==2.50.4", "xxhash==4.1.0"]
+    command = " ".join(environment.download_command(Path("gpu-wheels"), requirements))
+    assert "--no-deps --only-binary=:all: --python-version 3.12" in command
+    assert command.endswith("--dest gpu-wheels pydantic_core==2.50.4 xxhash==4.1.0")
+
+
+def test_a_package_without_a_pin_is_refused_and_every_one_that_travels_has_one() -> None:
+    with pytest.raises(SystemExit, match=r"constraints\.txt does not pin nonsense"):
+        environment.pinned("xxhash==4.1.0\n", ["xxhash", "nonsense"])
+    constraints = (REPOSITORY / "constraints.txt").read_text()
+    assert len(environment.pinned(constraints, [*GATHERED, BUILT])) == len(GATHERED) + 1
+
+
+def test_too_much_to_travel_is_refused_with_the_largest_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, size in (("small", 10), ("large", 90)):
+        (tmp_path / f"{name}-1.0-py3-none-any.whl").write_bytes(b"x" * size)
+    assert environment.refuse_too_large(tmp_path) == 100
+    monkeypatch.setattr(environment, "MOST_BYTES", 99)
+    with pytest.raises(SystemExit, match=r"the largest are large-1\.0"):
+        environment.refuse_too_large(tmp_path)
+
+
+def test_only_what_is_missing_is_added_and_nothing_is_upgraded(tmp_path: Path) -> None:
+    for name in ("pydantic_core-9.9-cp312-cp312-linux_x86_64.whl", "hjson-9.9-py3-none-any.whl"):
+        (tmp_path / name).touch()
+    found = environment.lacking(tmp_path, {"pydantic-core", "torch"})
+    assert [path.name for path in found] == ["hjson-9.9-py3-none-any.whl"]
+    assert environment.lacking(tmp_path / "nowhere", set()) == []
+
+
+@pytest.mark.slow
+def test_an_environment_has_what_its_python_has_and_the_wheels_that_it_lacks(tmp_path: Path) -> None:
+    folder = tmp_path / "wheels with spaces"
+    folder.mkdir()
+    write_wheel(folder, "only_in_the_folder")
+    write_wheel(folder, "pydantic")  # which is here in another version
+    environment.make(tmp_path / "an environment", folder)
+    ask = "import only_in_the_folder, pydantic, torch, sys; print(only_in_the_folder.VERSION, pydantic.VERSION, sys.prefix)"
+    done = subprocess.run(
+        [tmp_path / "an environment/bin/python", "-c", ask], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    version, pydantic_version, *prefix = done.stdout.split(maxsplit=2)
+    assert version == "9.9"
+    assert pydantic_version == importlib.metadata.version("pydantic")
+    assert prefix == [f"{tmp_path / 'an environment'}\n"]
+
+
+def write_wheel(folder: Path, name: str) -> None:
+    info = f"{name}-9.9.dist-info"
+    files = {
+        f"{name}/__init__.py": "VERSION = '9.9'\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.9\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    files[f"{info}/RECORD"] = "".join(f"{file},,\n" for file in [*files, f"{info}/RECORD"])
+    with zipfile.ZipFile(folder / f"{name}-9.9-py3-none-any.whl", "w") as archive:
+        for file, content in files.items():
+            archive.writestr(file, content)
