@@ -310,7 +310,7 @@ def test_an_environment_has_what_its_python_has_and_the_wheels_that_it_lacks(tmp
     write_wheel(folder, "only_in_the_folder")
     write_wheel(folder, "pydantic")  # which is here in another version
     environment.make(tmp_path / "an environment", folder)
-    ask = "import only_in_the_folder, pydantic, torch, sys; print(only_in_the_folder.VERSION, pydantic.VERSION, sys.prefix)"
+    ask = "import only_in_the_folder as o, pydantic, torch, sys; print(o.VERSION, pydantic.VERSION, sys.prefix)"
     done = subprocess.run(
         [tmp_path / "an environment/bin/python", "-c", ask], capture_output=True, text=True, cwd=tmp_path, check=True
     )
