@@ -155,8 +155,8 @@ def _build(config: RunConfig, module: nn.Module, ranks: Ranks) -> Strategy:
 
 def _with_options(module: nn.Module, config: RunConfig, ranks: Ranks) -> nn.Module:
     on_cpu = ranks.device.type == "cpu"
-    with ranks.together("looking at the GPU"):
-        if config.strategy.precision == "bf16" and not on_cpu:
+    if config.strategy.precision == "bf16" and not on_cpu:
+        with ranks.together("looking at the GPU"):
             check_bf16(ranks.device)
     if getattr(config.model, "sync_batch_norm", False):
         if on_cpu:

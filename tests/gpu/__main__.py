@@ -43,7 +43,10 @@ def main(arguments: list[str]) -> int:
             where = "GPU" if check.needs_gpu else "any"
             print(f"{check.name:22} {where}  {check.deadline_seconds:4.0f} s  {check.claim}")
         return 0
-    report = Report(given.json, checks)
+    try:
+        report = Report(given.json, checks)
+    except OSError as error:
+        parser.error(f"--json {given.json}: cannot be written ({error.strerror}); name a file in a folder of yours")
     try:
         with stopped_by_signals():
             run_checks(checks, report, seconds_in_all=given.seconds_in_all, fault=given.fault)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import tempfile
 from collections.abc import Iterator
@@ -184,6 +185,7 @@ def activation_checkpointing() -> Figures:
 
 def _peak_of_deep(again: bool) -> int:
     gpt = Gpt(layers=12, width=256, heads=4, block=512, num_tokens=512, rows=16, activation_checkpointing=again)
+    gc.collect()  # what ran before
     torch.cuda.reset_peak_memory_stats()
     with running(gpt) as run:
         make_updates(run, TrainState(), until=2)

@@ -25,6 +25,7 @@ from harness.loop import train_step
 from harness.peak_flops import peak_flops
 from harness.run import Run
 from harness.state import TrainState
+from harness.strategy.build import leave_ranks
 from tests.gpu.large import GPT_350M, Gpt, running
 from tests.gpu.small import Job, assembled, device, make_updates
 
@@ -151,6 +152,7 @@ def host_reads() -> Figures:
         assert reads <= allowed, f"{name}: an update waits {reads:g} times, {allowed} allowed: {places[:3]}"
     with tempfile.TemporaryDirectory() as folder:  # measured only: the engine's own reads are not ours to forbid
         figures["zero2"] = _reads_an_update(Job(strategy="zero2", updates=1000, rows=2048), Path(folder))[0]
+    leave_ranks()
     return figures
 
 

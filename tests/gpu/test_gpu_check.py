@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from tests.children import REPOSITORY
-from tests.gpu import environment
+from tests.distributed.ranks import run_ranks
+from tests.gpu import environment, pretended
 from tests.gpu.faults import FAULTS
 from tests.gpu.measure import gaps
 from tests.gpu.packages import BUILT, GATHERED, NEEDED
@@ -255,9 +256,44 @@ def test_every_check_fails_where_what_it_protects_is_broken(fault: str) -> None:
     test_a_check_fails_where_the_harness_is_broken(fault)
 
 
+def test_throughput_is_that_of_the_ledger_and_fails_below_what_is_wanted() -> None:
+    (figures,) = run_ranks(1, pretended.throughput, 0.0)
+    assert figures["mfu"] == pytest.approx(figures["tflops"] / 989.5)  # of an H200 in bf16, NVIDIA's data sheet
+    assert figures["tokens_per_second"] > 0
+    (problem,) = run_ranks(1, pretended.throughput, 0.4)
+    assert problem.startswith("MFU is 0.000, wanted 0.4")
+
+
+@pytest.mark.parametrize(
+    ("stays", "peak", "problem"),
+    [(3.05, 4.2, None), (4.05, 4.2, "weights and two moments are 3"), (3.05, 5.2, "with gradients it is 4")],
+)
+def test_memory_beyond_the_arithmetic_fails(stays: float, peak: float, problem: str | None) -> None:
+    (found,) = run_ranks(1, pretended.peak_memory, stays, peak)
+    if problem:
+        assert found.startswith(problem)
+    else:
+        assert found["peak_in_weights"] == pytest.approx(peak, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_read_to_the_host_in_an_update_fails_with_its_place() -> None:
+    (figures,) = run_ranks(1, pretended.host_reads, None)
+    assert figures["adamw bf16"] == figures["ema"] == 0
+    (problem,) = run_ranks(1, pretended.host_reads, "read-the-norm-in-every-update")
+    assert problem.startswith("adamw fp32: an update waits 1 times, 0 allowed: ['")
+    assert "tests/gpu/faults.py:" in problem
+
+
 def test_every_fault_has_a_check_that_sees_it() -> None:
     only_on_a_gpu = {"read-the-norm-in-every-update"}
     assert set(FAULT_OF) | only_on_a_gpu == set(FAULTS)
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    code, said = gpu_check("--json", str(tmp_path / "nowhere/found.json"))
+    assert code == 2
+    assert "cannot be written (No such file or directory)" in said
 
 
 def test_an_unknown_check_is_refused_with_those_that_there_are() -> None:

@@ -157,7 +157,7 @@ def test_a_bad_node_is_named_and_the_job_goes_on_without_it(site: Site) -> None:
     program = site.folder / "bin" / "nvidia-smi"  # node1 has lost its GPU
     program.parent.mkdir()
     # To ranks it shows none: they would refuse to train on CPUs beside a GPU that torch cannot use.
-    shown = "[ \"$(hostname)\" = node1 ] || [ -n \"$RANK\" ] || echo 'GPU 0: pretended (UUID: GPU-a)'"
+    shown = '[ "$(hostname)" = node1 ] || [ -n "$RANK" ] || echo \'GPU 0: pretended (UUID: GPU-a)\''
     program.write_text(f"#!/bin/sh\n{shown}\n")
     program.chmod(0o755)
     setup = [f"export PATH={shlex.quote(str(program.parent))}:$PATH"]
