@@ -279,6 +279,7 @@ def test_memory_beyond_the_arithmetic_fails(stays: float, peak: float, problem: 
 @pytest.mark.slow
 def test_a_read_to_the_host_in_an_update_fails_with_its_place() -> None:
     (figures,) = run_ranks(1, pretended.host_reads, None)
+    assert isinstance(figures, dict), figures
     assert figures["adamw bf16"] == figures["ema"] == 0
     (problem,) = run_ranks(1, pretended.host_reads, "read-the-norm-in-every-update")
     assert problem.startswith("adamw fp32: an update waits 1 times, 0 allowed: ['")
