@@ -3,6 +3,8 @@ PYTHON ?= python3
 ARGS ?=
 GPUS ?=
 TORCH_INDEX ?=
+# The Python whose torch `make gpu-check` runs beside.
+GPU_PYTHON ?= $(firstword $(wildcard .venv/bin/python) $(PYTHON))
 
 # Two workers more than there are cores (for quick tests, which do not sleep, one), each with whole files; tests/suite.py says how.
 PYTEST := pytest -q --dist loadgroup -n
@@ -11,7 +13,7 @@ STAMP := .venv/setup-is-done
 TORCH := $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-quick test-long test-versions slurm-test faults mutants check licences bench lock release clean
+.PHONY: help setup train test test-quick test-long test-versions slurm-test faults mutants gpu-check gpu-wheels check licences bench lock release clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -42,6 +44,14 @@ faults: $(STAMP) ## Damage, kill and resume in every way, 20 minutes: make fault
 
 mutants: $(STAMP) ## Break the code in 131 ways and see the tests fail, hours: make mutants [ARGS="--part 1/8"]
 	@$(BIN)/python -m tests.mutants $(ARGS)
+
+# It needs no set-up: beside a torch that is there, without network, it adds what is missing from gpu-wheels/.
+gpu-check: ## Say what works on this machine's GPU, in 8 minutes: make gpu-check [GPU_PYTHON=python3] [ARGS="zero3 save"]
+	@$(GPU_PYTHON) -m tests.gpu.environment make .venv-gpu gpu-wheels
+	@.venv-gpu/bin/python -m tests.gpu --json gpu-check.json $(ARGS)
+
+gpu-wheels: $(STAMP) ## Gather in gpu-wheels/ what a machine with torch and no network lacks, 60 MB at most
+	@$(BIN)/python -m tests.gpu.environment gather gpu-wheels
 
 check: $(STAMP) ## Lint, format, types and licences
 	@$(BIN)/python -m ruff check --quiet .

@@ -292,7 +292,7 @@ class Session:
         if plan.global_batch > plan.num_rows:
             text = f"data.global_batch: {plan.global_batch:,} are more than the {plan.num_rows:,} training rows"
             self.notices = [*self.notices, f"{text}; every update takes them all"]
-        for text in (*self.notices, *run.strategy.notices):
+        for text in (*self.notices, *self.ranks.notices, *run.strategy.notices):
             run.observers.happened("notice", text=text)
         run.observers.happened(
             "started",

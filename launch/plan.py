@@ -1,13 +1,12 @@
 """What a launch consists of, on this machine or on the nodes of a Slurm job."""
 
 import os
-import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import ConfigError
+from harness.visible_gpus import count_gpus
 
 DEFAULT_CPU_RANKS = 2
 
@@ -58,7 +57,7 @@ class LaunchPlan:
 def this_machine() -> Machine:
     """Look at the GPUs, cores and environment of this machine, without torch."""
     return Machine(
-        num_gpus=_count_gpus(),
+        num_gpus=count_gpus(),
         num_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         variables=frozenset(os.environ),
     )
@@ -99,42 +98,3 @@ def child_environment(plan: LaunchPlan) -> dict[str, str]:
     """Return this process's environment with the changes of the plan."""
     kept = {name: value for name, value in os.environ.items() if name not in plan.dropped_variables}
     return kept | dict(plan.environment)
-
-
-def count_visible_gpus(listing: str, visible_devices: str | None) -> int:
-    """Return how many GPUs of an `nvidia-smi -L` listing CUDA shows under a value of CUDA_VISIBLE_DEVICES.
-
-    As in CUDA, the first entry that names no device hides itself and everything after it.
-    """
-    num_present = sum(line.startswith("GPU ") for line in listing.splitlines())
-    if visible_devices is None:
-        return num_present
-    num_visible = 0
-    for entry in (part.strip() for part in visible_devices.split(",")):
-        is_index = entry.isdecimal() and int(entry) < num_present
-        if not (is_index or entry.startswith(("GPU-", "MIG-"))):
-            break
-        num_visible += 1
-    return num_visible
-
-
-def _count_gpus() -> int:
-    visible_devices = os.environ.get("CUDA_VISIBLE_DEVICES")
-    program = shutil.which("nvidia-smi")
-    if program is None or (visible_devices is not None and visible_devices.strip() in ("", "-1")):
-        return 0
-    try:
-        answer = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise _nvidia_smi_failed(str(error)) from error
-    said = (answer.stdout + answer.stderr).strip()
-    if answer.returncode != 0 and "No devices" not in said:
-        raise _nvidia_smi_failed(said.partition("\n")[0] or f"exit code {answer.returncode}")
-    return count_visible_gpus(answer.stdout, visible_devices)
-
-
-def _nvidia_smi_failed(reason: str) -> ConfigError:
-    return ConfigError(
-        f"nvidia-smi -L failed, so the GPUs cannot be counted ({reason}). "
-        "Mend the driver, or set CUDA_VISIBLE_DEVICES= to train on CPU ranks"
-    )

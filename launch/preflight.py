@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from harness.launch.plan import count_visible_gpus
+from harness.visible_gpus import count_visible_gpus
 
 EXIT_BAD_NODE = 76
 """Of a task whose node failed; launch/job.py then leaves that node out."""

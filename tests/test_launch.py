@@ -27,12 +27,12 @@ from harness.launch.plan import (
     Machine,
     child_environment,
     choose_ranks,
-    count_visible_gpus,
     launch_plan,
     this_machine,
 )
 from harness.launch.torchrun import FINAL_CODES, exit_code_of, torchrun_command
 from harness.observers.ledger import read_lines
+from harness.visible_gpus import count_visible_gpus
 from tests.helpers import wait_until
 
 ROOT = Path(__file__).parents[1]

@@ -22,6 +22,7 @@ LAYERS = {
         "harness/process.py",
         "harness/provenance.py",
         "harness/report_at_end.py",
+        "harness/visible_gpus.py",
     ),
     1: (
         "harness/config/",

@@ -22,12 +22,17 @@ CLIP_EPSILON = 1e-6
 # The one function under its name since torch 2.13, or the one before.
 _all_gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
 _MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
+# torch before 2.13 has it under the older name only, which later warns of itself.
+_all_gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
 SETTINGS = ("lr_factor", "weight_decay", "betas", "eps", "momentum", "nesterov", "beta2_decay", "d")
 """What a parameter group of torch's optimizers may set, besides its rate."""
 
 
 class Ranks:
     """How the processes of a run agree. With one rank there is no process group, and everything here is free."""
+
+    notices: tuple[str, ...] = ()
+    """What came out otherwise than was asked for, or has no effect here, for the user to read."""
 
     def __init__(self, *, rank: int, world_size: int, device: torch.device) -> None:
         self.rank = rank
@@ -97,8 +102,6 @@ class Strategy(Ranks, ABC):
     """What training calls; its backward reduces gradients over ranks."""
     module: nn.Module
     """The bare network, for evaluation and for names."""
-    notices: tuple[str, ...] = ()
-    """What of the configuration has no effect here, for the user to read."""
     autocast_dtype: torch.dtype | None = None
     """The type that matrix products are computed in, where it is not that of the weights."""
     loss_scale: LossScale | None = None
