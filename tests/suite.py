@@ -7,7 +7,7 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,17 +54,21 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Longest files first; or all in an order that `--shuffle` names."""
-    items[:] = arrange([(_file_of(item), item) for item in items], seed=config.getoption("shuffle"))
+    budgets: dict[str, float] = {}
+    for item in items:
+        budgets[_file_of(item)] = max(budget_of(_budgeted_as(item)), budgets.get(_file_of(item), 0.0))
+    items[:] = arrange([(_file_of(item), item) for item in items], budgets, seed=config.getoption("shuffle"))
 
 
-def arrange(tests: list[tuple[str, T]], *, seed: int | None) -> list[T]:
+def arrange(tests: list[tuple[str, T]], budgets: Mapping[str, float], *, seed: int | None) -> list[T]:
     """Return tests so that those of a file follow each other, whose fixtures are then made once.
 
     Args:
         tests: each with its file.
+        budgets: of every file.
         seed: without one, files with large budgets come first, and the tests of a file stay as they are.
     """
-    files = sorted({file for file, _ in tests}, key=lambda file: (-budget_of(file), file))
+    files = sorted({file for file, _ in tests}, key=lambda file: (-budgets[file], file))
     if seed is not None:
         chance = random.Random(seed)
         chance.shuffle(files)

@@ -173,14 +173,16 @@ def test_a_test_that_leaves_something_behind_fails_by_name(tmp_path: Path) -> No
 TESTS = [(file, f"{file}{index}") for file in "abcde" for index in range(6)]
 
 
-def test_the_files_with_the_largest_budgets_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.budgets.BUDGETS", {"b": 7.0, "d": 9.0, "e": 1.0})
+BUDGETS_OF_FIVE = {"a": 5.0, "b": 7.0, "c": 5.0, "d": 9.0, "e": 1.0}
+
+
+def test_the_files_with_the_largest_budgets_come_first() -> None:
     wanted = [f"{file}{index}" for file in "dbace" for index in range(6)]
-    assert arrange(list(TESTS), seed=None) == wanted
+    assert arrange(list(TESTS), BUDGETS_OF_FIVE, seed=None) == wanted
 
 
 def test_a_seed_names_an_order_in_which_files_stay_whole() -> None:
-    first, second, other = (arrange(list(TESTS), seed=seed) for seed in (1, 1, 2))
+    first, second, other = (arrange(list(TESTS), BUDGETS_OF_FIVE, seed=seed) for seed in (1, 1, 2))
     assert first == second != other
     for found in (first, other):
         assert sorted(found) == sorted(test for _, test in TESTS) != found
