@@ -47,7 +47,8 @@ def join_ranks(place: Placement, *, timeout_seconds: float, alone_in_group: bool
     else:
         # A launcher that shows each rank one GPU still counts local ranks upwards.
         index = place.local_rank % torch.cuda.device_count()
-        os.environ["LOCAL_RANK"] = str(index)  # Accelerate binds the device by this
+        if place.world_size > 1:  # alone there is no Accelerate, and the next run of this process would be misled
+            os.environ["LOCAL_RANK"] = str(index)  # Accelerate binds the device by this
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
     ranks = Ranks(rank=place.rank, world_size=place.world_size, device=device)
@@ -154,8 +155,8 @@ def _build(config: RunConfig, module: nn.Module, ranks: Ranks) -> Strategy:
 
 def _with_options(module: nn.Module, config: RunConfig, ranks: Ranks) -> nn.Module:
     on_cpu = ranks.device.type == "cpu"
-    with ranks.together("looking at the GPU"):
-        if config.strategy.precision == "bf16" and not on_cpu:
+    if config.strategy.precision == "bf16" and not on_cpu:
+        with ranks.together("looking at the GPU"):
             check_bf16(ranks.device)
     if getattr(config.model, "sync_batch_norm", False):
         if on_cpu:
