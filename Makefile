@@ -2,6 +2,8 @@
 PYTHON ?= python3
 ARGS ?=
 GPUS ?=
+# The Python whose torch `make gpu-check` runs beside.
+GPU_PYTHON ?= $(firstword $(wildcard .venv/bin/python) $(PYTHON))
 
 # Two workers more than there are cores (for quick tests, which do not sleep, one), each with whole files; tests/suite.py says how.
 PYTEST := pytest -q --dist loadgroup -n
@@ -10,7 +12,7 @@ STAMP := .venv/setup-is-done
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-quick test-long slurm-test faults mutants check bench clean
+.PHONY: help setup train test test-quick test-long slurm-test faults mutants gpu-check gpu-wheels check bench clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -38,6 +40,14 @@ faults: $(STAMP) ## Damage, kill and resume in every way, 20 minutes: make fault
 
 mutants: $(STAMP) ## Break the code in 131 ways and see the tests fail, hours: make mutants [ARGS="--part 1/8"]
 	@$(BIN)/python -m tests.mutants $(ARGS)
+
+# It needs no set-up: beside a torch that is there, without network, it adds what is missing from gpu-wheels/.
+gpu-check: ## Say what works on this machine's GPU, in 8 minutes: make gpu-check [GPU_PYTHON=python3] [ARGS="zero3 save"]
+	@$(GPU_PYTHON) -m tests.gpu.environment make .venv-gpu gpu-wheels
+	@.venv-gpu/bin/python -m tests.gpu --json gpu-check.json $(ARGS)
+
+gpu-wheels: $(STAMP) ## Gather in gpu-wheels/ what a machine with torch and no network lacks, 60 MB at most
+	@$(BIN)/python -m tests.gpu.environment gather gpu-wheels
 
 check: $(STAMP) ## Lint, format and types
 	@$(BIN)/python -m ruff check --quiet .

@@ -23,6 +23,7 @@ BUDGETS: dict[str, float] = {
     "tests/slurm/test_attempts.py": 150,
     "tests/test_wandb.py": 110,
     "tests/distributed/test_zero.py": 90,
+    "tests/gpu/test_gpu_check.py": 50,
     "tests/faults/test_faults.py": 45,
     "tests/test_end_to_end.py": 35,
     "tests/test_launch.py": 35,
