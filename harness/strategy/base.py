@@ -22,8 +22,6 @@ CLIP_EPSILON = 1e-6
 # The one function under its name since torch 2.13, or the one before.
 _all_gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
 _MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
-# torch before 2.13 has it under the older name only, which later warns of itself.
-_all_gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
 SETTINGS = ("lr_factor", "weight_decay", "betas", "eps", "momentum", "nesterov", "beta2_decay", "d")
 """What a parameter group of torch's optimizers may set, besides its rate."""
 
