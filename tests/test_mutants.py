@@ -90,6 +90,7 @@ def checkout(tmp_path: Path) -> Path:
     for path in ("harness/__init__.py", "launch/__init__.py", "tests/__init__.py"):
         (root / path).parent.mkdir(parents=True)
         (root / path).touch()
+    (root / "harness/launch").symlink_to("../launch")
     (root / "harness/sums.py").write_text(PRODUCT)
     (root / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")
     (root / "tests/test_near.py").write_text("def test_of_nothing():\n    pass\n")

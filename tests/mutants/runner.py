@@ -29,7 +29,10 @@ _OPTIONS = (
     *("-p", "no:cacheprovider", "-p", "no:hypothesispytest"),  # the latter takes a second to import
 )
 _FAILURE = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
-_FOUND = "import json, harness, launch, tests; print(json.dumps([m.__file__ for m in (harness, launch, tests)]))"
+_FOUND = (
+    "import json, harness, harness.launch, tests\n"
+    "print(json.dumps([str(m.__file__) for m in (harness, harness.launch, tests)]))"
+)
 
 
 @dataclass
