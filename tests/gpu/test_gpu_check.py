@@ -83,6 +83,7 @@ def test_each_check_has_a_process_of_its_own_and_a_crash_or_a_failure_touches_no
     assert lines[3].endswith("s  answer 42, share 0.1235")
 
 
+@pytest.mark.slow
 def test_a_check_that_hangs_is_killed_at_its_deadline_with_its_children_and_says_where_it_hung(
     tmp_path: Path, pids: Callable[[], list[int]]
 ) -> None:
@@ -103,6 +104,7 @@ def test_what_a_check_leaves_behind_ends_with_it(tmp_path: Path, pids: Callable[
     wait_until(lambda: not any(is_alive(pid) for pid in pids()), "the process to end", seconds=10)
 
 
+@pytest.mark.slow
 def test_checks_of_a_gpu_are_skipped_by_name_where_there_is_none_and_that_is_no_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +258,7 @@ def test_every_check_fails_where_what_it_protects_is_broken(fault: str) -> None:
     test_a_check_fails_where_the_harness_is_broken(fault)
 
 
+@pytest.mark.slow
 def test_throughput_is_that_of_the_ledger_and_fails_below_what_is_wanted() -> None:
     (figures,) = run_ranks(1, pretended.throughput, 0.0)
     assert figures["mfu"] == pytest.approx(figures["tflops"] / 989.5)  # of an H200 in bf16, NVIDIA's data sheet

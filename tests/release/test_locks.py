@@ -168,6 +168,7 @@ def test_the_lock_of_everything_else_leaves_torch_out() -> None:
     assert "torch" not in read(REQUIREMENTS)
 
 
+@pytest.mark.slow
 def test_a_requirement_that_nothing_meets_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert what_is_missing() == []
     information = tmp_path / "friend-1.0.dist-info"
