@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.budgets import SMALLEST, YARDSTICK_SECONDS, CpuSeconds, yardstick
+from tests.helpers import wait_until
 from tests.neighbours import REPOSITORY
 from tests.suite import arrange
 
@@ -198,6 +200,33 @@ def test_the_same_work_on_a_slower_machine_is_within_the_same_budget() -> None:
     assert [sentence.split()[0] for sentence in usual.over_budget()] == ["test_a.py", "test_c.py"]
     assert slow.over_budget() == []
     assert 0.1 < yardstick() / YARDSTICK_SECONDS < 10
+
+
+LEAVES_A_RANK = """
+import os, signal, sys, time
+from tests.distributed import ranks
+
+ranks._context.set_forkserver_preload([ranks.PRELOAD[-1]])  # the rest takes seconds
+begun = sys.argv[1]
+waits = f"import time; open({begun!r}, 'w').close(); time.sleep(100)"
+process, connection = ranks.start_rank(0, 1, ranks.free_port(), exec, (waits,))
+print(process.pid, flush=True)
+while not os.path.exists(begun):
+    time.sleep(0.05)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_does_not_outlive_the_worker_that_started_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LEAVES_A_RANK, str(tmp_path / "begun")]
+    with tempfile.TemporaryDirectory() as folder:  # for what it cannot remove
+        environment = {**os.environ, "TMPDIR": folder}
+        pipe = subprocess.PIPE  # which the rank has open as well
+        done = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=pipe, text=True, timeout=30, check=False)
+        assert done.returncode == -signal.SIGKILL
+        status = Path(f"/proc/{int(done.stdout)}/stat")
+        wait_until(lambda: not status.exists() or ") Z " in status.read_text(), "the end of the rank", seconds=20)
 
 
 RANKS = """

@@ -361,7 +361,14 @@ def diverge_and_look_who_lives(config: str) -> tuple[int, list[bool]]:
     return train_main(config), lives
 
 
-def test_errors_that_come_from_each_other_are_let_go_of_once() -> None:
+def test_errors_that_come_from_each_other_are_let_go_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    cleared = []
+
+    def clear(frames: object) -> None:
+        cleared.append(frames)
+        assert len(cleared) <= 60, "there are no more"
+
+    monkeypatch.setattr("traceback.clear_frames", clear)
     first, *others = (ValueError(str(number)) for number in range(60))
     last = first
     for error in others:  # each is raised from the one before, while that is handled
@@ -369,6 +376,7 @@ def test_errors_that_come_from_each_other_are_let_go_of_once() -> None:
         last = error
     first.__cause__ = last
     let_go_of_frames(last)
+    assert len(cleared) == 60
 
 
 def test_a_run_that_fails_lets_go_of_its_network_before_it_leaves_the_other_ranks(tmp_path: Path) -> None:
