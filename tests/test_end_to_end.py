@@ -109,11 +109,14 @@ def test_a_killed_rank_is_started_again_by_torchrun_where_its_store_outlives_the
 
     with subprocess.Popen(**start, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as agent:
         wait_until(lambda: agent.poll() is not None or has_saved(), "a save", seconds=60)
-        (pid,) = (pid for pid in ranks_of(tmp_path) if b"RANK=0" in environment_of(pid))
+        (pid,) = (pid for pid in ranks_of(tmp_path) if b"RANK=1" in environment_of(pid))
         os.kill(int(pid), signal.SIGKILL)
         _, said = agent.communicate(timeout=60)
     assert agent.returncode == 0, said[-2000:]
     starts = [event["step"] for event in read_events(run) if event["event"] == "started"]
+    (failed,) = (event for event in read_events(run) if event["event"] == "failed")
+    assert failed["code"] == 7, "as exit.json had it, and not a bug of ours"
+    assert "another rank died" in failed["reason"]
     assert len(starts) == 2
     assert starts[1] >= 15
     steps = [line["step"] for line in read_lines(run / "ledger.jsonl") if line["event"] == "update"]
