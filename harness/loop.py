@@ -99,4 +99,6 @@ def evaluate(run: Run, *, step: int) -> dict[str, Any]:
     strategy.release()
     strategy.model.train()
     result: dict[str, Any] = strategy.broadcast(scores.compute(strategy.gather))
+    if (answer := scores.only_answer()) is not None:
+        run.observers.happened("one answer", step=step, answer=answer)
     return result

@@ -46,6 +46,11 @@ class RunStatus:
     """Seconds since 1970."""
 
     @property
+    def failed_to_start(self) -> bool:
+        """Whether it ended with an error before it had made an update."""
+        return self.state == "failed" and self.step == 0
+
+    @property
     def age_seconds(self) -> float | None:
         """Seconds since the run was first started."""
         return None if self.created is None else max(0.0, time.time() - self.created)

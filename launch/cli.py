@@ -212,9 +212,13 @@ def runs(arguments: list[str]) -> int:
     parser.add_argument("--sort", choices=SORT_KEYS, default="age", help="default: age, the youngest first")
     parser.add_argument("--reverse", action="store_true", help="the other way round")
     parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--all", action="store_true", help="also those that failed before their first update")
     given = parser.parse_args(arguments)
     found = statuses(given.root, sort=given.sort, is_reversed=given.reverse)
-    print(as_json(found) if given.json else as_table(found, root=given.root), flush=True)
+    kept = [run for run in found if given.all or not run.failed_to_start]
+    print(as_json(kept) if given.json else as_table(kept, root=given.root), flush=True)
+    if not given.json and (num := len(found) - len(kept)):
+        print(f"left out: {num} that failed before the first update (--all)", flush=True)
     return 0
 
 

@@ -19,7 +19,11 @@ PATIENCE_SECONDS = 900.0
 SECONDS_BETWEEN_TRIES = 5.0
 NO_ANSWER = 1000
 """In the place of a return code: the controller did not answer."""
-_SILENCE = re.compile(r"unable to contact slurm|timed out|connection (refused|reset)|zero bytes|communication", re.I)
+_SILENCE = re.compile(
+    r"unable to contact slurm|timed out|connection (refused|reset)|zero bytes|communication"
+    r"|control machine address|configuration source",  # its host has no address, or nobody has Slurm's settings
+    re.I,
+)
 _ABOUT_THIS_PROCESS = ("SLURM_", "SQUEUE_", "SINFO_", "SCANCEL_")
 _ABOUT_THE_SITE = ("SLURM_CONF", "SLURM_CLUSTERS")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,15 @@ import torch
 
 from harness.config import RunConfig
 from harness.config.data import ImageFolderData, TableData
+from harness.config.io import load_config
 from harness.config.tasks import ClassificationTask
 from harness.data.batches import Columns
-from harness.data.classes import check_judges, class_notices
+from harness.data.classes import check_judges, class_notices, scored_class
 from harness.data.sources import load
 from harness.errors import DataError
+from harness.tasks.base import Scores
+from harness.tasks.supervised import Classification
+from tests.helpers import write_config
 
 
 def of(labels: list[int]) -> Columns:
@@ -65,9 +70,45 @@ def test_which_of_two_named_classes_the_scores_are_of_is_told_where_nobody_chose
     rows = of([0, 1])
     (notice,) = class_notices(rows, rows, task(2), ["bad", "good"])
     assert notice.startswith("precision, recall, f1, auc and average_precision are of class 'good', the second by the")
-    assert notice.endswith("task.positive_class=0 makes them of 'bad'")
+    assert notice.endswith("task.positive_class=bad makes them of 'bad'")
     assert class_notices(rows, rows, task(2, positive_class=1), ["bad", "good"]) == []
     assert class_notices(rows, rows, task(2), None) == []
+
+
+def test_the_scored_class_is_called_by_its_name_where_classes_have_names() -> None:
+    assert scored_class(task(2, positive_class="bad"), ["bad", "good"]) == 0
+    assert scored_class(task(3, positive_class="2"), ["1", "2", "10"]) == 1, "a name, though it looks like a number"
+    assert scored_class(task(3, positive_class=2), ["1", "2", "10"]) == 2
+    with pytest.raises(DataError, match=r"'worst' is no class; use 'bad' or 'good'"):
+        class_notices(of([0, 1]), of([0, 1]), task(2, positive_class="worst"), ["bad", "good"])
+    with pytest.raises(DataError, match=r"'bad' is a name, and the labels are numbers; use one of 0 to 1"):
+        scored_class(task(2, positive_class="bad"), None)
+
+
+@pytest.mark.parametrize("name", ["bad", "very bad", "1", "null", "it's", "[a]", "a: b"])
+def test_the_name_that_the_notice_says_to_type_is_that_class(name: str, tmp_path: Path) -> None:
+    (notice,) = class_notices(of([0, 1]), of([0, 1]), task(2), [name, "~"])
+    (typed,) = shlex.split(notice.partition("; ")[2].partition(" makes ")[0])
+    write_config(tmp_path / "a.yaml", config("val/accuracy", num_classes=2).model_dump(mode="json"))
+    found = load_config(tmp_path / "a.yaml", [typed]).config.task
+    assert isinstance(found, ClassificationTask)
+    assert scored_class(found, [name, "~"]) == 0
+
+
+@pytest.mark.parametrize(("answers", "only"), [([1, 1, 1], "good"), ([0, 0, 0], "bad"), ([0, 1, 0], None)])
+def test_a_network_that_answers_everything_alike_is_told(answers: list[int], only: str | None) -> None:
+    classification = Classification(task(2), class_weights=None, classes=["bad", "good"], scored_class=1)
+    scores = Scores(classification, device=torch.device("cpu"))
+    scores.update(torch.eye(2)[answers], torch.tensor([0, 1, 1]))
+    scores.compute(lambda vector: vector[None])
+    assert scores.only_answer() == only
+
+
+def test_where_all_rows_are_of_one_class_it_is_no_fault_to_say_so() -> None:
+    scores = Scores(Classification(task(2), class_weights=None), device=torch.device("cpu"))
+    scores.update(torch.eye(2)[[1, 1]], torch.tensor([1, 1]))
+    scores.compute(lambda vector: vector[None])
+    assert scores.only_answer() is None
 
 
 def config(metric: str, *, where: str = "early_stopping", **settings: Any) -> RunConfig:

@@ -303,6 +303,18 @@ def test_an_evaluation_says_whether_it_is_the_best(told: Tell) -> None:
     assert second == "evaluation at update 20: val/loss 0.7000"
 
 
+def test_an_evaluation_says_that_every_answer_is_the_same(told: Tell) -> None:
+    run = told(is_terminal=False)
+    best = best_of(0.5, step=10)
+    run.console.on_event({"event": "one answer", "step": 10, "answer": "good"})
+    run.console.on_evaluation({"event": "evaluation", "step": 10, "metrics": {"val/loss": 0.5}}, best)
+    run.console.on_evaluation({"event": "evaluation", "step": 20, "metrics": {"val/loss": 0.7}}, best)
+    assert run.lines == [
+        "evaluation at update 10: val/loss 0.5000  best so far  every answer is 'good'",
+        "evaluation at update 20: val/loss 0.7000",
+    ]
+
+
 def test_an_interrupted_run_says_what_was_saved_and_how_to_go_on(told: Tell) -> None:
     run = told(is_terminal=False)
     run.console.on_event({"event": "saved", "directory": "step-00000007", "step": 7, "is_best": False})

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from harness import __version__
 from harness.checkpoint.directory import CheckpointDirectory
 from harness.config import RunConfig
 from harness.config.io import dump_config, load_config
@@ -299,6 +300,27 @@ def test_a_damaged_config_in_a_run_directory_says_what_it_is_and_what_to_do(
     (run / "config.yaml").unlink()
     assert described(config) == []
     assert load_config(run / "config.yaml").config == config
+
+
+def test_a_config_of_another_version_with_keys_that_this_one_lacks_says_so(tmp_path: Path) -> None:
+    path, config = tmp_path / "a.yaml", a_config(tmp_path)
+    path.write_text(f"{dump_config(config).replace(__version__, '9.8.7')}new_section: {{}}\n")
+    with pytest.raises(ConfigError, match=r"(?s)new_section: unknown key.*harness 9\.8\.7 wrote this file, and"):
+        load_config(path)
+    path.write_text(f"{dump_config(config)}new_section: {{}}\n")
+    with pytest.raises(ConfigError) as refusal:
+        load_config(path)
+    assert "wrote this file" not in str(refusal.value)
+
+
+def test_a_run_whose_directory_and_name_are_changed_together_goes_on_as_the_same_run(tmp_path: Path) -> None:
+    described(a_config(tmp_path))
+    (tmp_path / "r/checkpoints/step-00000001").mkdir(parents=True)
+    identity = read(tmp_path / "r/run.json")
+    (tmp_path / "r").rename(tmp_path / "s")
+    (notice,) = described(a_config(tmp_path, run={"name": "s"}))
+    assert notice == 'changed since the run was last started: run.name: stored "r", given "s"'
+    assert read(tmp_path / "s/run.json") == identity
 
 
 def test_a_changed_rate_is_noticed_once(tmp_path: Path) -> None:

@@ -143,6 +143,20 @@ def test_a_checkpoint_of_nonsense_is_told_and_the_other_runs_are_listed(
 # ---------------------------------------------------------------- the list
 
 
+def test_a_start_that_failed_before_its_first_update_is_left_out_unless_it_is_asked_for(
+    real_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(real_runs / "steady", tmp_path / "steady")
+    for name, code, step in (("typo", 3, 0), ("late", 6, 4), ("stopped", 75, 0)):
+        shutil.copytree(real_runs / "steady", tmp_path / name)
+        (tmp_path / name / "exit.json").write_text(json.dumps({"code": code, "reason": "a reason", "step": step}))
+    _, *rows, last = told(capsys, str(tmp_path), "--sort", "run")
+    assert [row.split()[0] for row in rows] == ["late", "steady", "stopped"]
+    assert last == "left out: 1 that failed before the first update (--all)"
+    _, *rows = told(capsys, str(tmp_path), "--sort", "run", "--all")
+    assert [row.split()[0] for row in rows] == ["late", "steady", "stopped", "typo"]
+
+
 def test_the_list_is_aligned_and_the_youngest_run_is_first(
     real_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,6 @@ Verdict = Literal["refused", "noticed", "allowed"]
 # Noticed: what changes the rest of the curve. Allowed: how long the run is, and how it is watched, saved and spread.
 VERDICTS: dict[str, Verdict] = {
     "": "noticed",
-    "run.name": "refused",
     "run.seed": "refused",
     "run.output_root": "allowed",
     "run.max_epochs": "allowed",

@@ -53,6 +53,10 @@ ValueOrList = Annotated[
     Annotated[V, Tag("value")] | Annotated[tuple[T, ...], Tag("list")],
     Discriminator(lambda given: "list" if isinstance(given, list | tuple) else "value"),
 ]
+NumberOrName = Annotated[
+    Annotated[CountInt, Tag("number")] | Annotated[str, Tag("name")],
+    Discriminator(lambda given: "name" if isinstance(given, str) else "number"),
+]
 OneOrEach = ValueOrList[T, T]
 """One value for all, or a list with one for each."""
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
+from harness import __version__
 from harness.config import RunConfig
 from harness.config.checks import batch_problems, contradictions
 from harness.config.fields import Section
@@ -25,6 +26,7 @@ __all__ = ["LoadedConfig", "dump_config", "load_config", "read_mapping", "refuse
 
 M = TypeVar("M", bound=Section)
 _MAX_BYTES = 2**18
+_WRITTEN_BY = "# written by harness "
 _TAGS = ("kind", "source")
 
 
@@ -105,7 +107,8 @@ def refuse(path: str | PathLike[str], problems: Sequence[str]) -> None:
 
 def dump_config(config: RunConfig) -> str:
     """Return ASCII YAML with every default written out, which `load_config` reads back to an equal configuration."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, width=110)
+    text = yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, width=110)
+    return f"{_WRITTEN_BY}{__version__}\n{text}"
 
 
 class _Dumper(yaml.SafeDumper):
@@ -120,7 +123,22 @@ _Dumper.add_representer(
 
 def _gathered(path: str | PathLike[str], problems: Sequence[str]) -> ConfigError:
     header = f"{len(problems)} problem{'s' * (len(problems) > 1)} in {path}"
-    return ConfigError("\n  ".join([header, *problems]))
+    return ConfigError("\n  ".join([header, *problems, *_of_another_version(Path(path))]))
+
+
+def _of_another_version(path: Path) -> list[str]:
+    """Return what there is to say where a file with problems was written by another version of the harness."""
+    try:
+        with path.open(errors="replace") as file:
+            first = file.readline(80).strip()
+    except (OSError, ValueError):
+        return []  # then that is the problem
+    version = first.removeprefix(_WRITTEN_BY)
+    if version in (first, __version__):
+        return []
+    return [
+        f"harness {version} wrote this file, and this is {__version__}, which may not know all its keys; use {version}"
+    ]
 
 
 def _read(path: Path, *, example: str) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from harness.config.fields import CountInt, Int, PositiveFloat, Probability, Section, ValueOrList, WrongKey
+from harness.config.fields import Int, NumberOrName, PositiveFloat, Probability, Section, ValueOrList, WrongKey
 
 
 class ClassificationTask(Section):
@@ -22,8 +22,9 @@ class ClassificationTask(Section):
     """Share of each row's target that is spread evenly over all classes (Szegedy et al. 2016, arXiv:1512.00567)."""
     class_weights: ValueOrList[Literal["balanced"], PositiveFloat] | None = None
     """How much a row of each class counts; `balanced` is the number of rows by that of its class and of classes."""
-    positive_class: CountInt | None = None
-    """The class of f1, precision, recall, auc and average_precision; of two classes, 1 if nothing is said."""
+    positive_class: NumberOrName | None = None
+    """The class of f1, precision, recall, auc and average_precision, by number, or by name where labels are texts; 1 of
+    two classes if nothing is said."""
     confusion_matrix: bool = False
     """Write it with each evaluation: rows are true classes, columns predicted ones."""
 
@@ -31,13 +32,13 @@ class ClassificationTask(Section):
     def _classes_are_there(self) -> ClassificationTask:
         if isinstance(self.class_weights, tuple) and len(self.class_weights) != self.num_classes:
             raise WrongKey("class_weights", f"{len(self.class_weights)} entries for {self.num_classes} classes")
-        if self.positive_class is not None and self.positive_class >= self.num_classes:
+        if isinstance(self.positive_class, int) and self.positive_class >= self.num_classes:
             raise WrongKey("positive_class", f"{self.positive_class} is not one of 0 to {self.num_classes - 1}")
         return self
 
     @property
-    def scored_class(self) -> int | None:
-        """The class that metrics of one class are about."""
+    def scored_class(self) -> int | str | None:
+        """The class that metrics of one class are about, as the configuration has it."""
         return 1 if self.positive_class is None and self.num_classes == 2 else self.positive_class
 
     @property

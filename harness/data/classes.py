@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +17,8 @@ from harness.data.batches import Columns
 from harness.data.shards import ShardedColumns
 from harness.errors import DataError
 
+NO_TEXTS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n", "inf", "nan")
+"""Words that YAML may read as something else."""
 NAMED = 5  # classes in a sentence
 
 
@@ -30,10 +34,11 @@ def class_notices(
         DataError: all rows are of one class.
     """
     notices = []
-    if names is not None and task.positive_class is None and task.scored_class is not None:
+    scored = scored_class(task, names)
+    if names is not None and task.positive_class is None and scored is not None:
         notices.append(
-            f"precision, recall, f1, auc and average_precision are of class {_named([task.scored_class], names)}, the "
-            f"second by the alphabet; task.positive_class=0 makes them of {_named([0], names)}"
+            f"precision, recall, f1, auc and average_precision are of class {_named([scored], names)}, the "
+            f"second by the alphabet; task.positive_class={_quoted(names[0])} makes them of {_named([0], names)}"
         )
     of_validation = _counts(validation.targets, task)
     if isinstance(train, Columns):
@@ -63,19 +68,43 @@ def check_judges(config: RunConfig, validation: Columns, names: Sequence[Any] | 
         DataError: the score would be NaN, or 0, in every evaluation.
     """
     task = config.task
-    if not isinstance(task, ClassificationTask) or task.scored_class is None:
+    scored = scored_class(task, names) if isinstance(task, ClassificationTask) else None
+    if not isinstance(task, ClassificationTask) or scored is None:
         return
-    num_positive = int(_counts(validation.targets, task)[task.scored_class])
+    num_positive = int(_counts(validation.targets, task)[scored])
     for section, (metric, _) in judging_metrics(config).items():
         wants_others = metric in ("val/auc", "val/average_precision")
         if metric not in task.metrics_of_one_class or 0 < num_positive < len(validation) + (not wants_others):
             continue
         which = "none" if num_positive == 0 else "every one"
         raise DataError(
-            f"{section}.metric: {metric} is about class {_named([task.scored_class], names)}, but of the "
+            f"{section}.metric: {metric} is about class {_named([scored], names)}, but of the "
             f"{len(validation):,} validation rows {which} is of it. Set aside others "
             "(data.validation_fraction, data.stratify, data.validation_path), or use val/loss."
         )
+
+
+def scored_class(task: ClassificationTask, names: Sequence[Any] | None) -> int | None:
+    """Return the number of the class that metrics of one class are about, None where there is none.
+
+    Raises:
+        DataError: it is called by a name that no class has.
+    """
+    chosen = task.scored_class
+    if not isinstance(chosen, str):
+        return chosen
+    if names is None:
+        numbers = f"0 to {task.num_classes - 1}"
+        raise DataError(f"task.positive_class: {chosen!r} is a name, and the labels are numbers; use one of {numbers}")
+    if chosen not in names:
+        raise DataError(f"task.positive_class: {chosen!r} is no class; use {_named(range(len(names)), names)}")
+    return names.index(chosen)
+
+
+def _quoted(name: str) -> str:
+    """Return the name of a class as it is typed after `key=`: a text to YAML and one word to the shell."""
+    is_plain = name.isascii() and name.isalpha() and name.lower() not in NO_TEXTS
+    return name if is_plain else shlex.quote(json.dumps(name))
 
 
 def _counts(targets: Tensor, task: ClassificationTask) -> Tensor:

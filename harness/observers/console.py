@@ -68,7 +68,7 @@ class Console(Observer):
         self._directory, self._command, self._report, self._links = directory, command, report, links
         self._pace = Pace(agenda, state, samples_seen=samples_seen)
         self._shown_at = -SECONDS_BETWEEN_LINES
-        self._standings, self._saved = standings, ""
+        self._standings, self._saved, self._only_answer = standings, "", ""
         self._live: Live | None = None
         if self._out.is_terminal and not self._out.is_dumb_terminal:
             self._live = Live(console=self._out, auto_refresh=False, transient=True)
@@ -92,6 +92,8 @@ class Console(Observer):
         self._standings = standings
         is_best = standings.best.best_step == line["step"]
         mark = "  best so far" if is_best else ""
+        if self._only_answer:
+            mark, self._only_answer = f"{mark}  every answer is {self._only_answer}", ""
         self._print(f"evaluation at update {line['step']:,}: {scores}{mark}", style="bold" if is_best else "")
 
     def on_event(self, line: Line) -> None:
@@ -104,6 +106,8 @@ class Console(Observer):
                 f"(ranks with a non-finite loss: {ranks})",
                 style="red",
             )
+        elif line["event"] == "one answer":
+            self._only_answer = repr(line["answer"])
         elif line["event"] == "saved":
             self._saved = line["directory"]
         elif line["event"] == "save failed":

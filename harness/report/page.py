@@ -21,7 +21,7 @@ from harness.report.shapes import SERIES, Chart
 from harness.run_status import duration
 
 MAX_INCIDENTS = 100
-_QUIET = ("gradients", "samples", "saved", "verdict")
+_QUIET = ("gradients", "samples", "one answer", "saved", "verdict")
 """Events that are drawn, counted, or have a table of their own."""
 ABSENT = "\N{EN DASH}"
 _REASONS = {"budget": "the budget is spent", "early_stopping": "no better evaluation within the patience"}

@@ -28,6 +28,8 @@ from harness.visible_gpus import count_gpus
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp16": torch.float32, "fp64": torch.float64}
 """The type of weights and rows under each precision; bf16 and fp16 are autocast."""
+OTHER_LAUNCHERS = ("OMPI_COMM_WORLD_", "MV2_COMM_WORLD_", "PMI_", "MPI_LOCAL")
+"""How the variables begin in which mpirun says which process this is; a shell that it has started hands them on."""
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": None}
 
 
@@ -39,6 +41,8 @@ def join_ranks(place: Placement, *, timeout_seconds: float, alone_in_group: bool
     Raises:
         ConfigError: there are GPUs, and torch can use none.
     """
+    for name in [name for name in os.environ if name.startswith(OTHER_LAUNCHERS)]:
+        del os.environ[name]  # Accelerate and DeepSpeed would believe them, and take every rank for the same one
     on_gpu = torch.cuda.is_available()
     device = torch.device("cpu")
     if not on_gpu:

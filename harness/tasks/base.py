@@ -1,7 +1,7 @@
 """What a task is to the loop: the loss of a batch, and the scores of the validation split."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -37,6 +37,10 @@ class TaskLoss(Protocol):
 
         Their states are sums whose shape no row changes, or lists of one number a row (see `metrics.combine`).
         """
+        ...
+
+    def only_answer(self, metrics: Mapping[str, Metric]) -> Any | None:
+        """Return the one class that all rows the metrics have seen are taken for, although they are of several."""
         ...
 
 
@@ -91,6 +95,10 @@ class Scores:
             warnings.filterwarnings("ignore", message=r"The ``compute`` method of metric", category=UserWarning)
             scores = {f"val/{name}": metric.compute().tolist() for name, metric in self._metrics.items()}
         return {"val/loss": loss / weight, **scores}
+
+    def only_answer(self) -> Any | None:
+        """Return the one class that all rows are taken for, although they are of several; after `compute`."""
+        return self._task.only_answer(self._metrics)
 
 
 def evenly_spread(count: int, length: int) -> list[int]:

@@ -3,6 +3,7 @@
 import torch
 
 from harness.config.tasks import CausalLmTask, ClassificationTask, RegressionTask, Task
+from harness.data.classes import scored_class
 from harness.data.sources import DataSplits
 from harness.tasks.base import TaskLoss
 from harness.tasks.language import CausalLm
@@ -22,7 +23,9 @@ def build_task(config: Task, splits: DataSplits, *, device: torch.device, dtype:
         case ClassificationTask():
             weights = class_weights(config.class_weights, splits.train, num_classes=config.num_classes)
             weights = None if weights is None else weights.to(device=device, dtype=dtype)
-            return Classification(config, class_weights=weights, classes=splits.preprocessing.get("classes"))
+            classes = splits.preprocessing.get("classes")
+            scored = scored_class(config, classes)
+            return Classification(config, class_weights=weights, classes=classes, scored_class=scored)
         case RegressionTask():
             return Regression(splits.num_outputs)
         case CausalLmTask():

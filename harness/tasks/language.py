@@ -1,7 +1,7 @@
 """Predicting each token of a text from those before it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -45,6 +45,9 @@ class CausalLm:
 
     def metrics(self) -> dict[str, Metric]:
         return {"perplexity": Perplexity(), "bits_per_byte": BitsPerByte(self._token_bytes)}
+
+    def only_answer(self, metrics: Mapping[str, Metric]) -> None:
+        return None
 
 
 def nats(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """One label or some numbers a row."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -25,15 +25,22 @@ class Classification:
     Args:
         class_weights: (num_classes,) where the logits are, or None.
         classes: the names of the labels, where they have some.
+        scored_class: which metrics of one class are about; None leaves them out.
     """
 
     targets_per_row = 1
     counts_tokens = False
 
     def __init__(
-        self, config: ClassificationTask, *, class_weights: Tensor | None, classes: Sequence[Any] | None = None
+        self,
+        config: ClassificationTask,
+        *,
+        class_weights: Tensor | None,
+        classes: Sequence[Any] | None = None,
+        scored_class: int | None = None,
     ) -> None:
         self._config, self._class_weights, self._classes = config, class_weights, classes
+        self._scored_class = scored_class
         self.is_weighted = class_weights is not None
 
     def loss_sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -46,14 +53,11 @@ class Classification:
 
     def examples(self, outputs: Tensor, targets: Tensor) -> dict[str, list[Any]]:
         probabilities, predicted = outputs.float().softmax(dim=1).max(dim=1)
-        target, prediction = (
-            [label if self._classes is None else self._classes[label] for label in labels.tolist()]
-            for labels in (targets, predicted)
-        )
+        target, prediction = ([self._name(label) for label in labels.tolist()] for labels in (targets, predicted))
         return {"target": target, "prediction": prediction, "probability": probabilities.tolist()}
 
     def metrics(self) -> dict[str, Metric]:
-        num_classes, positive = self._config.num_classes, self._config.scored_class
+        num_classes, positive = self._config.num_classes, self._scored_class
         metrics = {
             "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
             "macro_f1": MulticlassF1Score(num_classes, average="macro", validate_args=False),
@@ -65,6 +69,16 @@ class Classification:
         if self._config.confusion_matrix:
             metrics["confusion_matrix"] = ConfusionMatrix(num_classes, validate_args=False)
         return metrics
+
+    def only_answer(self, metrics: Mapping[str, Metric]) -> Any | None:
+        counts = metrics["macro_f1"]
+        answered, true = counts.tp + counts.fp, counts.tp + counts.fn
+        if answered.count_nonzero() != 1 or true.count_nonzero() == 1:
+            return None
+        return self._name(int(answered.argmax()))
+
+    def _name(self, label: int) -> Any:
+        return label if self._classes is None else self._classes[label]
 
 
 class Regression:
@@ -92,6 +106,9 @@ class Regression:
 
     def metrics(self) -> dict[str, Metric]:
         return {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": R2(self.targets_per_row)}
+
+    def only_answer(self, metrics: Mapping[str, Metric]) -> None:
+        return None
 
 
 def class_weights(

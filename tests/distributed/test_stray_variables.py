@@ -1,0 +1,56 @@
+"""What other launchers have left in the environment changes no bit: RANK and WORLD_SIZE say who the ranks are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.ranks import run_ranks
+from tests.distributed.scenarios import train_main
+from tests.helpers import plain_ledger, write_config
+
+pytestmark = pytest.mark.slow
+
+CONFIG = {
+    "run": {"name": "clean", "max_steps": 6},
+    "model": {"kind": "mlp", "hidden": [8]},
+    "data": {"source": "csv", "path": "rows.csv", "targets": ["y"], "validation_fraction": 0.25, "global_batch": 8},
+    "task": {"kind": "classification", "num_classes": 2},
+    "optim": {"kind": "adamw", "peak_lr": 0.01},
+}
+STRAY = {
+    "mpirun": {
+        **{f"OMPI_COMM_WORLD_{name}": "0" for name in ("RANK", "LOCAL_RANK")},
+        **{f"OMPI_COMM_WORLD_{name}": "1" for name in ("SIZE", "LOCAL_SIZE")},
+    },
+    "mpich": {"PMI_RANK": "0", "PMI_SIZE": "1", "MPI_LOCALRANKID": "0", "MPI_LOCALNRANKS": "1"},
+    "mvapich": {"MV2_COMM_WORLD_RANK": "0", "MV2_COMM_WORLD_SIZE": "1", "MV2_COMM_WORLD_LOCAL_RANK": "0"},
+    "accelerate": {
+        "ACCELERATE_MIXED_PRECISION": "fp16",
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+        "ACCELERATE_USE_FSDP": "true",
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
+    },
+    "slurm": {"SLURM_RESTART_COUNT": "", "SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"},
+}
+
+
+def train_among(variables: dict[str, str], *arguments: str) -> int:
+    os.environ.update(variables)
+    return train_main(*arguments)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero1"])
+def test_variables_of_other_launchers_change_no_bit_of_a_run(strategy: str, tmp_path: Path) -> None:
+    rows = [f"{index},{index % 7},{int(index % 7 > 3)}" for index in range(80)]
+    (tmp_path / "rows.csv").write_text("\n".join(["a,b,y", *rows]))
+    config = write_config(tmp_path / "a.yaml", CONFIG, strategy={"kind": strategy})
+    common = (str(config), f"run.output_root={tmp_path}", f"data.path={tmp_path / 'rows.csv'}")
+    assert run_ranks(2, train_among, {}, *common) == [0, 0]
+    wanted = plain_ledger(tmp_path / "clean/ledger.jsonl")
+    for launcher, variables in STRAY.items():
+        assert run_ranks(2, train_among, variables, *common, f"run.name={launcher}") == [0, 0], launcher
+        assert plain_ledger(tmp_path / launcher / "ledger.jsonl") == wanted, launcher
