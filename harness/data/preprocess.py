@@ -13,9 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow
 from numpy.typing import NDArray
 
 from harness.config.data import TableData
+from harness.data.columns import advice, spelled_numbers
 from harness.data.tabular import Table, numbers_of
 from harness.errors import DataError
 
@@ -42,6 +44,8 @@ def fit_features(table: Table, names: Sequence[str], data: TableData, *, rows: N
 
 def _fit_categories(table: Table, name: str, rows: NDArray[np.int64]) -> Feature:
     categories = sorted(set(_values(table, name, rows)), key=lambda value: (value is None, str(type(value)), value))
+    if name in (table.spelled or ()):
+        categories = _in_order_of_numbers(categories)
     if len(categories) > MAX_CATEGORIES:
         raise DataError(
             f"{table.path}: column {name!r} has {len(categories):,} different values in the training rows, but "
@@ -49,6 +53,12 @@ def _fit_categories(table: Table, name: str, rows: NDArray[np.int64]) -> Feature
             "column out"
         )
     return {"name": name, "categories": categories}
+
+
+def _in_order_of_numbers(texts: list[str | None]) -> list[str | None]:
+    """Return categories of csv in the order that they have in a file of another format, where they are numbers."""
+    numbers = spelled_numbers(pyarrow.array(texts, pyarrow.large_string()))
+    return texts if numbers is None else [texts[place] for place in np.argsort(numbers, kind="stable")]  # NaN is last
 
 
 def _fit_numbers(table: Table, name: str, training: NDArray[Any], data: TableData) -> Feature:
@@ -146,6 +156,6 @@ def _values(table: Table, name: str, rows: NDArray[np.int64] | None = None) -> l
     if strange is not None:
         raise DataError(
             f"{table.path}: column {name!r} holds {column.type}, but texts, numbers or true and false are wanted in "
-            "data.categorical. Encode it, or leave the column out."
+            f"data.categorical. {advice(column.type)}"
         )
     return [None if isinstance(value, float) and math.isnan(value) else value for value in values]

@@ -37,14 +37,18 @@ from harness.data.tabular import (
     check_same_columns,
     feature_names,
     file_digest,
+    label_name,
     load_table,
     matrix,
     numbers_of,
+    read_otherwise,
     table_targets,
+    with_same_labels,
 )
 from harness.data.text import load_text, prepare_text
 from harness.data.text_table import read_texts, tokenized
 from harness.data.tokenizers import TextTokenizer
+from harness.data.unchanged import unchanged
 from harness.errors import DataError
 
 BLOCK_ROWS = 65_536  # of a table that is written to files
@@ -66,6 +70,8 @@ class DataSplits:
     """Sentences for whoever started the run."""
     tokenizer: TextTokenizer | None = None
     """Of running text."""
+    read_otherwise: tuple[str, ...] = ()
+    """What is done with the columns here that was not in the version before, see `tabular.read_otherwise`."""
 
 
 def prepare(data: Data, *, seed: int) -> None:
@@ -116,30 +122,51 @@ def load(data: Data, task: Task, *, seed: int) -> DataSplits:
 
 
 def _open_shards(data: ShardedTableData, task: Task) -> DataSplits:
+    train = ShardedColumns(data, task)
     table = load_table("parquet", Path(data.validation_path))
-    names = feature_names(table, data.features, data.targets)
-    check_names(table, names, data.targets, ())
-    targets, classes = table_targets(table, data.targets, task, None)
-    validation = Columns(torch.from_numpy(matrix(table, names)), targets)
-    train = ShardedColumns(data.path, features=names, targets=data.targets, task=task, classes=classes)
+    check_same_columns(table, [*train.features, *data.targets], as_in=train.first)
+    targets, _ = table_targets(table, data.targets, task, train.classes)
+    validation = Columns(torch.from_numpy(matrix(table, train.features)), targets)
     num_outputs = task.num_classes if isinstance(task, ClassificationTask) else targets.shape[1]
-    features = [{"name": name, "fill": None, "mean": 0.0, "scale": 1.0} for name in names]
-    return DataSplits(train, validation, (len(names),), num_outputs, {"features": features, "classes": classes})
+    features = [{"name": name, "fill": None, "mean": 0.0, "scale": 1.0} for name in train.features]
+    preprocessing = {"features": features, "classes": train.classes}
+    otherwise = []
+    before = [name for name in table.arrow.column_names if name not in data.targets]
+    if data.features is None and before != train.features:
+        otherwise = [f"takes the columns of {train.first.path}, not those of {table.path}, for features"]
+    elif train.classes is not None and sorted(set(table.arrow.column(data.targets[0]).to_pylist())) != train.classes:
+        otherwise = [f"takes the classes from column {data.targets[0]!r} of all of {data.path}, not of {table.path}"]
+    return DataSplits(
+        train,
+        validation,
+        (len(train.features),),
+        num_outputs,
+        preprocessing,
+        tuple(train.notices),
+        read_otherwise=tuple(otherwise),
+    )
+
+
+def _paths(data: TableData | TextTableData) -> list[str]:
+    return [path for path in (data.path, data.validation_path) if path is not None]
 
 
 def _load_table(data: TableData, task: Task, *, seed: int) -> DataSplits:
     if data.in_memory:
         return _read_table(data, task, seed=seed).splits()
-    paths = [Path(path) for path in (data.path, data.validation_path) if path is not None]
-    digests = [file_digest(data.source, path) for path in paths]
-    described = [digests, data.model_dump(mode="json"), task.model_dump(mode="json"), seed]
-    folder, facts = cached(described, lambda folder: _read_table(data, task, seed=seed).write(folder))
+    with unchanged(map(Path, _paths(data))):
+        digests = [file_digest(data.source, Path(path)) for path in _paths(data)]
+        key = [digests, data.model_dump(mode="json"), task.model_dump(mode="json"), seed]
+        folder, facts = cached(key, lambda folder: _read_table(data, task, seed=seed).write(folder))
     train, validation = (
         open_columns(folder, name, facts[name], has_labels=isinstance(task, ClassificationTask))
         for name in ("train", "validation")
     )
     shape = tuple(train.inputs.shape[1:])
-    return DataSplits(train, validation, shape, facts["num_outputs"], facts["preprocessing"], tuple(facts["notices"]))
+    described: Facts = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in facts["described"].items()
+    }
+    return DataSplits(train, validation, shape, **described)
 
 
 @dataclass(frozen=True)
@@ -163,7 +190,7 @@ class _Part:
         for start in range(0, len(self.targets), BLOCK_ROWS):
             first, last = np.searchsorted(self.rows, [start, start + BLOCK_ROWS])
             if first < last:
-                block = Table(self.table.path, self.table.arrow.slice(start, BLOCK_ROWS))
+                block = replace(self.table, arrow=self.table.arrow.slice(start, BLOCK_ROWS))
                 yield torch.from_numpy(apply_features(block, features)[self.rows[first:last] - start])
 
 
@@ -177,63 +204,74 @@ class _ReadTable:
     num_outputs: int
     preprocessing: dict[str, Any]
     notices: Sequence[str]
+    read_otherwise: Sequence[str]
 
     def splits(self) -> DataSplits:
         train, validation = self.train.columns(self.features), self.validation.columns(self.features)
         shape = tuple(train.inputs.shape[1:])
-        return DataSplits(train, validation, shape, self.num_outputs, self.preprocessing, tuple(self.notices))
+        return DataSplits(train, validation, shape, **self._described())
+
+    def _described(self) -> Facts:
+        return {
+            "num_outputs": self.num_outputs,
+            "preprocessing": self.preprocessing,
+            "notices": tuple(self.notices),
+            "read_otherwise": tuple(self.read_otherwise),
+        }
 
     def write(self, folder: Path) -> Facts:
         return {
             "train": self.train.write(folder, "train", self.features),
             "validation": self.validation.write(folder, "validation", self.features),
-            "num_outputs": self.num_outputs,
-            "preprocessing": self.preprocessing,
-            "notices": list(self.notices),
+            "described": self._described(),
         }
 
 
-def _rows_of_table(data: TableData, path: str) -> Table:
-    table = load_table(data.source, Path(path))
+def _rows_of_table(data: TableData, path: str, spelled: Sequence[str]) -> Table:
+    table = load_table(data.source, Path(path), spelled=spelled)
     if data.source == "csv" and (data.impute != "none" or data.categorical):
         check_no_short_rows(table.path)  # where values may miss; elsewhere a missing one is refused
     return table
 
 
 def _read_table(data: TableData, task: Task, *, seed: int) -> _ReadTable:
-    table = _rows_of_table(data, data.path)
-    names = feature_names(table, data.features, data.targets)
-    check_names(table, names, data.targets, data.categorical)
+    labels = [label_name(data.targets)] if isinstance(task, ClassificationTask) else []
+    files = [_rows_of_table(data, path, [*data.categorical, *labels]) for path in _paths(data)]
+    names, notices = feature_names(files[0], data)
+    check_names(files[0], names, data.targets, data.categorical)
+    otherwise = read_otherwise(files, left_out=[name for name in files[0].index if notices and name not in names])
+    table, *others = with_same_labels(files, labels[0]) if labels else files
     targets, classes = table_targets(table, data.targets, task, None)
-    if data.validation_path is None:
+    if not others:
         rows, other_rows = split_rows(targets, data, seed=seed)
         train, validation = _Part(table, targets, rows), _Part(table, targets, other_rows)
     else:
-        other = _rows_of_table(data, data.validation_path)
-        check_same_columns(other, [*names, *data.targets], as_in=table)
-        other_targets, _ = table_targets(other, data.targets, task, classes)
+        check_same_columns(others[0], [*names, *data.targets], as_in=table)
+        other_targets, _ = table_targets(others[0], data.targets, task, classes)
         train = _Part(table, targets, np.arange(len(targets)))
-        validation = _Part(other, other_targets, np.arange(len(other_targets)))
+        validation = _Part(others[0], other_targets, np.arange(len(other_targets)))
     features = fit_features(table, names, data, rows=train.rows)
-    notices = [
+    notices += [
         *imputed_values({"training": (table, train.rows), "validation": (validation.table, validation.rows)}, features),
         *unknown_categories(validation.table, features, rows=validation.rows),
     ]
     num_outputs = task.num_classes if isinstance(task, ClassificationTask) else targets.shape[1]
     preprocessing = {"features": features, "classes": classes}
-    return _ReadTable(train, validation, features, num_outputs, preprocessing, notices)
+    return _ReadTable(train, validation, features, num_outputs, preprocessing, notices, otherwise)
 
 
 def _load_texts(data: TextTableData, task: ClassificationTask, *, seed: int) -> DataSplits:
-    table, texts = read_texts(data.path, data)
+    files, all_texts = zip(*(read_texts(path, data) for path in _paths(data)), strict=True)
+    table, *others = with_same_labels(files, data.target)
     targets, classes = table_targets(table, [data.target], task, None)
-    if data.validation_path is None:
+    if not others:
         rows, other_rows = split_rows(targets, data, seed=seed)
-        other_texts, other_targets = texts, targets
+        other_targets = targets
     else:
-        other, other_texts = read_texts(data.validation_path, data)
-        other_targets, _ = table_targets(other, [data.target], task, classes)
+        check_same_columns(others[0], [data.target], as_in=table)
+        other_targets, _ = table_targets(others[0], [data.target], task, classes)
         rows, other_rows = np.arange(len(targets)), np.arange(len(other_targets))
+    texts, other_texts = all_texts[0], all_texts[-1]
     tokens, notices = tokenized([texts[row] for row in rows] + [other_texts[row] for row in other_rows], data)
     return DataSplits(
         Columns(tokens[: len(rows)], targets[rows]),
@@ -242,6 +280,7 @@ def _load_texts(data: TextTableData, task: ClassificationTask, *, seed: int) -> 
         task.num_classes,
         {"classes": classes},
         notices,
+        read_otherwise=read_otherwise(files),
     )
 
 

@@ -21,7 +21,7 @@ def read_texts(path: str, data: TextTableData) -> tuple[Table, list[str]]:
     Raises:
         DataError: the file cannot be read, a column does not exist, or a row has no text.
     """
-    table = load_table(TABLE_SUFFIXES[PurePath(path).suffix], Path(path))
+    table = load_table(TABLE_SUFFIXES[PurePath(path).suffix], Path(path), spelled=[data.text, data.target])
     check_columns(table, {"text": [data.text], "target": [data.target]})
     texts = table.arrow.column(data.text).to_pylist()
     for row, text in enumerate(texts):
