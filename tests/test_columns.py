@@ -14,6 +14,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -24,8 +25,11 @@ from pydantic import TypeAdapter
 from harness import assemble
 from harness.config.data import Data
 from harness.config.tasks import ClassificationTask, RegressionTask
+from harness.data.preprocess import fit_features
 from harness.data.shards import ShardedColumns
 from harness.data.sources import DataSplits, load
+from harness.data.suspects import suspects
+from harness.data.tabular import Table
 from harness.errors import DataError
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main, train_main_and_listen
@@ -299,6 +303,84 @@ def test_labels_that_are_spelled_otherwise_are_other_labels_unless_all_are_numbe
     are_numbers = labels in (["0", "1.0"], ["False", "true"])
     assert splits.preprocessing["classes"] == (None if are_numbers else sorted(labels))
     assert splits.train.targets.tolist() == [0, 1]
+
+
+# ---------------------------------------------------------------- columns that nobody chose
+
+
+def shuffled(seed: int, count: int = 120) -> pandas.DataFrame:
+    """Noise and labels that have nothing to do with it, shuffled as pandas does: its index knows the labels."""
+    generator = np.random.default_rng(seed)
+    frame = pandas.DataFrame({"a": generator.normal(size=count), "b": generator.normal(size=count)})
+    frame["y"] = np.arange(count) * 3 // count
+    return frame.sample(frac=1, random_state=seed)
+
+
+@pytest.mark.parametrize("name", ["__index_level_0__", "patient"])
+def test_the_index_that_pandas_writes_is_no_feature_unless_it_is_named(tmp_path: Path, name: str) -> None:
+    frame = shuffled(0)
+    frame.to_parquet(tmp_path / "without.parquet", index=False)
+    (frame if name.startswith("_") else frame.rename_axis(name)).to_parquet(tmp_path / "with.parquet")
+    path, without = (str(tmp_path / f"{stem}.parquet") for stem in ("with", "without"))
+    expected = read("parquet", without, without, num_classes=3)
+    for source in ("parquet", "parquet_shards"):
+        splits = read(source, path, path, num_classes=3)
+        assert splits.preprocessing == expected.preprocessing
+        assert splits.validation.digest() == expected.validation.digest()
+        assert f"column {name!r} is the index that pandas has written" in splits.notices[0]
+        named = read(source, path, path, num_classes=3, features=["a", name])
+        assert named.input_shape == (2,)
+        assert not any("is the index" in notice for notice in named.notices)
+    assert not any("index" in notice for notice in expected.notices)
+
+
+@pytest.mark.parametrize(("source", "suffix"), [("csv", ".csv"), ("json", ".jsonl"), ("parquet", ".parquet")])
+def test_an_index_that_has_become_a_column_is_told_as_a_row_number_and_as_the_answer(
+    tmp_path: Path, source: str, suffix: str
+) -> None:
+    path = write(tmp_path / f"t{suffix}", shuffled(1).reset_index().to_dict("list"))
+    notices = load(section(source, path), classes(3), seed=0).notices
+    assert any("column 'index' has another value in each of 96 rows" in notice for notice in notices)
+    assert any("column 'index' alone tells 'y' of all 96 rows" in notice for notice in notices)
+
+
+def told_by(columns: Rows, target: Sequence[Any], categorical: Sequence[str] = ()) -> list[str]:
+    rows = {**columns, "y": target}
+    table = Table(Path("t"), pyarrow.table({name: list(values) for name, values in rows.items()}))
+    every = np.arange(len(target))
+    features = fit_features(table, list(columns), section("parquet", "t", categorical=list(categorical)), rows=every)
+    return list(suspects(table, features, ["y"], np.array(target), every))
+
+
+def test_noise_is_told_to_predict_in_fewer_than_one_of_a_thousand_tables() -> None:
+    generator, told = np.random.default_rng(0), 0
+    for count in (20, 23, 60):  # few rows are soon in order
+        for _ in range(200):
+            noise = {name: generator.normal(size=count).tolist() for name in "abc"}
+            noise["d"] = generator.integers(0, 12, size=count).tolist()
+            told += len(told_by(noise, (np.arange(count) < 2).astype(int).tolist(), ["d"]))
+    assert told <= 3
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32), count=st.integers(40, 200), kind=st.sampled_from(["threshold", "code", "copy"]))
+def test_a_column_that_alone_predicts_the_target_is_told_and_one_wrong_row_is_enough_not_to(
+    seed: int, count: int, kind: str
+) -> None:
+    generator = np.random.default_rng(seed)
+    target: Any = np.arange(count) % 3
+    column = target + generator.uniform(0.1, 0.9, size=count)
+    if kind == "code":
+        column = np.array([5.0, -2.0, 9.0, 0.0, 7.0, 1.0])[target + 3 * generator.integers(0, 2, size=count)]
+    if kind == "copy":
+        target = generator.normal(size=count)
+        column = 3 - 2 * target
+    noise = generator.normal(size=count)
+    (told,) = told_by({"noise": noise, "leak": column}, target.tolist())
+    assert f"column 'leak' alone tells 'y' of all {count} rows" in told
+    wrong = target.copy()
+    wrong[0] = 1 if kind != "copy" else 1e3
+    assert told_by({"noise": noise, "leak": column}, wrong.tolist()) == []
 
 
 # ---------------------------------------------------------------- types that others write

@@ -142,6 +142,13 @@ def unknown_categories(table: Table, features: Sequence[Feature], *, rows: NDArr
     return sentences
 
 
+def values_of(table: Table, feature: Feature) -> NDArray[Any]:
+    """Return the (N,) numbers of a feature as they stand in the table, NaN for none; of categories the places."""
+    if "categories" in feature:
+        return _codes(table, feature)
+    return numbers_of(table, feature["name"], may_miss=feature["fill"] is not None).astype(np.float64)
+
+
 def _codes(table: Table, feature: Feature) -> NDArray[np.int64]:
     """Return the place of each row's value among the categories, -1 if it is none of them."""
     places = {value: place for place, value in enumerate(feature["categories"])}

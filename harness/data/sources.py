@@ -31,6 +31,7 @@ from harness.data.mapped import Facts, cached, open_columns, write_columns
 from harness.data.order import permutation_key, permute
 from harness.data.preprocess import Feature, apply_features, fit_features, imputed_values, unknown_categories
 from harness.data.shards import ShardedColumns
+from harness.data.suspects import suspects
 from harness.data.tabular import (
     Table,
     check_names,
@@ -142,7 +143,7 @@ def _open_shards(data: ShardedTableData, task: Task) -> DataSplits:
         (len(train.features),),
         num_outputs,
         preprocessing,
-        tuple(train.notices),
+        (*train.notices, *suspects(table, features, data.targets, targets.numpy(), np.arange(len(targets)))),
         read_otherwise=tuple(otherwise),
     )
 
@@ -252,6 +253,7 @@ def _read_table(data: TableData, task: Task, *, seed: int) -> _ReadTable:
         validation = _Part(others[0], other_targets, np.arange(len(other_targets)))
     features = fit_features(table, names, data, rows=train.rows)
     notices += [
+        *suspects(table, features, data.targets, targets.numpy(), train.rows),
         *imputed_values({"training": (table, train.rows), "validation": (validation.table, validation.rows)}, features),
         *unknown_categories(validation.table, features, rows=validation.rows),
     ]
