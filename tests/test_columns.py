@@ -6,8 +6,11 @@ import csv
 import datetime
 import itertools
 import json
+import math
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -18,19 +21,23 @@ import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from harness import assemble
+from harness.config import RunConfig
 from harness.config.data import Data
 from harness.config.tasks import ClassificationTask, RegressionTask
+from harness.data.classes import check_judges
 from harness.data.preprocess import fit_features
 from harness.data.shards import ShardedColumns
 from harness.data.sources import DataSplits, load
 from harness.data.suspects import suspects
 from harness.data.tabular import Table
 from harness.errors import DataError
+from harness.tasks.build import build_task
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main, train_main_and_listen
 from tests.helpers import write_config
@@ -379,8 +386,55 @@ def test_a_column_that_alone_predicts_the_target_is_told_and_one_wrong_row_is_en
     (told,) = told_by({"noise": noise, "leak": column}, target.tolist())
     assert f"column 'leak' alone tells 'y' of all {count} rows" in told
     wrong = target.copy()
-    wrong[0] = 1 if kind != "copy" else 1e3
+    wrong[0] = 2 if kind != "copy" else 1e3  # it was 0
     assert told_by({"noise": noise, "leak": column}, wrong.tolist()) == []
+
+
+# ---------------------------------------------------------------- rows that can judge nothing
+
+
+@pytest.mark.parametrize("source", ["csv", "json", "parquet", "parquet_shards", "text_table"])
+def test_rows_that_train_and_validate_are_told_whatever_the_files_are_called(tmp_path: Path, source: str) -> None:
+    suffix = {"csv": ".csv", "json": ".jsonl"}.get(source, ".parquet")
+    rows = {"text": ["good", "bad", "so"], "x": [1, 2, 3], "y": [0, 1, 1]}
+    options: dict[str, Any] = {"features": ["x"]}
+    if source == "text_table":
+        write_tokenizer(tmp_path)
+        (tmp_path / "config.json").write_text('{"pad_token_id": 0}')
+        options = {"text": "text", "target": "y", "tokenizer": str(tmp_path)}
+    paths = [write(tmp_path / f"{name}{suffix}", rows) for name in ("rows", "copy")]
+    other = write(tmp_path / f"other{suffix}", {**rows, "x": [1, 2, 4], "text": ["good", "bad", "so so"]})
+    for validation, is_told in ((paths[0], True), (paths[1], source != "parquet_shards"), (other, False)):
+        notices = read(source, paths[0], validation, num_classes=2, **options).notices
+        assert any("rows that validate" in text or "its rows validate" in text for text in notices) == is_told
+
+
+def test_the_r2_of_a_target_that_never_changes_is_no_number_and_judges_no_run(tmp_path: Path) -> None:
+    train = write(tmp_path / "t.csv", {"x": range(4), "y": [0.1, 0.2, 0.3, 0.4], "z": range(4)})
+    for rows, said, score in (
+        (
+            {"x": range(7), "y": [0.1] * 7, "z": range(7)},
+            "'y' is one number in all 7 .* val/r2 is of the other targets",
+            0.0,
+        ),
+        (
+            {"x": range(7), "y": [0.1] * 7, "z": [0] * 7},
+            "'y' or 'z' is one number in .* val/r2 is not defined",
+            math.nan,
+        ),
+        ({"x": [1], "y": [2], "z": [3]}, "'y' or 'z' is one number in all 1 validation rows", math.nan),
+    ):
+        path = write(tmp_path / "v.csv", rows)
+        splits = load(section("csv", train, path, targets=["y", "z"]), REGRESSION, seed=0)
+        assert any(re.search(said, notice) for notice in splits.notices)
+        task = build_task(REGRESSION, splits, device=torch.device("cpu"), dtype=torch.float32)
+        r2 = task.metrics()["r2"]
+        means = splits.validation.targets.mean(dim=0).expand_as(splits.validation.targets)
+        r2.update(means, splits.validation.targets)  # explains nothing
+        assert r2.compute().item() == pytest.approx(score, nan_ok=True)
+        judged = config_values(tmp_path, early_stopping={"metric": "val/r2", "mode": "max"})
+        with nullcontext() if score == 0 else pytest.raises(DataError, match=r"early_stopping\.metric: val/r2 is the"):
+            check_judges(judged, splits.validation, None)
 
 
 # ---------------------------------------------------------------- types that others write
@@ -432,6 +486,17 @@ def test_a_text_that_is_to_be_predicted_as_a_number_is_told_of_classification(tm
 def train_as_before(*arguments: str) -> int:
     assemble.READING = 1  # type: ignore[attr-defined]
     return train_main(*arguments)
+
+
+def config_values(folder: Path, **sections: Any) -> RunConfig:
+    values = {
+        "run": {"name": "run", "output_root": str(folder), "max_steps": 4},
+        "model": {"kind": "mlp", "hidden": []},
+        "data": {"source": "csv", "path": "t.csv", "targets": ["y"], "global_batch": 4},
+        "task": {"kind": "regression"},
+        "optim": {"kind": "sgd", "peak_lr": 0.1},
+    }
+    return RunConfig.model_validate({**values, **sections})
 
 
 def config_of(folder: Path, categories: Sequence[Any]) -> str:

@@ -80,6 +80,12 @@ class ShardedColumns:
         """Return 16 hexadecimal digits that change with the name, size or footer of a file; rows are not read."""
         return self._digest.hexdigest()
 
+    def also_validates(self, path: str) -> list[str]:
+        """Return a sentence if the file whose rows validate is one of those that train."""
+        if str(Path(path).absolute()) not in self._names:
+            return []
+        return [f"{path}: its rows validate, and it is one of the files that train; keep it out of data.path"]
+
     def take(self, ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Return the inputs and targets of rows, in their order; reads the shards that are not in memory."""
         shards = np.searchsorted(self._firsts, ids, side="right") - 1

@@ -24,7 +24,7 @@ from harness.config.data import (
 )
 from harness.config.tasks import ClassificationTask, Task
 from harness.data.batches import Columns
-from harness.data.classes import class_notices
+from harness.data.classes import class_notices, target_notices
 from harness.data.csv_rows import check_no_short_rows
 from harness.data.images import class_folders, image_columns
 from harness.data.mapped import Facts, cached, open_columns, write_columns
@@ -96,7 +96,12 @@ def load(data: Data, task: Task, *, seed: int) -> DataSplits:
     if isinstance(data, TextData):
         text = load_text(data, seed=seed)
         return DataSplits(
-            text.train, text.validation, (data.block,), text.tokenizer.num_tokens, tokenizer=text.tokenizer
+            text.train,
+            text.validation,
+            (data.block,),
+            text.tokenizer.num_tokens,
+            notices=_same_rows(text.train, text.validation),
+            tokenizer=text.tokenizer,
         )
     if isinstance(data, ShardedTableData):
         splits = _open_shards(data, task)
@@ -116,10 +121,24 @@ def load(data: Data, task: Task, *, seed: int) -> DataSplits:
     shape, other_shape = splits.input_shape, tuple(splits.validation.inputs.shape[1:])
     if shape != other_shape:
         raise DataError(f"a training row has shape {shape}, a validation row {other_shape}; bring them to one size")
-    if not isinstance(task, ClassificationTask):
-        return splits
-    notices = class_notices(splits.train, splits.validation, task, splits.preprocessing.get("classes"))
-    return replace(splits, notices=(*splits.notices, *notices))
+    notices = [*splits.notices, *_same_rows(splits.train, splits.validation)]
+    if isinstance(task, ClassificationTask):
+        notices += class_notices(splits.train, splits.validation, task, splits.preprocessing.get("classes"))
+    elif isinstance(data, TableData):
+        notices += target_notices(splits.validation, data.targets)
+    return replace(splits, notices=tuple(notices))
+
+
+def _same_rows(train: Columns | ShardedColumns, validation: Columns) -> tuple[str, ...]:
+    """Return a sentence where what validates is what trains, whatever the files are called."""
+    if not isinstance(train, Columns) or train.inputs.shape != validation.inputs.shape:
+        return ()
+    if not (torch.equal(train.inputs, validation.inputs) and torch.equal(train.targets, validation.targets)):
+        return ()
+    return (
+        "the rows that validate are those that train, so every score says how well they were learned by heart; give "
+        "others in data.validation_path, or leave it out, and data.validation_fraction of the rows is set aside",
+    )
 
 
 def _open_shards(data: ShardedTableData, task: Task) -> DataSplits:
@@ -143,7 +162,11 @@ def _open_shards(data: ShardedTableData, task: Task) -> DataSplits:
         (len(train.features),),
         num_outputs,
         preprocessing,
-        (*train.notices, *suspects(table, features, data.targets, targets.numpy(), np.arange(len(targets)))),
+        (
+            *train.notices,
+            *train.also_validates(data.validation_path),
+            *suspects(table, features, data.targets, targets.numpy(), np.arange(len(targets))),
+        ),
         read_otherwise=tuple(otherwise),
     )
 

@@ -3,6 +3,7 @@
 import torch
 
 from harness.config.tasks import CausalLmTask, ClassificationTask, RegressionTask, Task
+from harness.data.classes import constant_targets
 from harness.data.sources import DataSplits
 from harness.tasks.base import TaskLoss
 from harness.tasks.language import CausalLm
@@ -24,7 +25,7 @@ def build_task(config: Task, splits: DataSplits, *, device: torch.device, dtype:
             weights = None if weights is None else weights.to(device=device, dtype=dtype)
             return Classification(config, class_weights=weights, classes=splits.preprocessing.get("classes"))
         case RegressionTask():
-            return Regression(splits.num_outputs)
+            return Regression(splits.num_outputs, constant=constant_targets(splits.validation))
         case CausalLmTask():
             assert splits.tokenizer, "causal_lm without text is refused by config/checks.py"
             token_bytes = torch.from_numpy(splits.tokenizer.token_bytes())
