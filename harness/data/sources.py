@@ -49,7 +49,7 @@ from harness.data.tabular import (
 from harness.data.text import load_text, prepare_text
 from harness.data.text_table import read_texts, tokenized
 from harness.data.tokenizers import TextTokenizer
-from harness.data.unchanged import unchanged
+from harness.data.unchanged import check_unchanged, file_states
 from harness.errors import DataError
 
 BLOCK_ROWS = 65_536  # of a table that is written to files
@@ -100,8 +100,9 @@ def load(data: Data, task: Task, *, seed: int) -> DataSplits:
             text.validation,
             (data.block,),
             text.tokenizer.num_tokens,
-            notices=_same_rows(text.train, text.validation),
+            notices=(*text.notices, *_same_rows(text.train, text.validation)),
             tokenizer=text.tokenizer,
+            read_otherwise=text.read_otherwise,
         )
     if isinstance(data, ShardedTableData):
         splits = _open_shards(data, task)
@@ -178,10 +179,16 @@ def _paths(data: TableData | TextTableData) -> list[str]:
 def _load_table(data: TableData, task: Task, *, seed: int) -> DataSplits:
     if data.in_memory:
         return _read_table(data, task, seed=seed).splits()
-    with unchanged(map(Path, _paths(data))):
-        digests = [file_digest(data.source, Path(path)) for path in _paths(data)]
-        key = [digests, data.model_dump(mode="json"), task.model_dump(mode="json"), seed]
-        folder, facts = cached(key, lambda folder: _read_table(data, task, seed=seed).write(folder))
+    paths = list(map(Path, _paths(data)))
+    before = file_states(paths)
+
+    def build(folder: Path) -> Facts:
+        facts = _read_table(data, task, seed=seed).write(folder)
+        check_unchanged(before)
+        return facts
+
+    digests = [file_digest(data.source, path) for path in paths]
+    folder, facts = cached([digests, data.model_dump(mode="json"), task.model_dump(mode="json"), seed], build)
     train, validation = (
         open_columns(folder, name, facts[name], has_labels=isinstance(task, ClassificationTask))
         for name in ("train", "validation")

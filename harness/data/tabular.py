@@ -36,7 +36,7 @@ from harness.data.columns import (
 )
 from harness.data.csv_rows import check_header, field_at, open_text
 from harness.data.prepare import PREPARATIONS
-from harness.data.unchanged import unchanged
+from harness.data.unchanged import check_unchanged, file_states
 from harness.errors import DataError, StorageError
 
 ROWS = "rows count from 0, without header and blank lines"
@@ -123,8 +123,10 @@ def load_table(kind: str, path: Path, *, spelled: Sequence[str] = (), **options:
     Args:
         spelled: columns of categories, labels or texts, which are taken from csv as they are spelled.
     """
-    with unchanged([path]):
-        return _load_table(kind, path, spelled, options)
+    before = file_states([path])
+    table = _load_table(kind, path, spelled, options)
+    check_unchanged(before)
+    return table
 
 
 def _load_table(kind: str, path: Path, spelled: Sequence[str], options: Mapping[str, Any]) -> Table:
