@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from numpy.typing import NDArray
 
 from harness.data.batches import Columns
-from harness.data.tabular import load_files
+from harness.data.unchanged import check_unchanged, file_states
 from harness.errors import DataError
 
+SUFFIXES = {suffix for suffix, kind in PIL.Image.registered_extensions().items() if kind in PIL.Image.OPEN}
+ONCE_LEFT_OUT = (".avif", ".avifs", ".mpo", ".qoi", ".pfm", ".palm")
+"""Suffixes of images that were no rows before READING was 2."""
 CHANNELS = {"L": 1, "RGB": 3}  # of the image modes that are numbers from 0 to 255 as they stand
 
 
@@ -31,18 +38,25 @@ def class_folders(root: Path) -> list[str]:
     return names
 
 
-def image_columns(root: Path, classes: list[str]) -> Columns:
-    """Return the images of a folder, (N, C, H, W) float32 from 0 to 1, and their labels, (N,) int64.
+@dataclass(frozen=True)
+class FolderOfImages:
+    """The images of the class folders, and what there is to say of the others."""
+
+    columns: Columns
+    """(N, C, H, W) float32 from 0 to 1, and labels, (N,) int64."""
+    notices: tuple[str, ...]
+    read_otherwise: tuple[str, ...]
+
+
+def read_images(root: Path, classes: list[str]) -> FolderOfImages:
+    """Return the images of a folder.
 
     Raises:
-        DataError: a class has no image, an image lies elsewhere, cannot be read, is neither grey (L) nor RGB, or
-            has another size or mode than the first.
+        DataError: a class has no image, an image lies elsewhere or is not called like one, cannot be read, is neither
+            grey (L) nor RGB, or has another size or mode than the first.
     """
-    # Our own pattern and labels: by itself `datasets` takes files and folders with "test" or "val" in their name out
-    # of the training split, and drops all labels if there is a metadata file or only one class.
-    dataset = load_files("imagefolder", root, pattern="/*/*", drop_labels=True, drop_metadata=True)
-    paths = [Path(image["path"]) for image in dataset.with_format("arrow")[:].column("image").to_pylist()]
-    _check_complete(root, paths, classes)
+    paths, left_out = _find_images(root.resolve(), classes)
+    before = file_states(paths)
     first = _decode(paths[0])
     if first.mode not in CHANNELS:
         raise DataError(
@@ -58,25 +72,54 @@ def image_columns(root: Path, classes: list[str]) -> Columns:
                 "images to one size and mode."
             )
         inputs[position] = _channels_first(image)
+    check_unchanged(before)
     inputs /= 255
     labels = [classes.index(path.parent.name) for path in paths]
-    return Columns(torch.from_numpy(inputs), torch.tensor(labels))
+    once_left_out = sorted({suffix for path in paths if (suffix := path.suffix.lower()) in ONCE_LEFT_OUT})
+    return FolderOfImages(
+        Columns(torch.from_numpy(inputs), torch.tensor(labels)),
+        left_out,
+        tuple(f"reads the {suffix} files of {root}" for suffix in once_left_out),
+    )
 
 
-def _check_complete(root: Path, paths: list[Path], classes: list[str]) -> None:
-    """Refuse a folder with a class without images, or with images that `datasets` passed over."""
-    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-
-    without = sorted(set(classes) - {path.parent.name for path in paths})
+def _find_images(root: Path, classes: list[str]) -> tuple[list[Path], tuple[str, ...]]:
+    """Return the images directly in the class folders, in the order of their paths, and sentences about other files."""
+    files = sorted(_files_below(root), key=str)
+    images = [path for path in files if path.suffix.lower() in SUFFIXES]
+    here = [path for path in images if path.parent.parent == root and not path.name.startswith(".")]
+    here = [path for path in here if path.parent.name in classes]
+    without = sorted(set(classes) - {path.parent.name for path in here})
     if without:
         raise DataError(f"{root}: class {without[0]!r} has no image. Add some, or remove the folder.")
-    images = {path for path in root.resolve().rglob("*") if path.suffix.lower() in ImageFolder.EXTENSIONS}
-    passed_over = sorted(images - set(paths))
-    if passed_over:
+    elsewhere = sorted(set(images) - set(here))
+    if elsewhere:
         raise DataError(
-            f"{root}: {len(passed_over):,} images are hidden or not directly in a class folder, the first "
-            f"{passed_over[0]}. Move or remove them."
+            f"{root}: {len(elsewhere):,} images are hidden or not directly in a class folder, the first "
+            f"{elsewhere[0]}. Move or remove them."
         )
+    others = [path for path in files if path.suffix.lower() not in SUFFIXES]
+    for path in {path.suffix.lower(): path for path in reversed(others)}.values():  # the first of each suffix
+        if _is_image(path):
+            raise DataError(
+                f"{path}: is an image, but not called like one. Give it a suffix that says so, such as .png."
+            )
+    if not others:
+        return here, ()
+    return here, (f"{root}: {len(others):,} files that are no images are left out, the first {others[0]}",)
+
+
+def _files_below(root: Path) -> Iterator[Path]:
+    for folder, _, names in os.walk(root, followlinks=True):
+        yield from (Path(folder, name) for name in names)
+
+
+def _is_image(path: Path) -> bool:
+    try:
+        with PIL.Image.open(path):
+            return True
+    except (OSError, SyntaxError, ValueError):  # what PIL raises for what is none
+        return False
 
 
 def _decode(path: Path) -> Any:

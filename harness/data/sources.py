@@ -26,7 +26,7 @@ from harness.config.tasks import ClassificationTask, Task
 from harness.data.batches import Columns
 from harness.data.classes import class_notices, target_notices
 from harness.data.csv_rows import check_no_short_rows
-from harness.data.images import class_folders, image_columns
+from harness.data.images import FolderOfImages, class_folders, read_images
 from harness.data.mapped import Facts, cached, open_columns, write_columns
 from harness.data.order import permutation_key, permute
 from harness.data.preprocess import Feature, apply_features, fit_features, imputed_values, unknown_categories
@@ -317,11 +317,15 @@ def _load_texts(data: TextTableData, task: ClassificationTask, *, seed: int) -> 
 
 
 def _load_images(data: Mnist5kData | ImageFolderData, task: ClassificationTask, *, seed: int) -> DataSplits:
+    folders: list[FolderOfImages] = []
     if isinstance(data, Mnist5kData):
-        train, validation, classes = _load_mnist(task), None, None
+        train, classes = _load_mnist(task), None
     else:
-        train, validation, classes = _load_folders(data, task)
-    if validation is None:
+        classes, folders = _load_folders(data, task)
+        train = folders[0].columns
+    if len(folders) > 1:
+        validation = folders[1].columns
+    else:
         rows, other_rows = split_rows(train.targets, data, seed=seed)
         train, validation = _take(train, rows), _take(train, other_rows)
     height, width = train.inputs.shape[2:]
@@ -330,10 +334,19 @@ def _load_images(data: Mnist5kData | ImageFolderData, task: ClassificationTask, 
             f"data.augment_shift_pixels: {data.augment_shift_pixels} can shift all of an image of {height}x{width} "
             f"pixels out of sight; use {min(height, width) // 8} or so"
         )
-    return DataSplits(train, validation, tuple(train.inputs.shape[1:]), task.num_classes, {"classes": classes})
+    return DataSplits(
+        train,
+        validation,
+        tuple(train.inputs.shape[1:]),
+        task.num_classes,
+        {"classes": classes},
+        tuple(dict.fromkeys(notice for folder in folders for notice in folder.notices)),
+        read_otherwise=tuple(sentence for folder in folders for sentence in folder.read_otherwise),
+    )
 
 
-def _load_folders(data: ImageFolderData, task: ClassificationTask) -> tuple[Columns, Columns | None, list[str]]:
+def _load_folders(data: ImageFolderData, task: ClassificationTask) -> tuple[list[str], list[FolderOfImages]]:
+    """Return the classes, and the images that train and, if they have a folder, those that validate."""
     root = Path(data.path)
     classes = class_folders(root)
     if len(classes) != task.num_classes:
@@ -341,18 +354,18 @@ def _load_folders(data: ImageFolderData, task: ClassificationTask) -> tuple[Colu
             f"{root}: has {len(classes)} class folders, {classes[0]} to {classes[-1]}, but task.num_classes is "
             f"{task.num_classes}. Set it to {len(classes)}, or mend the folder."
         )
-    train = image_columns(root, classes)
-    if data.validation_path is None:
-        return train, None, classes
-    other_root = Path(data.validation_path)
-    other_classes = class_folders(other_root)
-    if other_classes != classes:
-        difference = sorted(set(classes) ^ set(other_classes))
-        raise DataError(
-            f"{other_root}: its class folders are not those of {root}, so labels would mean different things; only one "
-            f"of them has {', '.join(difference[:5])}"
-        )
-    return train, image_columns(other_root, classes), classes
+    folders = [read_images(root, classes)]
+    if data.validation_path is not None:
+        other_root = Path(data.validation_path)
+        other_classes = class_folders(other_root)
+        if other_classes != classes:
+            difference = sorted(set(classes) ^ set(other_classes))
+            raise DataError(
+                f"{other_root}: its class folders are not those of {root}, so labels would mean different things; only "
+                f"one of them has {', '.join(difference[:5])}"
+            )
+        folders.append(read_images(other_root, classes))
+    return classes, folders
 
 
 def _load_mnist(task: ClassificationTask) -> Columns:

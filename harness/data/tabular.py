@@ -67,11 +67,11 @@ class Table:
         return replace(self, arrow=arrow, spelled=self.spelled and self.spelled - {name})
 
 
-def load_files(kind: str, path: Path, *, pattern: str = "", **options: Any) -> Any:
-    """Return the `datasets.Dataset` of a local file, or of the files in a folder that match `pattern`.
+def load_file(kind: str, path: Path, **options: Any) -> Any:
+    """Return the `datasets.Dataset` of a local file.
 
     Args:
-        kind: csv, parquet, json or imagefolder.
+        kind: csv, parquet or json.
         options: go to the reader of this kind.
     Raises:
         DataError: nothing is there, there is not one row, or the reader refuses the content.
@@ -84,8 +84,7 @@ def load_files(kind: str, path: Path, *, pattern: str = "", **options: Any) -> A
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=LONG_ROWS)
-            files = glob.escape(str(path.resolve())) + pattern
-            return datasets.load_dataset(kind, data_files=files, split="train", **options)
+            return datasets.load_dataset(kind, data_files=glob.escape(str(path.resolve())), split="train", **options)
     except Exception as error:
         if "corresponds to no data" in str(error):
             raise DataError(f"{path}: there is not one row in it. Check data.path.") from error
@@ -118,7 +117,7 @@ def file_digest(kind: str, path: Path) -> str:
 
 
 def load_table(kind: str, path: Path, *, spelled: Sequence[str] = (), **options: Any) -> Table:
-    """Return the content of one csv, parquet or json file; options and errors as of `load_files`.
+    """Return the content of one csv, parquet or json file; options and errors as of `load_file`.
 
     Args:
         spelled: columns of categories, labels or texts, which are taken from csv as they are spelled.
@@ -143,7 +142,7 @@ def _load_table(kind: str, path: Path, spelled: Sequence[str], options: Mapping[
     }
     # The name is part of the cache's key: without the digest a file rewritten with the same mtime is served stale.
     settings = {"name": digest, **reader[kind], **options}
-    arrow = load_files(kind, path, **settings).with_format("arrow")[:]
+    arrow = load_file(kind, path, **settings).with_format("arrow")[:]
     if kind == "csv":
         if "column_names" not in options:
             check_header(path)
@@ -169,7 +168,7 @@ def _spelled_texts(path: Path, names: Sequence[str], settings: Mapping[str, Any]
         return {}
     features = datasets.Features({name: datasets.Value("large_string") for name in names})
     read = {"usecols": list(names), "features": features, "keep_default_na": False, "na_values": [""]}
-    arrow = load_files("csv", path, **{**settings, **read}).with_format("arrow")[:]
+    arrow = load_file("csv", path, **{**settings, **read}).with_format("arrow")[:]
     return {name: arrow.column(name) for name in names}
 
 
