@@ -57,6 +57,7 @@ BUDGETS: dict[str, float] = {
     "tests/distributed/test_loop.py": 10,
     "tests/test_mutants.py": 9,
     "tests/test_config.py": 8,
+    "tests/test_look.py": 8,
     "tests/distributed/test_experts_runs.py": 7,
     "tests/test_prepare.py": 7,
     "tests/distributed/test_evaluation.py": 6,

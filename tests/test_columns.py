@@ -190,8 +190,8 @@ def test_rows_dealt_over_shards_are_those_of_one_file_whatever_validates(
     (tmp_path / "rows").mkdir()
     count = len(labels) + sum(sizes)
     drawn = data.draw(st.lists(st.sampled_from(labels), min_size=sum(sizes), max_size=sum(sizes)))
-    rows: Rows = {"n": list(range(count)), "y": [*labels, *drawn]}
-    cuts = [0, len(labels), *(len(labels) + np.cumsum(sizes)).tolist()]
+    rows: Rows = {"n": list(range(count)), "y": [*drawn, *labels]}
+    cuts = [0, *np.cumsum(sizes).tolist(), count]
     for part, (start, stop) in enumerate(itertools.pairwise(cuts)):
         write(tmp_path / f"rows/{part}.parquet", {name: values[start:stop] for name, values in rows.items()})
     other = write(tmp_path / "validation.parquet", {"extra": [7], "y": [rows["y"][-1]], "n": [count]})
@@ -453,6 +453,16 @@ def test_a_decimal_is_the_float_that_is_nearest(tmp_path: Path) -> None:
     path = write(tmp_path / "t.parquet", {"x": list(map(Decimal, texts)), "y": list(map(Decimal, texts))})
     splits = load(section("parquet", path, path), REGRESSION, seed=0)
     assert splits.train.inputs.flatten().tolist() == list(map(float, texts)) == splits.train.targets.flatten().tolist()
+
+
+def test_a_text_in_json_that_looks_like_a_time_is_the_text(tmp_path: Path) -> None:
+    days = ["2024-01-01", "2024-01-02T03:04:05"]
+    rows = [{"c": day, "y": day} for day in days]
+    (tmp_path / "list.json").write_text(json.dumps(rows, indent=1))
+    for path in (write(tmp_path / "t.jsonl", {"c": days, "y": days}), str(tmp_path / "list.json")):
+        splits = read("json", path, path, num_classes=2, categorical=["c"])
+        assert splits.preprocessing["classes"] == days
+        assert splits.preprocessing["features"][0]["categories"] == days
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -205,18 +204,18 @@ def test_each_class_has_its_share_of_the_validation_rows_to_within_one_row(
     if not 0 < wanted < len(labels):
         return
     section = DataSection(global_batch=1, validation_fraction=fraction)
-    train, validation = split_rows(torch.tensor(labels), section, seed=seed)
+    train, validation = split_rows(np.array(labels), section, seed=seed)
     assert sorted([*train, *validation]) == list(range(len(labels)))
     assert len(validation) == wanted
     for label in set(labels):
         share = wanted * labels.count(label) / len(labels)
         assert abs(sum(labels[row] == label for row in validation) - share) < 1
-    again = split_rows(torch.tensor(labels), section, seed=seed)
+    again = split_rows(np.array(labels), section, seed=seed)
     assert (again[0].tolist(), again[1].tolist()) == (train.tolist(), validation.tolist())
 
 
 def test_without_stratify_a_rare_class_can_miss_the_validation_rows_and_with_it_cannot() -> None:
-    labels = torch.zeros(1000, dtype=torch.int64)
+    labels = np.zeros(1000, np.int64)
     labels[:10] = 1
     found: dict[bool, set[int]] = {}
     for stratify in (False, True):
@@ -229,7 +228,7 @@ def test_without_stratify_a_rare_class_can_miss_the_validation_rows_and_with_it_
 
 
 def test_the_seed_decides_which_rows_of_a_class_validate() -> None:
-    labels = torch.arange(100) % 2
+    labels = np.arange(100) % 2
     section = DataSection(global_batch=1)
     seen = [set(split_rows(labels, section, seed=seed)[1].tolist()) for seed in range(3)]
     assert seen[0] != seen[1] != seen[2]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -31,7 +31,7 @@ READING = 2
 
 
 def kind_of(type_: Any) -> str:
-    """Return TEXTS, NUMBERS (also true and false), or arrow's name of what is neither."""
+    """Return TEXTS, NUMBERS (also true and false), or what it is if neither."""
     types = pyarrow.types
     if types.is_string(type_) or types.is_large_string(type_) or types.is_string_view(type_):
         return TEXTS
@@ -39,7 +39,9 @@ def kind_of(type_: Any) -> str:
         return NUMBERS
     if types.is_dictionary(type_):
         return kind_of(type_.value_type)
-    return str(type_)
+    if types.is_temporal(type_):
+        return "times"
+    return "lists or structs" if types.is_nested(type_) else str(type_)
 
 
 def plain(arrow: Any) -> Any:
@@ -90,6 +92,18 @@ def spelled_numbers(column: Any) -> NDArray[np.float64] | None:
     else:
         return None
     return np.array([np.nan if text is None else values[text] for text in texts])
+
+
+def as_pandas_reads(texts: Sequence[str]) -> Any:
+    """Return what fields of csv hold where nothing says that they are texts, as `load_table` has it from pandas."""
+    values = [None if text == "" or text in PANDAS_MISSING else text for text in texts]
+    words = {value for value in values if value is not None}
+    if words and words <= SPELLED_TRUTH.keys():
+        return pyarrow.array([None if value is None else bool(SPELLED_TRUTH[value]) for value in values])
+    try:
+        return pyarrow.array([None if value is None else float(value) for value in values], pyarrow.float64())
+    except ValueError:
+        return pyarrow.array(values, pyarrow.large_string())
 
 
 def index_columns(metadata: Mapping[bytes, bytes] | None) -> list[str]:

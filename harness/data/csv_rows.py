@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from fsspec.implementations.local import LocalFileSystem
-
 from harness.errors import DataError
 
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\0": "xz", b"PK\3\4": "zip"}
@@ -51,6 +49,22 @@ def check_no_short_rows(path: Path) -> None:
             )
 
 
+def first_rows(path: Path, count: int) -> dict[str, list[str]]:
+    """Return the columns of the first rows of a csv file as they are spelled; what a short row lacks is nothing.
+
+    Raises:
+        DataError: a row has more fields than the header.
+    """
+    header = _header(path)
+    rows = [(line, row) for line, row in itertools.islice(_rows(path), 1, count + 1)]
+    long = next((line for line, row in rows if len(row) > len(header)), None)
+    if long is not None:
+        raise DataError(
+            f"{path}: line {long:,} has more than {len(header)} fields, those of the header. Mend the file."
+        )
+    return {name: [row[place] if place < len(row) else "" for _, row in rows] for place, name in enumerate(header)}
+
+
 def field_at(path: Path, *, row: int, column: str) -> str:
     """Return what a csv file has in a row, counted from 0 without header and blank lines; nothing, if it is short."""
     place = _header(path).index(column)
@@ -60,6 +74,8 @@ def field_at(path: Path, *, row: int, column: str) -> str:
 
 def open_text(path: Path) -> IO[str]:
     """Return a file of UTF-8 text, unpacked as `datasets` would."""
+    from fsspec.implementations.local import LocalFileSystem
+
     with path.open("rb") as file:
         start = file.read(8)
     compression = next((name for magic, name in COMPRESSIONS.items() if start.startswith(magic)), None)
@@ -68,7 +84,9 @@ def open_text(path: Path) -> IO[str]:
 
 
 def _header(path: Path) -> list[str]:
-    return next(_rows(path))[1]
+    for _, fields in _rows(path):
+        return fields
+    raise DataError(f"{path}: there is not one row in it. Check data.path.")
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:

@@ -222,6 +222,18 @@ def _rows(path: Path, column: str) -> Iterator[Document]:
         raise DataError(f"{path}: cannot be read as parquet: {error}. Write it again") from error
 
 
+def check_text_column(path: Path, column: str) -> None:
+    """Refuse a parquet file without a column of texts of this name, or a file of JSON whose first line has none.
+
+    Raises:
+        DataError: it is one.
+    """
+    if path.suffix == PARQUET:
+        next(_rows(path, column), None)
+    elif path.suffix in JSON_LINES:
+        next(_lines(path, column), None)
+
+
 def _check_column(path: Path, column: str, schema: Any) -> None:
     if column not in schema.names:
         raise DataError(

@@ -10,10 +10,8 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import torch
 from numpy.typing import NDArray
 
-from harness.data.batches import Columns
 from harness.data.unchanged import check_unchanged, file_states
 from harness.errors import DataError
 
@@ -23,11 +21,13 @@ ONCE_LEFT_OUT = (".avif", ".avifs", ".mpo", ".qoi", ".pfm", ".palm")
 CHANNELS = {"L": 1, "RGB": 3}  # of the image modes that are numbers from 0 to 255 as they stand
 
 
-def class_folders(root: Path) -> list[str]:
+def class_folders(root: Path, num_classes: int | None) -> list[str]:
     """Return the names of the sub-folders in alphabetical order: label 0 is the first.
 
+    Args:
+        num_classes: how many there must be; None is any number.
     Raises:
-        DataError: there is no such folder, or no sub-folder in it.
+        DataError: there is no such folder, or another number of sub-folders in it.
     """
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
@@ -35,15 +35,36 @@ def class_folders(root: Path) -> list[str]:
     names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         raise DataError(f"{root}: has no sub-folder, but one a class is wanted, with the images of the class in it")
+    if num_classes is not None and len(names) != num_classes:
+        raise DataError(
+            f"{root}: has {len(names)} class folders, {names[0]} to {names[-1]}, but task.num_classes is "
+            f"{num_classes}. Set it to {len(names)}, or mend the folder."
+        )
     return names
+
+
+def check_same_classes(root: Path, classes: list[str], *, as_in: Path) -> None:
+    """Refuse a folder whose class folders are not those of the one whose images train.
+
+    Raises:
+        DataError: they are not.
+    """
+    difference = sorted(set(classes) ^ set(class_folders(root, None)))
+    if difference:
+        raise DataError(
+            f"{root}: its class folders are not those of {as_in}, so labels would mean different things; only one of "
+            f"them has {', '.join(difference[:5])}"
+        )
 
 
 @dataclass(frozen=True)
 class FolderOfImages:
     """The images of the class folders, and what there is to say of the others."""
 
-    columns: Columns
-    """(N, C, H, W) float32 from 0 to 1, and labels, (N,) int64."""
+    inputs: NDArray[np.float32]
+    """(N, C, H, W) from 0 to 1."""
+    labels: NDArray[np.int64]
+    """(N,)"""
     notices: tuple[str, ...]
     read_otherwise: tuple[str, ...]
 
@@ -74,10 +95,11 @@ def read_images(root: Path, classes: list[str]) -> FolderOfImages:
         inputs[position] = _channels_first(image)
     check_unchanged(before)
     inputs /= 255
-    labels = [classes.index(path.parent.name) for path in paths]
+    labels = np.array([classes.index(path.parent.name) for path in paths], np.int64)
     once_left_out = sorted({suffix for path in paths if (suffix := path.suffix.lower()) in ONCE_LEFT_OUT})
     return FolderOfImages(
-        Columns(torch.from_numpy(inputs), torch.tensor(labels)),
+        inputs,
+        labels,
         left_out,
         tuple(f"reads the {suffix} files of {root}" for suffix in once_left_out),
     )

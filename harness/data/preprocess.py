@@ -42,6 +42,18 @@ def fit_features(table: Table, names: Sequence[str], data: TableData, *, rows: N
     ]
 
 
+def check_feature(table: Table, name: str, data: TableData) -> None:
+    """Refuse a column that no feature can be made of.
+
+    Raises:
+        DataError: it is not of numbers, or not of categories.
+    """
+    if name in data.categorical:
+        _values(table, name)
+    else:
+        numbers_of(table, name, may_miss=data.impute != "none")
+
+
 def _fit_categories(table: Table, name: str, rows: NDArray[np.int64]) -> Feature:
     categories = sorted(set(_values(table, name, rows)), key=lambda value: (value is None, str(type(value)), value))
     if name in (table.spelled or ()):

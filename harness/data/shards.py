@@ -125,7 +125,7 @@ class ShardedColumns:
     def _read(self, name: str) -> Columns:
         table = Table(Path(name), self._content(name, [*self.features, *self._targets]))
         targets, _ = table_targets(table, self._targets, self._task, self.classes)
-        return Columns(torch.from_numpy(matrix(table, self.features)), targets)
+        return Columns(torch.from_numpy(matrix(table, self.features)), torch.from_numpy(targets))
 
     def _content(self, name: str, columns: Sequence[str]) -> Any:
         """Return columns of a shard that is as it was at the start."""

@@ -26,7 +26,7 @@ from harness.config.tasks import ClassificationTask, Task
 from harness.data.batches import Columns
 from harness.data.classes import class_notices, target_notices
 from harness.data.csv_rows import check_no_short_rows
-from harness.data.images import FolderOfImages, class_folders, read_images
+from harness.data.images import FolderOfImages, check_same_classes, class_folders, read_images
 from harness.data.mapped import Facts, cached, open_columns, write_columns
 from harness.data.order import permutation_key, permute
 from harness.data.preprocess import Feature, apply_features, fit_features, imputed_values, unknown_categories
@@ -147,7 +147,7 @@ def _open_shards(data: ShardedTableData, task: Task) -> DataSplits:
     table = load_table("parquet", Path(data.validation_path))
     check_same_columns(table, [*train.features, *data.targets], as_in=train.first)
     targets, _ = table_targets(table, data.targets, task, train.classes)
-    validation = Columns(torch.from_numpy(matrix(table, train.features)), targets)
+    validation = Columns(*map(torch.from_numpy, (matrix(table, train.features), targets)))
     num_outputs = task.num_classes if isinstance(task, ClassificationTask) else targets.shape[1]
     features = [{"name": name, "fill": None, "mean": 0.0, "scale": 1.0} for name in train.features]
     preprocessing = {"features": features, "classes": train.classes}
@@ -166,7 +166,7 @@ def _open_shards(data: ShardedTableData, task: Task) -> DataSplits:
         (
             *train.notices,
             *train.also_validates(data.validation_path),
-            *suspects(table, features, data.targets, targets.numpy(), np.arange(len(targets))),
+            *suspects(table, features, data.targets, targets, np.arange(len(targets))),
         ),
         read_otherwise=tuple(otherwise),
     )
@@ -205,17 +205,17 @@ class _Part:
     """The rows of a table that train, or that validate."""
 
     table: Table
-    targets: torch.Tensor
+    targets: NDArray[Any]
     """Of all rows of the table."""
     rows: NDArray[np.int64]
     """In ascending order."""
 
     def columns(self, features: Sequence[Feature]) -> Columns:
         inputs = torch.from_numpy(apply_features(self.table, features))
-        return Columns(inputs[self.rows], self.targets[self.rows])
+        return Columns(inputs[self.rows], torch.from_numpy(self.targets[self.rows]))
 
     def write(self, folder: Path, name: str, features: Sequence[Feature]) -> Facts:
-        return write_columns(folder, name, self._blocks(features), self.targets[self.rows])
+        return write_columns(folder, name, self._blocks(features), torch.from_numpy(self.targets[self.rows]))
 
     def _blocks(self, features: Sequence[Feature]) -> Iterator[torch.Tensor]:
         for start in range(0, len(self.targets), BLOCK_ROWS):
@@ -283,7 +283,7 @@ def _read_table(data: TableData, task: Task, *, seed: int) -> _ReadTable:
         validation = _Part(others[0], other_targets, np.arange(len(other_targets)))
     features = fit_features(table, names, data, rows=train.rows)
     notices += [
-        *suspects(table, features, data.targets, targets.numpy(), train.rows),
+        *suspects(table, features, data.targets, targets, train.rows),
         *imputed_values({"training": (table, train.rows), "validation": (validation.table, validation.rows)}, features),
         *unknown_categories(validation.table, features, rows=validation.rows),
     ]
@@ -306,8 +306,8 @@ def _load_texts(data: TextTableData, task: ClassificationTask, *, seed: int) -> 
     texts, other_texts = all_texts[0], all_texts[-1]
     tokens, notices = tokenized([texts[row] for row in rows] + [other_texts[row] for row in other_rows], data)
     return DataSplits(
-        Columns(tokens[: len(rows)], targets[rows]),
-        Columns(tokens[len(rows) :], other_targets[other_rows]),
+        Columns(tokens[: len(rows)], torch.from_numpy(targets[rows])),
+        Columns(tokens[len(rows) :], torch.from_numpy(other_targets[other_rows])),
         tuple(tokens.shape[1:]),
         task.num_classes,
         {"classes": classes},
@@ -322,11 +322,11 @@ def _load_images(data: Mnist5kData | ImageFolderData, task: ClassificationTask, 
         train, classes = _load_mnist(task), None
     else:
         classes, folders = _load_folders(data, task)
-        train = folders[0].columns
+        train, *others = (Columns(*map(torch.from_numpy, (folder.inputs, folder.labels))) for folder in folders)
     if len(folders) > 1:
-        validation = folders[1].columns
+        validation = others[0]
     else:
-        rows, other_rows = split_rows(train.targets, data, seed=seed)
+        rows, other_rows = split_rows(train.targets.numpy(), data, seed=seed)
         train, validation = _take(train, rows), _take(train, other_rows)
     height, width = train.inputs.shape[2:]
     if data.augment_shift_pixels >= min(height, width):
@@ -348,23 +348,11 @@ def _load_images(data: Mnist5kData | ImageFolderData, task: ClassificationTask, 
 def _load_folders(data: ImageFolderData, task: ClassificationTask) -> tuple[list[str], list[FolderOfImages]]:
     """Return the classes, and the images that train and, if they have a folder, those that validate."""
     root = Path(data.path)
-    classes = class_folders(root)
-    if len(classes) != task.num_classes:
-        raise DataError(
-            f"{root}: has {len(classes)} class folders, {classes[0]} to {classes[-1]}, but task.num_classes is "
-            f"{task.num_classes}. Set it to {len(classes)}, or mend the folder."
-        )
+    classes = class_folders(root, task.num_classes)
     folders = [read_images(root, classes)]
     if data.validation_path is not None:
-        other_root = Path(data.validation_path)
-        other_classes = class_folders(other_root)
-        if other_classes != classes:
-            difference = sorted(set(classes) ^ set(other_classes))
-            raise DataError(
-                f"{other_root}: its class folders are not those of {root}, so labels would mean different things; only "
-                f"one of them has {', '.join(difference[:5])}"
-            )
-        folders.append(read_images(other_root, classes))
+        check_same_classes(Path(data.validation_path), classes, as_in=root)
+        folders.append(read_images(Path(data.validation_path), classes))
     return classes, folders
 
 
@@ -381,10 +369,10 @@ def _load_mnist(task: ClassificationTask) -> Columns:
     table = load_table("csv", path, column_names=[*pixels, "label"])
     inputs = np.stack([numbers_of(table, name) for name in pixels], axis=1).astype(np.float32) / 255
     targets, _ = table_targets(table, ["label"], task, None)
-    return Columns(torch.from_numpy(inputs).reshape(-1, 1, 28, 28), targets)
+    return Columns(torch.from_numpy(inputs).reshape(-1, 1, 28, 28), torch.from_numpy(targets))
 
 
-def split_rows(targets: torch.Tensor, data: DataSection, *, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def split_rows(targets: NDArray[Any], data: DataSection, *, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the (training, validation) rows in ascending order; which is which follows from seed and labels alone.
 
     Args:
@@ -403,7 +391,7 @@ def split_rows(targets: torch.Tensor, data: DataSection, *, seed: int) -> tuple[
     order = permute(np.arange(num_rows), size=num_rows, key=permutation_key(seed, 0, "split"))
     is_validation = np.arange(num_rows) < num_validation  # in this order
     if data.stratify and targets.ndim == 1:
-        is_validation = _first_of_each_class(targets.numpy()[order], num_validation)
+        is_validation = _first_of_each_class(targets[order], num_validation)
     return np.sort(order[~is_validation]), np.sort(order[is_validation])
 
 

@@ -1,4 +1,7 @@
-"""Local files, read by `datasets` and turned into columns of numbers; what is not a number is refused."""
+"""Local files, read by `datasets` and turned into columns of numbers; what is not a number is refused.
+
+Needs no torch, so that `harness check` says of the first rows what a run would say of all.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,6 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pyarrow.parquet
-import torch
 from numpy.typing import NDArray
 
 from harness.config.data import TableData
@@ -35,7 +37,6 @@ from harness.data.columns import (
     spelled_numbers,
 )
 from harness.data.csv_rows import check_header, field_at, open_text
-from harness.data.prepare import PREPARATIONS
 from harness.data.unchanged import check_unchanged, file_states
 from harness.errors import DataError, StorageError
 
@@ -56,6 +57,8 @@ class Table:
     """Of csv, which says nothing of types: the columns that are texts as the file spells them."""
     index: tuple[str, ...] = ()
     """Columns that are the index of a table of pandas."""
+    is_whole: bool = True
+    """False: the first rows of a file, which say nothing of what is missing."""
 
     def kind(self, name: str) -> str:
         """Return what a column holds, as `kind_of` calls it."""
@@ -106,14 +109,30 @@ def file_digest(kind: str, path: Path) -> str:
     Raises:
         DataError: it cannot be read.
     """
+    check_readable(kind, path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+
+
+def check_readable(kind: str, path: Path) -> int:
+    """Return how many bytes a file has.
+
+    Raises:
+        DataError: it cannot be opened, or there is none.
+    """
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+            num_bytes = file.seek(0, 2)
     except OSError as error:
+        from harness.data.prepare import PREPARATIONS
+
         example = f" Type: harness data prepare {path.stem}" if path.stem in PREPARATIONS else ""
         raise DataError(
             f"{path.absolute()}: {error.strerror}. data.path and data.validation_path want a {kind} file.{example}"
         ) from error
+    if num_bytes == 0:
+        raise DataError(f"{path}: is empty (0 bytes). Write it again.")
+    return num_bytes
 
 
 def load_table(kind: str, path: Path, *, spelled: Sequence[str] = (), **options: Any) -> Table:
@@ -131,8 +150,6 @@ def load_table(kind: str, path: Path, *, spelled: Sequence[str] = (), **options:
 def _load_table(kind: str, path: Path, spelled: Sequence[str], options: Mapping[str, Any]) -> Table:
     digest = file_digest(kind, path)
     num_bytes = path.stat().st_size
-    if num_bytes == 0:
-        raise DataError(f"{path}: is empty (0 bytes). Write it again.")
     # Types are inferred from the whole file at once: by default a column of integers that has its first fraction
     # after 10,000 rows is an error. index_col: a first field too many would silently shift every column.
     reader: dict[str, dict[str, Any]] = {
@@ -248,7 +265,7 @@ def read_otherwise(files: Sequence[Table], *, left_out: Sequence[str] = ()) -> t
 
 def table_targets(
     table: Table, names: Sequence[str], task: Task, classes: Sequence[str] | None
-) -> tuple[torch.Tensor, list[str] | None]:
+) -> tuple[NDArray[Any], list[str] | None]:
     """Return the (N,) labels or (N, K) numbers to predict, and the names of the classes where labels are texts.
 
     Args:
@@ -258,13 +275,15 @@ def table_targets(
         DataError: a column holds anything but finite numbers, or labels that are not classes of the task.
     """
     if not isinstance(task, ClassificationTask):
-        return torch.from_numpy(matrix(table, names, are_targets=True)), None
+        return matrix(table, names, are_targets=True), None
     name = label_name(names)
     if table.kind(name) != TEXTS:
-        return torch.from_numpy(_labels(table, name, task.num_classes)), None
+        return _labels(table, name, task.num_classes), None
     texts = _texts(table, name)
     known = sorted(set(texts)) if classes is None else list(classes)
-    return torch.from_numpy(_labels_of_texts(table, name, texts, known, task.num_classes)), known
+    if len(known) > task.num_classes or (len(known) < task.num_classes and table.is_whole):
+        raise DataError(_other_number_of_classes(table, name, texts, known, task.num_classes))
+    return _labels_of_texts(table, name, texts, known), known
 
 
 def label_name(targets: Sequence[str]) -> str:
@@ -360,16 +379,18 @@ def _texts(table: Table, name: str) -> list[str]:
     return [str(text) for text in table.arrow.column(name).to_pylist()]
 
 
-def _labels_of_texts(
+def _other_number_of_classes(
     table: Table, name: str, texts: Sequence[str], classes: Sequence[str], num_classes: int
-) -> NDArray[np.int64]:
-    if len(classes) != num_classes:
-        row, text = _first_without_number(texts)
-        why = f"; they are no numbers for {text!r} in row {row:,} ({ROWS})" if row and table.spelled else ""
-        raise DataError(
-            f"{table.path}: column {name!r} has {len(classes)} different labels, {classes[0]!r} to {classes[-1]!r}, "
-            f"but task.num_classes is {num_classes}{why}. Set it to {len(classes)}, or mend the labels."
-        )
+) -> str:
+    row, text = _first_without_number(texts)
+    why = f"; they are no numbers for {text!r} in row {row:,} ({ROWS})" if row and table.spelled else ""
+    return (
+        f"{table.path}: column {name!r} has {len(classes)} different labels, {classes[0]!r} to {classes[-1]!r}, "
+        f"but task.num_classes is {num_classes}{why}. Set it to {len(classes)}, or mend the labels."
+    )
+
+
+def _labels_of_texts(table: Table, name: str, texts: Sequence[str], classes: Sequence[str]) -> NDArray[np.int64]:
     places = {text: label for label, text in enumerate(classes)}
     labels = np.array([places.get(text, -1) for text in texts], np.int64)
     if labels.min() < 0:
