@@ -369,6 +369,11 @@ def test_noise_is_told_to_predict_in_fewer_than_one_of_a_thousand_tables() -> No
     assert told <= 3
 
 
+def test_a_column_whose_one_frequent_value_is_of_one_class_does_not_predict_the_other() -> None:
+    balance = [0.0] * 200 + list(np.random.default_rng(0).normal(size=200))
+    assert told_by({"balance": balance}, [0] * 200 + [0, 1] * 100) == []
+
+
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 2**32), count=st.integers(40, 200), kind=st.sampled_from(["threshold", "code", "copy"]))
 def test_a_column_that_alone_predicts_the_target_is_told_and_one_wrong_row_is_enough_not_to(

@@ -7,9 +7,12 @@ import gzip
 import io
 import json
 import lzma
+import os
 import pickle
 import shutil
 import sqlite3
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -27,8 +30,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from harness.config.data import TextData
+from harness.config.tasks import CausalLmTask
+from harness.config.text import ByteTokenizer
 from harness.data import text
-from harness.data.documents import CONTENTS
+from harness.data.documents import CONTENTS, find_corpus
+from harness.data.look import look
+from harness.data.sources import prepare
+from harness.data.tokenizing_memory import free_memory, memory_wanted
 from harness.errors import DataError
 from tests.test_text import splits_of, text_data, write_texts
 
@@ -178,3 +186,46 @@ def test_files_that_train_and_validate_are_told(tmp_path: Path) -> None:
     (tmp_path / "copy").mkdir()
     copy = splits_of(text_data(pattern, validation_path=write_texts(tmp_path / "copy")))
     assert "the rows that validate are those that train" in copy.notices[0]
+
+
+def test_a_document_whose_tokens_cannot_fit_is_refused_before_any_is_made_and_told_by_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "large.txt"
+    path.write_bytes(PROSE)
+    os.truncate(path, 2**40)  # of which the disk has the beginning
+    bpe = text_data(path, split="tail", tokenizer={"kind": "bpe", "vocab_size": 300})
+    monkeypatch.setattr(text, "token_folder", lambda *_, **__: tmp_path / "tokens")  # or all of it is read first
+    with pytest.raises(DataError, match=r"large\.txt: is one document of 1,099,511,627,776 bytes, .* want 230,"):
+        prepare(bpe, seed=0)
+    (told,) = [line for line in look(bpe, CausalLmTask(kind="causal_lm")) if "GB" in line]
+    assert told.startswith(f"{path}: is one document, whose tokens want 230,")
+    assert memory_wanted([find_corpus(str(path), text_column="text")], ByteTokenizer(kind="byte"))[1] == 2**40
+
+
+def test_what_is_free_is_the_less_of_machine_and_container(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    assert free_memory(meminfo, tmp_path) is None
+    meminfo.write_text("MemTotal: 100 kB\nMemAvailable:   50 kB\n")
+    assert free_memory(meminfo, tmp_path) == 50 * 1024
+    (tmp_path / "memory.current").write_text("1000\n")
+    for limit, free in (("max", 50 * 1024), ("3000", 2000), ("1000000", 50 * 1024)):
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        assert free_memory(meminfo, tmp_path) == free
+
+
+def test_the_memory_that_is_said_is_what_tokens_want() -> None:
+    program = """
+import resource, sys
+from harness.config.text import BpeTokenizer
+from harness.data.tokenizers import train_tokenizer
+from harness.data.tokenizing_memory import BYTES_FOR_A_BYTE
+words = [format(number * 7919 % 99991, "x") for number in range(4000)]
+document = " ".join(words[number * number % 4000] for number in range(150_000)).encode()
+made = train_tokenizer(BpeTokenizer(kind="bpe", vocab_size=500), [document.decode()])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+made.encode(document)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / len(document) / BYTES_FOR_A_BYTE)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert 0.4 < float(done.stdout) < 1.2

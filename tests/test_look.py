@@ -85,20 +85,14 @@ SOURCES = {"csv": ".csv", "json": ".jsonl", "parquet": ".parquet"}
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("in_train", [True, False])
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize(
-    "options", [{}, {"impute": "mean"}, {"categorical": []}], ids=["plain", "impute", "no categories"]
-)
+@pytest.mark.parametrize("options", [{"impute": "mean"}, {"features": ["n", "q", "c"]}])
 def test_what_a_run_would_refuse_of_a_short_table_is_refused_in_the_same_words(
     tmp_path: Path, source: str, in_train: bool, fault: str, options: dict[str, Any]
 ) -> None:
     bad = {**GOOD, **FAULTS[fault]}
-    try:
-        paths = [
-            write(tmp_path / f"{name}{SOURCES[source]}", rows)
-            for name, rows in (("t", bad), ("v", GOOD))[:: 1 if in_train else -1]
-        ]
-    except (pyarrow.ArrowException, TypeError):
-        pytest.skip("parquet cannot hold such a column")
+    if source == "parquet" and any(isinstance(value, str) for value in bad["n"]):  # there a column has one type
+        bad["n"] = list(map(str, bad["n"]))
+    paths = [write(tmp_path / f"{name}{SOURCES[source]}", rows) for name, rows in (("bad", bad), ("good", GOOD))]
     data = section(source, *(paths if in_train else reversed(paths)), **{"categorical": ["c"], **options})
     of_run, of_look = refusal(trains, data, classes(3)), refusal(look, data, classes(3))
     if source == "json" and fault in ("a text among the numbers", "a word for no number"):

@@ -48,12 +48,15 @@ from harness.data.tabular import (
     table_targets,
     with_same_labels,
 )
+from harness.data.tokenizing_memory import in_gb, memory_wanted
 from harness.errors import DataError, HarnessError
 
 FIRST_ROWS = 1_000
 FIRST_FILES = 20
 FIRST_BYTES = 2**23
 """Of json, in which a row has no greatest length."""
+MUCH_MEMORY = 10**9
+"""Bytes that are told; whether there are so many is a question to the machine that trains."""
 
 
 def look(data: Data, task: Task) -> Iterator[str]:
@@ -174,6 +177,9 @@ def _look_at_running_text(data: TextData) -> Iterator[str]:
             check_text_column(path, data.text_column)
         size = sum(path.stat().st_size for path in corpus.files)
         yield f"{pattern}: {len(corpus.files):,} files, {size:,} bytes; beyond their beginnings not looked at"
+        path, wanted = memory_wanted([corpus], data.tokenizer)
+        if wanted > MUCH_MEMORY:
+            yield f"{path}: is one document, whose tokens want {in_gb(wanted)} of memory while they are made"
 
 
 def _looked_at(table: Table) -> str:

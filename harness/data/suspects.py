@@ -78,7 +78,8 @@ def _predicts(values: NDArray[Any], target: NDArray[Any], *, odds: int) -> bool:
     if (is_new_code & ~is_new_value).any():
         return False
     repeats = codes[order][~is_new_value]
-    by_values = -np.log(counts / len(codes))[repeats].sum()
+    has_values = (2 * np.bincount(repeats, minlength=len(counts)) >= counts).all()  # and not most rows one of their own
+    by_values = -np.log(counts / len(codes))[repeats].sum() if has_values else 0.0
     by_intervals = _log_odds_of_intervals(counts) if is_new_code.sum() == len(counts) else 0.0
     return bool(max(by_values, by_intervals) > log(LEAST_ODDS * odds))
 

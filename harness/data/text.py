@@ -33,6 +33,7 @@ from harness.config.text import ByteTokenizer, PretrainedTokenizer
 from harness.data.batches import Columns
 from harness.data.documents import Corpus, Document, cut_at, divide_documents, find_corpus
 from harness.data.tokenizers import TextTokenizer, tokenizer_from_json, train_tokenizer
+from harness.data.tokenizing_memory import check_memory
 from harness.data.unchanged import check_unchanged, file_states
 from harness.errors import DataError, StorageError
 from harness.files import json_bytes, sync_directory, write_durably
@@ -67,6 +68,7 @@ def prepare_text(data: TextData, *, seed: int, environment: Mapping[str, str] = 
     if folder.exists():
         _check(folder, read_all=True)
         return folder
+    check_memory(corpora, data.tokenizer)
     temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
     try:
         temporary.mkdir(parents=True)

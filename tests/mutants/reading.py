@@ -5,7 +5,7 @@ from tests.mutants.mutant import Mutant
 _TABULAR, _COLUMNS, _SHARDS, _SOURCES = (
     f"harness/data/{name}.py" for name in ("tabular", "columns", "shards", "sources")
 )
-_DOCUMENTS, _TEXT, _IMAGES = (f"harness/data/{name}.py" for name in ("documents", "text", "images"))
+_DOCUMENTS, _TEXT, _IMAGES, _LOOK = (f"harness/data/{name}.py" for name in ("documents", "text", "images", "look"))
 _SUSPECTS, _PREPROCESS, _RESUME = "harness/data/suspects.py", "harness/data/preprocess.py", "harness/resume.py"
 _TESTS, _UNCHANGED = ("test_columns.py",), ("test_unchanged.py",)
 
@@ -102,6 +102,41 @@ READING = (
         _SUSPECTS,
         "    if (is_new_code & ~is_new_value).any():\n        return False\n",
         "",
+        _TESTS,
+    ),
+    Mutant(
+        "one_frequent_value_of_one_class_predicts_all",
+        _SUSPECTS,
+        "if has_values else 0.0",
+        "if True else 0.0",
+        _TESTS,
+    ),
+    Mutant(
+        "tokens_that_cannot_fit_are_made",
+        _TEXT,
+        "    check_memory(corpora, data.tokenizer)\n",
+        "",
+        ("test_documents.py",),
+    ),
+    Mutant(
+        "a_look_judges_labels_that_later_rows_may_make_texts_of",
+        _LOOK,
+        "return table.is_whole or table.spelled is None or table.kind(name) == TEXTS",
+        "return True",
+        ("test_look.py",),
+    ),
+    Mutant(
+        "a_look_wants_all_labels_among_the_first_rows",
+        _LOOK,
+        "replace(file, is_whole=file.is_whole and all_labels)",
+        "replace(file, is_whole=True)",
+        ("test_look.py",),
+    ),
+    Mutant(
+        "r2_of_a_target_that_never_changes_is_minus_infinity",
+        "harness/tasks/metrics.py",
+        "if output not in constant]",
+        "]",
         _TESTS,
     ),
     Mutant(
