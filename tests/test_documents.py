@@ -221,8 +221,8 @@ from harness.config.text import BpeTokenizer
 from harness.data.tokenizers import train_tokenizer
 from harness.data.tokenizing_memory import BYTES_FOR_A_BYTE
 words = [format(number * 7919 % 99991, "x") for number in range(4000)]
-document = " ".join(words[number * number % 4000] for number in range(150_000)).encode()
-made = train_tokenizer(BpeTokenizer(kind="bpe", vocab_size=500), [document.decode()])
+document = " ".join(words[number * number % 4000] for number in range(300_000)).encode()
+made = train_tokenizer(BpeTokenizer(kind="bpe", vocab_size=300), [document[:20_000].decode()])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 made.encode(document)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / len(document) / BYTES_FOR_A_BYTE)
