@@ -1,3 +1,8 @@
 """A config-driven distributed training harness: the same arithmetic under every strategy."""
 
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036  # pip says it too, but not to who starts a checkout
+    raise SystemExit("harness needs Python 3.11 or newer, and %s is older; python3.11 -m venv .venv" % sys.executable)  # noqa: UP031
+
 __version__ = "0.1.0"

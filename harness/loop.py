@@ -25,7 +25,7 @@ def fit(run: Run, state: TrainState) -> FitResult:
             state.metrics = evaluate(run, step=state.step)
             state.is_best = run.judge.observe(state.metrics, step=state.step)
             state.evaluated_step = state.step
-            run.observers.evaluated(state, best=run.judge.score)
+            run.observers.evaluated(state, run.judge.standings)
         reason = run.reason_to_stop(state)
         if reason or run.agenda.save_is_due(state):
             save(run, state)  # waits for a copy of the state; settle() hears when it is written

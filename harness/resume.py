@@ -1,13 +1,21 @@
 """Saving a run where it stands, and picking it up from there."""
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 from harness import __version__
+from harness.checkpoint.directory import step_of
 from harness.checkpoint.manifest import TRAINER
 from harness.checkpoint.store import Loaded, SaveResult
 from harness.checkpoint.trainer import check_trainer
+from harness.config.training import DecaySchedule
 from harness.errors import CheckpointError, ConfigError, DataError, StorageError
-from harness.files import ADVICE
+from harness.files import ADVICE, storage_errors
+from harness.observers.ledger import NAME, kept_bytes, read_back
 from harness.run import Run
 from harness.state import TrainState
+from harness.stopping import Standings, standings
 
 
 def save(run: Run, state: TrainState) -> None:
@@ -28,6 +36,7 @@ def save(run: Run, state: TrainState) -> None:
         "nonfinite_in_a_row": state.nonfinite_in_a_row,
         "metrics": state.metrics,
         "judge": run.judge.state_dict(),
+        "schedule_updates": run.schedule_updates,
         "ledger_bytes": run.observers.seal(),
         "data_digest": run.data_digest,
         "order": _order(run),
@@ -72,6 +81,7 @@ def hear_of_save(run: Run, state: TrainState, result: SaveResult | None) -> None
             run.observers.happened("notice", text=f"{name} is saved, but {result.notice}")
         return
     state.saved_step = 0
+    run.judge.standings.forget(step)
     state.failed_saves.append(result.problem)
     reason, limit, in_a_row = str(result.problem), run.config.checkpoint.max_failed_saves, len(state.failed_saves)
     run.observers.happened("save failed", step=step, is_best=is_best, in_a_row=in_a_row, limit=limit, reason=reason)
@@ -93,6 +103,64 @@ def changed_settings(run: Run, loaded: Loaded) -> list[str]:
         f"the optimizer's {what}, for {len(names)} parameters such as {min(names)}"
         for what, names in sorted(changed.items())
     ]
+
+
+def take_stock(run: Run, state: TrainState, loaded: Loaded) -> list[str]:
+    """Judge again all that the ledger tells, by the rule of now; return what differs from before. Collective.
+
+    Raises:
+        StorageError: the ledger cannot be read, or BEST not be written.
+    """
+    trainer, ledger = loaded.trainer, run.checkpoints.directory.path.with_name(NAME)
+    found: tuple[Standings, float | None, list[str]] | None = None
+    with run.strategy.together("reading the ledger"), storage_errors("read", ledger):
+        if run.strategy.rank == 0:
+            num_bytes = kept_bytes(trainer, run_id=run.facts["run_id"])
+            evaluations, rate = read_back(ledger, num_bytes=num_bytes) if num_bytes else ([], None)
+            if not evaluations:  # of another run, whose ledger is elsewhere
+                evaluations = [(trainer["evaluated_step"], trainer["metrics"])]
+            judged = standings(evaluations, run.config.best_rule, run.checkpoints.kept_steps())
+            found = judged, rate, _name_best(run, judged, trainer)
+    judged, rate, notices = run.strategy.broadcast(found)
+    run.judge.standings = judged
+    return [*notices, *filter(None, [judged.missed]), *_other_rate(run, state, trainer, rate)]
+
+
+def _name_best(run: Run, judged: Standings, trainer: Mapping[str, Any]) -> list[str]:
+    """Have BEST name what is the best by the rule of now, and say so where it named another. On rank zero."""
+    best, old, checkpoints = judged.best, trainer["judge"]["score"], run.checkpoints
+    named = checkpoints.directory.best()
+    before = step_of(named) if named else None
+    if best.best_step is not None and best.best_step != before:
+        checkpoints.name_best(best.best_step)
+    is_other_rule = (old["metric"], old["mode"]) != (best.metric, best.mode)
+    if not is_other_rule and before == best.best_step:
+        return []
+    rule = f"{best.metric} ({best.mode})"
+    text = f"BEST is judged by {rule} now, by {old['metric']} ({old['mode']}) before" if is_other_rule else "BEST moves"
+    if best.best_step is None:
+        return [f"{text}: no evaluation with a checkpoint has that score yet"]
+    text += f": it is step {best.best_step:,} with {best.metric} {best.best:.4f}"
+    if before is None or before == best.best_step:
+        return [text]
+    return [
+        f"{text}, it was step {before:,}, which later saves delete unless checkpoint.keep_last or "
+        "checkpoint.keep_every_steps keep it"
+    ]
+
+
+def _other_rate(run: Run, state: TrainState, trainer: Mapping[str, Any], before: float | None) -> list[str]:
+    """Return what there is to say where the rate does not go on from where it was."""
+    if before is None or math.isclose(before, run.learning_rate(state.step), rel_tol=1e-5):
+        return []
+    text = f"the learning rate goes on at {run.learning_rate(state.step + 1):.3g}, the last update had {before:.3g}"
+    schedule, updates, updates_before = run.config.schedule, run.schedule_updates, trainer.get("schedule_updates")
+    if isinstance(schedule, DecaySchedule) and updates_before not in (None, updates):
+        text += (
+            f": {schedule.kind} falls over {updates:,} updates now, over {updates_before:,} before; with "
+            f"schedule.total_steps={updates_before} it would not notice that the run is longer or shorter now"
+        )
+    return [text]
 
 
 def _order(run: Run) -> dict[str, int]:

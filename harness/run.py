@@ -42,6 +42,11 @@ class Run:
     share_of_peak_per_row: float | None = None
     """What share of its device's peak each rank uses when the run trains one row a second; None where it is unknown."""
 
+    @property
+    def schedule_updates(self) -> int:
+        """The updates that the schedule's shape is spread over."""
+        return self.config.schedule.length(self.agenda.total_updates)
+
     def learning_rate(self, update: int) -> float:
         """Return the rate of the `update`-th applied update, from 1."""
         config = self.config

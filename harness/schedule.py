@@ -1,7 +1,7 @@
 """The learning rate of an update, as a pure function of its number.
 
-In every formula u = update - 1 counts from 0, w is `warmup_steps`, T the updates of the whole run and f
-`final_lr_fraction`.
+In every formula u = update - 1 counts from 0, w is `warmup_steps`, T is `total_steps` or else the updates of the whole
+run, and f `final_lr_fraction`.
 The rate warms up as peak * (u + 1) / w for u < w, so the first update never has rate 0.
 """
 
@@ -39,7 +39,7 @@ def learning_rate(
 
 
 def _decay(u: int, schedule: Schedule, total_updates: int, updates_per_epoch: int) -> float:
-    w = schedule.warmup_steps
+    w, total_updates = schedule.warmup_steps, schedule.length(total_updates)
     progress = min(1.0, (u - w) / max(1, total_updates - w))
     match schedule:
         case ConstantSchedule() | PlateauSchedule():

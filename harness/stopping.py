@@ -4,14 +4,14 @@ import math
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from types import FrameType
 from typing import Any
 
 from harness.config import RunConfig
 from harness.config.fields import Mode
-from harness.config.run import EarlyStopping
+from harness.config.run import Best
 from harness.config.training import PlateauSchedule
 from harness.process import pending_signals
 
@@ -44,18 +44,76 @@ class Patience:
         return improved
 
 
+class Standings:
+    """Which evaluation is the best: of those whose checkpoint is there, and of all. However little better is better."""
+
+    def __init__(self, rule: Best) -> None:
+        self._rule = rule
+        self._ever = Patience(rule.metric, rule.mode, min_delta=0.0)
+        self._bests: dict[int, dict[str, float]] = {}  # step and scores, each better than the one before
+
+    @property
+    def best(self) -> Patience:
+        """The best of those with a checkpoint."""
+        step = next(reversed(self._bests), None)
+        value = None if step is None else self._bests[step][self._rule.metric]
+        return Patience(self._rule.metric, self._rule.mode, min_delta=0.0, best=value, best_step=step)
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """All scores of the best that are numbers."""
+        return next(reversed(self._bests.values()), {})
+
+    @property
+    def missed(self) -> str:
+        """What there is to say where one without a checkpoint is better; empty if none is."""
+        ever = self._ever
+        if ever.best is None or ever.best_step == self.best.best_step:
+            return ""
+        return f"{ever.metric} {ever.best:.4f} at {ever.best_step:,} is better, but its checkpoint is not there"
+
+    def observe(self, metrics: Mapping[str, Any], *, step: int, has_checkpoint: bool = True) -> bool:
+        """Count an evaluation, unless it lacks the metric; return whether it is the best of those with a checkpoint."""
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+        if self._rule.metric not in numbers:
+            return False
+        self._ever.observe(numbers[self._rule.metric], step=step)
+        is_best = has_checkpoint and self.best.observe(numbers[self._rule.metric], step=step)
+        if is_best:
+            self._bests[step] = numbers
+        return is_best
+
+    def forget(self, step: int) -> None:
+        """Let the best before be the best again where this one's checkpoint could not be saved."""
+        self._bests.pop(step, None)
+
+
+def standings(evaluations: Iterable[tuple[int, Mapping[str, Any]]], rule: Best, kept: Container[int]) -> Standings:
+    """Return which evaluation is the best.
+
+    Args:
+        evaluations: step and scores of each, in order.
+        kept: the steps whose checkpoints are there.
+    """
+    found = Standings(rule)
+    for step, metrics in evaluations:
+        found.observe(metrics, step=step, has_checkpoint=step in kept)
+    return found
+
+
 class Judge:
     """Judges each evaluation: is it the best, must the run stop, must the rate fall.
 
-    `early_stopping` names the metric that decides which checkpoint is BEST; without it, that is the lowest `val/loss`.
+    Each is a question of its own, and `early_stopping.min_delta` belongs to the second.
     """
 
     def __init__(self, config: RunConfig) -> None:
         self._stopping = config.early_stopping
         self._plateau = config.schedule if isinstance(config.schedule, PlateauSchedule) else None
-        rule = config.early_stopping or EarlyStopping()
-        self.score = Patience(rule.metric, rule.mode, rule.min_delta)
+        self.standings = Standings(config.best_rule)
         self.lr_factor = 1.0
+        if self._stopping:
+            self._patience = Patience(self._stopping.metric, self._stopping.mode, self._stopping.min_delta)
         if self._plateau:
             plateau = self._plateau
             self._rate = Patience(plateau.metric, plateau.mode, plateau.min_delta)
@@ -67,23 +125,31 @@ class Judge:
             if self._rate.evaluations_without_improvement > self._plateau.patience_evaluations:
                 self._rate.evaluations_without_improvement = 0
                 self.lr_factor = max(self.lr_factor * self._plateau.factor, self._plateau.final_lr_fraction)
-        return self.score.observe(metrics[self.score.metric], step=step)
+        if self._stopping:
+            self._patience.observe(metrics[self._patience.metric], step=step)
+        return self.standings.observe(metrics, step=step)
 
     @property
     def wants_to_stop(self) -> bool:
         """Whether patience is over."""
-        patience = self._stopping.patience_evaluations if self._stopping else math.inf
-        return self.score.evaluations_without_improvement >= patience
+        if self._stopping is None:
+            return False
+        return self._patience.evaluations_without_improvement >= self._stopping.patience_evaluations
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run must know, as plain JSON values."""
+        patience = asdict(self._patience) if self._stopping else None
         rate = asdict(self._rate) if self._plateau else None
-        return {"score": asdict(self.score), "rate": rate, "lr_factor": self.lr_factor}
+        return {"score": asdict(self.standings.best), "patience": patience, "rate": rate, "lr_factor": self.lr_factor}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up `state_dict`'s counts; a metric, mode or delta that changed since starts afresh."""
-        if _same_rule(state["score"], self.score):
-            self.score = Patience(**state["score"])
+        """Take up `state_dict`'s counts; a metric, mode or delta that changed since starts afresh.
+
+        In earlier versions the best and patience were one. Which is the best, the ledger says (`standings`).
+        """
+        patience = state.get("patience") or state["score"]
+        if self._stopping and _same_rule(patience, self._patience):
+            self._patience = Patience(**patience)
         if self._plateau and state["rate"] and _same_rule(state["rate"], self._rate):
             self._rate = Patience(**state["rate"])
             self.lr_factor = state["lr_factor"]

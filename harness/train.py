@@ -214,7 +214,7 @@ class Session:
         from harness.models.registry import build_model
         from harness.observers.base import own_random_numbers
         from harness.optim import moments_per_parameter
-        from harness.resume import changed_settings, resume
+        from harness.resume import changed_settings, resume, take_stock
 
         config, ranks = self.config, self.ranks
         with ranks.together("preparing the data"):
@@ -234,7 +234,7 @@ class Session:
         rng.seed_everything(permutation_key(config.run.seed, ranks.rank, "rank"))
         if saved:
             self.state = resume(run, saved)
-            self.notices = [*self.notices, *changed_settings(run, saved)]
+            self.notices = [*self.notices, *changed_settings(run, saved), *take_stock(run, self.state, saved)]
         with own_random_numbers():  # rich draws some when it is imported
             run.observers = self._observers(run, trainer=saved.trainer if saved else {})
         self._tell_start(run)
@@ -274,7 +274,7 @@ class Session:
             state=self.state,
             samples_seen=trainer.get("samples_seen", 0),
             command=self.command,
-            best=run.judge.score,
+            standings=run.judge.standings,
             report=self.directory.path / "report.html" if self.config.tracking.report else None,
             links=Observers(self.trackers).links,
         )

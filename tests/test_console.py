@@ -20,12 +20,13 @@ from rich.console import Console as RichConsole
 from harness.agenda import Agenda
 from harness.config import RunConfig
 from harness.config.io import load_config
+from harness.config.run import Best
 from harness.launch.torchrun import stop_notice
 from harness.observers.console import Console
 from harness.observers.ledger import read_lines
 from harness.observers.pace import Pace
 from harness.state import FitResult, TrainState
-from harness.stopping import Patience
+from harness.stopping import Standings
 from tests.children import start_python
 from tests.conftest import run_to_the_end
 from tests.distributed.ranks import run_ranks
@@ -63,8 +64,8 @@ BATCHES = 20
 """Updates an epoch, and between two evaluations."""
 
 
-def config_of(tmp_path: Path) -> RunConfig:
-    (tmp_path / "a.yaml").write_text(CONFIG)
+def config_of(tmp_path: Path, *, schedule: str = "{kind: constant}") -> RunConfig:
+    (tmp_path / "a.yaml").write_text(f"{CONFIG}schedule: {schedule}\n")
     return load_config(tmp_path / "a.yaml").config
 
 
@@ -80,10 +81,19 @@ console = Console(pathlib.Path("a"), agenda=agenda, state=TrainState(), samples_
 """The beginning of a script, without what takes seconds to import."""
 
 
+def best_of(loss: float, *, step: int, **others: float) -> Standings:
+    """What a run says that has made one evaluation."""
+    found = Standings(Best(metric="val/loss", mode="min"))
+    found.observe({"val/loss": loss, **others}, step=step)
+    return found
+
+
 class Told:
     """A console of a run of 100 updates that has made `step` of them, and what it wrote."""
 
-    def __init__(self, folder: Path, *, is_terminal: bool, width: int = 80, step: int = 0) -> None:
+    def __init__(
+        self, folder: Path, *, is_terminal: bool, width: int = 80, step: int = 0, schedule: str = "{kind: constant}"
+    ) -> None:
         self.text = io.StringIO()
         self.state = TrainState(position=step, step=step, evaluated_step=step)
         terminal = RichConsole(
@@ -91,7 +101,7 @@ class Told:
         )
         self.console = Console(
             Path("runs/a"),
-            agenda=Agenda(config_of(folder), BATCHES),
+            agenda=Agenda(config_of(folder, schedule=schedule), BATCHES),
             state=self.state,
             samples_seen=64 * step,
             command="harness launch a.yaml --gpus 2",
@@ -166,7 +176,7 @@ def test_a_terminal_has_a_bar_both_times_a_curve_and_the_best_score_and_no_line_
     run.settle(1, loss=29.0, seconds=60.0)  # a minute ago
     for step in range(2, 30):
         run.settle(step, loss=30.0 - step)
-    best = Patience("val/loss", "min", 0.0, best=0.5, best_step=20)
+    best = best_of(0.5, step=20)
     run.console.on_evaluation({"event": "evaluation", "step": 20, "metrics": {"val/loss": 0.5}}, best)
     run.console._shown_at = -math.inf  # the next frame is due
     shown = without_escapes(run.settle(30, loss=0.25)).splitlines()[-3:]
@@ -196,7 +206,7 @@ def on_screen(text: str) -> list[str]:
 
 def test_progress_is_gone_at_the_end_and_what_was_told_stays(told: Tell) -> None:
     run = told(is_terminal=True)
-    best = Patience("val/loss", "min", 0.0, best=0.5, best_step=2)
+    best = best_of(0.5, step=2)
     for step in (1, 2, 3):
         run.console._shown_at = -math.inf
         run.settle(step)
@@ -212,7 +222,7 @@ def test_progress_is_gone_at_the_end_and_what_was_told_stays(told: Tell) -> None
 def test_what_a_launcher_says_about_stopping_is_not_overwritten_by_progress(told: Tell, has_best: bool) -> None:
     run = told(is_terminal=True)
     if has_best:  # the third line of progress
-        best = Patience("val/loss", "min", 0.0, best=0.5, best_step=2)
+        best = best_of(0.5, step=2)
         run.console.on_evaluation({"event": "evaluation", "step": 2, "metrics": {"val/loss": 0.5}}, best)
     run.settle(3)
     run.text.write("^C" + stop_notice(is_terminal=True))
@@ -285,7 +295,7 @@ def test_a_start_says_where_the_run_is_where_it_can_be_seen_and_how_to_resume_it
 
 def test_an_evaluation_says_whether_it_is_the_best(told: Tell) -> None:
     run = told(is_terminal=False)
-    best = Patience("val/loss", "min", 0.0, best=0.5, best_step=10)
+    best = best_of(0.5, step=10)
     run.console.on_evaluation({"event": "evaluation", "step": 10, "metrics": {"val/loss": 0.5}}, best)
     run.console.on_evaluation({"event": "evaluation", "step": 20, "metrics": {"val/loss": 0.7}}, best)
     first, second = run.lines
@@ -314,6 +324,26 @@ def test_a_finished_run_says_why_how_good_and_where(told: Tell) -> None:
         "tracker: https://tracker/run",
         "to train longer: harness launch a.yaml --gpus 2 early_stopping=null",
     ]
+
+
+def test_a_finished_run_says_the_other_scores_of_its_best_and_what_better_one_cannot_be_had_back(told: Tell) -> None:
+    run = told(is_terminal=False)
+    best = best_of(0.4, step=10, **{"val/accuracy": 0.75})
+    best.observe({"val/loss": 0.3, "val/accuracy": 0.8}, step=20)
+    best.forget(20)  # its save failed
+    run.console.on_evaluation({"event": "evaluation", "step": 30, "metrics": {"val/loss": 0.5}}, best)
+    run.console.on_end(FitResult("budget", 30, {"val/loss": 0.5, "val/accuracy": 0.7}))
+    assert (
+        "done after update 30 of 100, the budget is spent: val/loss 0.5000, val/accuracy 0.7000; best val/loss 0.4000 "
+        "at 10 (val/accuracy 0.7500 there); val/loss 0.3000 at 20 is better, but its checkpoint is not there"
+    ) in run.lines
+
+
+def test_a_finished_run_whose_rate_has_fallen_says_to_what_a_longer_one_would_lift_it(told: Tell) -> None:
+    run = told(is_terminal=False, schedule="{kind: linear, final_lr_fraction: 0.1}")
+    run.console.on_end(FitResult("budget", 100, {"val/loss": 0.5}))
+    # After 100 of 200 updates 1 - 0.9 x 100 / 200 of the peak is left.
+    assert run.lines[-1] == "its learning rate: would go from 0.011 to 0.055 (with schedule.total_steps=100 to 0.01)"
 
 
 def train_and_listen(*arguments: str) -> str:

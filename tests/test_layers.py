@@ -58,7 +58,7 @@ LAUNCH_LAYER, LAUNCH_MAY_USE = 7, (0, 1, 7)
 
 LIBRARIES = {
     0: set(),
-    1: {"pydantic", "yaml"},
+    1: {"packaging", "pydantic", "yaml"},
     2: {
         "torch",
         "numpy",

@@ -227,6 +227,17 @@ def test_wsd_is_flat_at_the_peak_and_then_falls_by_the_same_amount_each_update(t
 
 @unhurried
 @given(fitting(), st.integers(1, 1000))
+def test_with_total_steps_no_budget_changes_a_rate(drawn: tuple[Schedule, int, float], budget: int) -> None:
+    schedule, total, peak = drawn
+    if schedule.kind in ("linear", "cosine", "wsd"):
+        fixed = schedule.model_copy(update={"total_steps": total})
+        wanted = rates(schedule, total, peak)[:budget]
+        run: dict[str, Any] = {"peak_lr": peak, "total_updates": budget, "updates_per_epoch": PER_EPOCH}
+        assert [learning_rate(update, fixed, **run) for update in range(1, len(wanted) + 1)] == wanted
+
+
+@unhurried
+@given(fitting(), st.integers(1, 1000))
 def test_an_update_past_the_budget_has_the_final_rate_and_not_less(
     drawn: tuple[Schedule, int, float], excess: int
 ) -> None:
@@ -237,6 +248,13 @@ def test_an_update_past_the_budget_has_the_final_rate_and_not_less(
 
 
 # ---------------------------------------------------------------- fitting the run
+
+
+def test_phases_are_to_fit_in_total_steps_where_that_is_set() -> None:
+    schedule = a_schedule("cosine", warmup_steps=20, total_steps=10)
+    with pytest.raises(ConfigError, match=r"warmup_steps 20 is more than total_steps 10.*raise schedule.total_steps"):
+        check_fits(schedule, total_updates=100)
+    check_fits(a_schedule("cosine", warmup_steps=20, total_steps=100), total_updates=10)  # a run that is cut short
 
 
 @unhurried

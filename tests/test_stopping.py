@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from harness.config import RunConfig
-from harness.stopping import MARGIN_SECONDS, Judge, Patience, StopSignals
+from harness.config.run import Best
+from harness.stopping import MARGIN_SECONDS, Judge, Patience, Standings, StopSignals, standings
 from tests.test_order import unhurried
 
 NOT_FINITE = [math.nan, math.inf, -math.inf]
@@ -49,6 +50,13 @@ def observe(judge: Judge, values: list[float], *, first_step: int = 1) -> list[t
         is_best = judge.observe({"val/loss": value, "val/accuracy": value}, step=step)
         found.append((is_best, judge.wants_to_stop, judge.lr_factor))
     return found
+
+
+def told(values: list[float], mode: Any) -> Standings:
+    """What a ledger with these losses tells, all of whose checkpoints are there."""
+    rule = Best(metric="val/loss", mode=mode)
+    evaluations = [(step, {"val/loss": value}) for step, value in enumerate(values, start=1)]
+    return standings(evaluations, rule, range(1, len(values) + 1))
 
 
 # ---------------------------------------------------------------- improvement
@@ -93,7 +101,8 @@ def test_the_run_stops_when_as_many_evaluations_as_patience_allows_brought_nothi
 ) -> None:
     rule = {"mode": mode, "patience_evaluations": allowed, "min_delta": delta}
     found = observe(a_judge(rule), values)
-    improved = [is_best for is_best, _, _ in found]
+    patience = Patience("val/loss", mode, delta)
+    improved = [patience.observe(value, step=0) for value in values]
     for end, (_, stops, _) in enumerate(found, start=1):
         assert stops == (end >= allowed and not any(improved[end - allowed : end]))
 
@@ -112,7 +121,7 @@ def test_patience_counts_evaluations_and_not_the_updates_between_them() -> None:
 def test_without_early_stopping_the_run_never_stops_and_the_best_is_the_lowest_loss(values: list[float]) -> None:
     judge = a_judge()
     assert not any(stops for _, stops, _ in observe(judge, values))
-    assert judge.score.best == min((value for value in values if math.isfinite(value)), default=None)
+    assert judge.standings.best.best == min((value for value in values if math.isfinite(value)), default=None)
 
 
 # ---------------------------------------------------------------- plateau
@@ -192,6 +201,7 @@ def test_a_judge_that_was_saved_and_loaded_at_any_point_judges_on_as_if_it_had_n
         before, after = a_judge(rule, plateau), a_judge(rule, plateau)
         found = observe(before, values[:cut])
         after.load_state_dict(json.loads(json.dumps(before.state_dict(), allow_nan=False)))
+        after.standings = told([values[step - 1] for step in range(1, cut + 1)], mode if stops else "min")
         found += observe(after, values[cut:], first_step=cut + 1)
         assert found == wanted
         assert after.state_dict() == undisturbed.state_dict()
@@ -215,17 +225,71 @@ def test_another_patience_is_not_another_rule() -> None:
     observe(before, [1.0, 2.0, 3.0])
     after = a_judge({"patience_evaluations": 2}, {"patience_evaluations": 1})
     after.load_state_dict(before.state_dict())
-    assert after.state_dict() == before.state_dict()
+    assert after.state_dict() == {**before.state_dict(), "score": after.state_dict()["score"]}
     assert after.wants_to_stop
 
 
-def test_a_plateau_that_is_new_on_resume_starts_afresh_and_keeps_the_best_score() -> None:
+def test_a_plateau_that_is_new_on_resume_starts_afresh_and_patience_goes_on() -> None:
     before = a_judge({})
     observe(before, [1.0, 2.0])
     after = a_judge({}, {})
     after.load_state_dict(before.state_dict())
-    fresh = a_judge({}, {}).state_dict()
-    assert after.state_dict() == {**fresh, "score": before.state_dict()["score"]}
+    assert after.state_dict() == {**a_judge({}, {}).state_dict(), "patience": before.state_dict()["patience"]}
+
+
+def test_a_state_of_version_0_1_0_in_which_patience_and_best_were_one_is_read() -> None:
+    score = {"metric": "val/loss", "mode": "min", "min_delta": 0.2, "best": 1.0, "best_step": 3}
+    judge = a_judge({"min_delta": 0.2, "patience_evaluations": 4})
+    judge.load_state_dict({"score": {**score, "evaluations_without_improvement": 3}, "rate": None, "lr_factor": 1.0})
+    assert not judge.wants_to_stop
+    assert observe(judge, [0.81]) == [(True, True, 1.0)], "better, but by less than patience asks for: the fourth such"
+
+
+# ---------------------------------------------------------------- the best
+
+
+@unhurried
+@given(st.lists(metrics, max_size=20), modes, st.data())
+def test_best_is_the_first_extreme_of_those_with_a_checkpoint_whatever_patience_asks_for(
+    values: list[float], mode: Any, data: st.DataObject
+) -> None:
+    kept = data.draw(st.sets(st.integers(0, len(values))))
+    found = standings(
+        [(step, {"val/loss": value, "val/other": -value}) for step, value in enumerate(values)],
+        Best(metric="val/loss", mode=mode),
+        kept,
+    )
+    choose = min if mode == "min" else max
+    finite = {step: value for step, value in enumerate(values) if math.isfinite(value)}
+    there = {step: value for step, value in finite.items() if step in kept}
+    assert found.best.best == (choose(there.values()) if there else None)
+    assert found.best.best_step == next((step for step in there if there[step] == found.best.best), None)
+    assert found.scores == ({"val/loss": found.best.best, "val/other": -there[found.best.best_step]} if there else {})
+    is_missed = bool(finite) and (not there or choose(finite.values()) != found.best.best)
+    assert bool(found.missed) >= is_missed
+    if not found.missed:
+        assert not is_missed
+
+
+@pytest.mark.parametrize("order", [(2, 3), (3, 2), (3,), (2,)])
+def test_the_best_before_is_the_best_again_when_saves_of_better_ones_fail(order: tuple[int, ...]) -> None:
+    judge = a_judge()
+    observe(judge, [3.0, 2.0, 1.0])
+    for step in order:
+        judge.standings.forget(step)
+    left = max({1, 2, 3} - set(order))
+    assert (judge.standings.best.best, judge.standings.best.best_step) == (4.0 - left, left)
+    assert bool(judge.standings.missed) == (3 in order)
+
+
+def test_min_delta_belongs_to_patience_and_not_to_the_best() -> None:
+    judge = a_judge({"min_delta": 0.2, "patience_evaluations": 9})
+    assert [is_best for is_best, _, _ in observe(judge, [1.0, 0.9, 0.85, 0.84])] == [True] * 4
+
+
+def test_an_evaluation_without_the_metric_is_neither_best_nor_missed() -> None:
+    found = standings([(1, {"val/loss": 1.0}), (2, {"val/loss": None})], Best(metric="val/auc", mode="max"), {1, 2})
+    assert (found.best.best, found.missed, found.scores) == (None, "", {})
 
 
 # ---------------------------------------------------------------- metrics

@@ -93,12 +93,16 @@ class CheckpointDirectory:
     def best(self) -> str:
         """Return the best checkpoint; empty if there is none.
 
-        BEST and the newest checkpoint both say which; the later one is right. Only BEST knows of a step that became the
-        best when it was saved already, only the newest checkpoint where the disk refused BEST or damaged it.
+        BEST and the newest checkpoint both say which; what was said later is right, and BEST tells after which
+        checkpoint it was written (of earlier versions: its own). Only BEST knows of a step that became the best when it
+        was saved already, only the newest checkpoint where the disk refused BEST or damaged it.
         """
-        newest = self.newest()
+        newest, named = self.newest(), self.named_by("BEST")
         saved = self._published(_fields(self.path / newest / TRAINER).get("best_step")) if newest else ""
-        return max(filter(None, (self.named_by("BEST"), saved)), key=step_of, default="")
+        if not (named and saved):
+            return named or saved
+        written_after = _fields(self.path / "BEST").get("after", step_of(named))
+        return saved if type(written_after) is int and written_after < step_of(newest) else named
 
     def _published(self, step: Any) -> str:
         name = self.step(step).name if type(step) is int and 0 <= step <= MAX_COUNT else ""
@@ -136,7 +140,8 @@ class CheckpointDirectory:
     def point(self, pointer: str, name: str) -> None:
         """Have LATEST or BEST name a checkpoint, unless it does."""
         if self.named_by(pointer) != name:
-            replace_durably(self.path / pointer, json_bytes({"directory": name, "step": step_of(name)}))
+            content = {"directory": name, "step": step_of(name), "after": step_of(self.newest())}
+            replace_durably(self.path / pointer, json_bytes(content))
 
     def tidy(self, *, keep_last: int, keep_every_steps: int | None, keep: Path | None) -> str:
         """Point to the newest and the best checkpoint, and delete old ones.

@@ -337,6 +337,20 @@ class CheckpointStore:
         self._source, self._newest_step = directory, loaded.step
         return loaded
 
+    def kept_steps(self) -> set[int]:
+        """Return the steps whose checkpoints are there."""
+        return {step_of(path.name) for path in self.directory.steps()}
+
+    def name_best(self, step: int) -> None:
+        """Have BEST name a checkpoint that is there. On rank zero.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        with storage_errors("write in", self.directory.path):
+            self.directory.point("BEST", self.directory.step(step).name)
+        self._best_step = step
+
     def restore(self, loaded: Loaded) -> None:
         """Put weights, optimizer and random state of a verified checkpoint into this rank. Collective.
 

@@ -67,6 +67,7 @@ class _Patience(_Part):
 
 class _Judge(_Part):
     score: _Patience
+    patience: _Patience | None = None
     rate: _Patience | None
     lr_factor: Annotated[float, Field(ge=0, le=1)]
 
@@ -109,6 +110,7 @@ class Trainer(_Part):
     preprocessing: dict[str, Any]
     tokenizer: Annotated[str, AfterValidator(_is_text)] | None
     best_step: Count | None = None
+    schedule_updates: Count | None = None
     run_id: Annotated[str, Field(pattern=f"^(?:{RUN_ID.pattern})$")] | None = None
 
     @field_validator("step", "evaluated_step")

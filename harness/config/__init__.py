@@ -14,7 +14,7 @@ from pydantic import model_validator
 from harness.config.data import Data
 from harness.config.fields import Section
 from harness.config.models import Model
-from harness.config.run import Checkpoint, Diagnostics, EarlyStopping, Evaluation, RunSection
+from harness.config.run import Best, Checkpoint, Diagnostics, EarlyStopping, Evaluation, RunSection
 from harness.config.strategy import DdpStrategy, Strategy
 from harness.config.tasks import Task
 from harness.config.tracking import Tracking
@@ -51,6 +51,12 @@ class RunConfig(Section):
         if model.get("kind") != "pretrained" or data.get("source") not in own or data.get("tokenizer") is not None:
             return values
         return {**values, "data": {**data, "tokenizer": own[data["source"]]}}
+
+    @property
+    def best_rule(self) -> Best:
+        """What makes an evaluation better than another, whatever else stops the run."""
+        stopping = self.early_stopping or EarlyStopping()
+        return self.checkpoint.best or Best(metric=stopping.metric, mode=stopping.mode)
 
     @property
     def run_directory(self) -> Path:

@@ -53,6 +53,8 @@ def judging_metrics(config: RunConfig) -> dict[str, tuple[str, Mode]]:
     """Return the metrics that decide something about a run, and their modes, by the section that names them."""
     stopping, schedule = config.early_stopping, config.schedule
     metrics = {"early_stopping": (stopping.metric, stopping.mode)} if stopping else {}
+    if best := config.checkpoint.best:
+        metrics["checkpoint.best"] = (best.metric, best.mode)
     if isinstance(schedule, PlateauSchedule):
         metrics["schedule"] = (schedule.metric, schedule.mode)
     return metrics
@@ -159,9 +161,11 @@ def phase_problems(schedule: Schedule, *, total_updates: int) -> list[str]:
     phases = {"warmup_steps": schedule.warmup_steps}
     if isinstance(schedule, WsdSchedule):
         phases["decay_steps"] = schedule.decay_steps
-    if sum(phases.values()) <= total_updates:
+    if sum(phases.values()) <= (length := schedule.length(total_updates)):
         return []
     found = " + ".join(f"{name} {count:,}" for name, count in phases.items())
+    if length != total_updates:
+        return [f"schedule: {found} is more than total_steps {length:,}; shorten it, or raise schedule.total_steps"]
     return [
         f"schedule: {found} is more than the {total_updates:,} updates of the run; shorten it, or raise run.max_epochs "
         "or run.max_steps"

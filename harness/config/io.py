@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from harness.config import RunConfig
 from harness.config.checks import batch_problems, contradictions
 from harness.config.fields import Section
+from harness.config.installed import extras_used, version_problems
 from harness.config.pretrained import pretrained_problems
 from harness.config.problems import Schema, dotted, nearest_name, problem_sentence, resolved, schema_of, shown
 from harness.config.tracking import tracking_problems
@@ -45,7 +46,8 @@ def load_config(
         overrides: a dotted key, `=` and a YAML value each; no two may set the same key. One that changes the `kind`
             or `source` of a section drops the file's keys that only the old one has; a notice names them.
         world_size: number of ranks, when a run is to start here: the global batch must divide over them, the directory
-            of a pretrained model must be there, and this machine must have what the trackers need.
+            of a pretrained model must be there, and this machine must have what the trackers need and no package that
+            is too old; a notice names those that are newer than any that was tried.
     Raises:
         ConfigError: the file cannot be read, or something in it or in the overrides is wrong; the message has a
             line for every problem: dotted path, what was found, what is allowed.
@@ -55,7 +57,9 @@ def load_config(
     config = validated(raw, RunConfig, path=path, problems=problems)
     problems += contradictions(config)
     if world_size is not None:
-        problems += batch_problems(config, world_size=world_size)
+        too_old, newer = version_problems(extras_used(config))
+        problems += batch_problems(config, world_size=world_size) + too_old
+        notices += newer
         problems += pretrained_problems(config)
         problems += tracking_problems(config.tracking)
     refuse(path, problems)

@@ -58,6 +58,13 @@ class Evaluation(Section):
         return self
 
 
+class Best(Section):
+    """What makes an evaluation better than another."""
+
+    metric: str
+    mode: Mode
+
+
 class Checkpoint(Section):
     """When the run is saved (besides every best evaluation and its end) and how many saves are kept."""
 
@@ -65,6 +72,8 @@ class Checkpoint(Section):
     keep_last: PositiveInt = 2
     keep_every_steps: PositiveInt | None = None
     """Saves whose step is a multiple of this are kept for good."""
+    best: Best | None = None
+    """Which evaluation is BEST; without it, what early stopping watches, or else the lowest val/loss."""
     asynchronous: bool = True
     """Training waits only for a copy of the state in memory; it is written meanwhile."""
     max_failed_saves: PositiveInt = 3

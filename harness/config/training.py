@@ -99,6 +99,10 @@ class ScheduleSection(Section):
 
     warmup_steps: CountInt = 0
 
+    def length(self, budget: int) -> int:
+        """Return how many updates its shape is spread over, when the run has `budget` updates."""
+        return budget
+
 
 class ConstantSchedule(ScheduleSection):
     """The peak rate throughout."""
@@ -106,18 +110,27 @@ class ConstantSchedule(ScheduleSection):
     kind: Literal["constant"]
 
 
-class LinearSchedule(ScheduleSection):
-    """Linear decay to a fraction of the peak over the budget of the run."""
+class DecaySchedule(ScheduleSection):
+    """What falls to a fraction of the peak by the end of the run's budget, or of `total_steps`, and stays there."""
+
+    total_steps: PositiveInt | None = None
+    final_lr_fraction: Fraction = 0.0
+
+    def length(self, budget: int) -> int:
+        """Return `total_steps`, or the budget."""
+        return self.total_steps or budget
+
+
+class LinearSchedule(DecaySchedule):
+    """Linear decay to a fraction of the peak."""
 
     kind: Literal["linear"]
-    final_lr_fraction: Fraction = 0.0
 
 
-class CosineSchedule(ScheduleSection):
-    """Half a cosine down to a fraction of the peak over the budget of the run."""
+class CosineSchedule(DecaySchedule):
+    """Half a cosine down to a fraction of the peak."""
 
     kind: Literal["cosine"]
-    final_lr_fraction: Fraction = 0.0
 
 
 class InverseSqrtSchedule(ScheduleSection):
@@ -126,12 +139,11 @@ class InverseSqrtSchedule(ScheduleSection):
     kind: Literal["inverse_sqrt"]
 
 
-class WsdSchedule(ScheduleSection):
+class WsdSchedule(DecaySchedule):
     """Warm-up, stable, then linear decay over the last `decay_steps`."""
 
     kind: Literal["wsd"]
     decay_steps: PositiveInt
-    final_lr_fraction: Fraction = 0.0
 
 
 class StepSchedule(ScheduleSection):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.state import FitResult, TrainState
-from harness.stopping import Patience
+from harness.stopping import Standings
 
 Line = dict[str, Any]
 Link = tuple[str, str]
@@ -23,8 +23,8 @@ class Observer:
     def on_settled(self) -> None:
         """Hear that an interval's updates were all told."""
 
-    def on_evaluation(self, line: Line, best: Patience) -> None:
-        """Hear of one evaluation: a line of the ledger, and the best score so far."""
+    def on_evaluation(self, line: Line, standings: Standings) -> None:
+        """Hear of one evaluation: a line of the ledger, and which is the best so far."""
 
     def on_event(self, line: Line) -> None:
         """Hear of anything else: a line of events.jsonl."""
@@ -77,10 +77,10 @@ class Observers:
         self._tell(lambda member: member.on_settled())
         self._pass_news()
 
-    def evaluated(self, state: TrainState, *, best: Patience) -> None:
+    def evaluated(self, state: TrainState, standings: Standings) -> None:
         """Tell of one evaluation."""
         line = {"event": "evaluation", "step": state.step, "metrics": state.metrics}
-        self._tell(lambda member: member.on_evaluation(line, best))
+        self._tell(lambda member: member.on_evaluation(line, standings))
 
     def happened(self, event: str, **details: Any) -> None:
         """Tell of an event."""

@@ -1,5 +1,6 @@
 """What a person sees: a few moving lines on a terminal, plain lines elsewhere. It can never end a run."""
 
+import math
 import os
 import shlex
 import sys
@@ -21,7 +22,7 @@ from harness.agenda import Agenda
 from harness.observers.base import Line, Link, Observer
 from harness.observers.pace import Pace
 from harness.state import FitResult, StopReason, TrainState
-from harness.stopping import Patience
+from harness.stopping import Standings
 
 SECONDS_BETWEEN_LINES = 5.0
 SECONDS_BETWEEN_FRAMES = 0.2
@@ -43,7 +44,7 @@ class Console(Observer):
         directory: of the run.
         state: of the run, which changes as it trains.
         samples_seen: before this launch.
-        best: the best evaluation before this launch, if there was one.
+        standings: which evaluation is the best; it changes as the run trains.
         command: what starts the run again.
         report: where its report will be, if one is drawn.
         links: where else the run can be looked at; asked at the start and again at the end.
@@ -57,7 +58,7 @@ class Console(Observer):
         state: TrainState,
         samples_seen: int,
         command: str,
-        best: Patience | None = None,
+        standings: Standings | None = None,
         report: Path | None = None,
         links: Callable[[], Sequence[Link]] = list,
         terminal: RichConsole | None = None,
@@ -67,8 +68,7 @@ class Console(Observer):
         self._directory, self._command, self._report, self._links = directory, command, report, links
         self._pace = Pace(agenda, state, samples_seen=samples_seen)
         self._shown_at = -SECONDS_BETWEEN_LINES
-        self._best = _best(best) if best else ""
-        self._saved = ""
+        self._standings, self._saved = standings, ""
         self._live: Live | None = None
         if self._out.is_terminal and not self._out.is_dumb_terminal:
             self._live = Live(console=self._out, auto_refresh=False, transient=True)
@@ -87,10 +87,10 @@ class Console(Observer):
         else:
             self._print(self._figures())
 
-    def on_evaluation(self, line: Line, best: Patience) -> None:
+    def on_evaluation(self, line: Line, standings: Standings) -> None:
         scores = "  ".join(_scores(line["metrics"]))
-        is_best = best.best_step == line["step"]
-        self._best = _best(best)
+        self._standings = standings
+        is_best = standings.best.best_step == line["step"]
         mark = "  best so far" if is_best else ""
         self._print(f"evaluation at update {line['step']:,}: {scores}{mark}", style="bold" if is_best else "")
 
@@ -131,8 +131,7 @@ class Console(Observer):
             self._print(f"interrupted {where}, {saved}; the same command goes on from there", style="bold yellow")
         else:
             scores = ", ".join(_scores(result.metrics))
-            best = self._best or "no best"
-            text = f"done {where}, {_REASONS[result.reason]}: {scores or 'not evaluated'}; {best}"
+            text = f"done {where}, {_REASONS[result.reason]}: {scores or 'not evaluated'}; {self._verdict(result)}"
             self._print(text, style="bold green")
         self._print_panel(self._facts(None if result.reason == "interrupted" else result.reason, step=result.step))
 
@@ -140,6 +139,23 @@ class Console(Observer):
         if self._live:
             live, self._live = self._live, None
             self._safely(live.stop)
+
+    @property
+    def _best(self) -> str:
+        best = self._standings.best if self._standings else None
+        return f"best {best.metric} {best.best:.4f} at {best.best_step:,}" if best and best.best is not None else ""
+
+    def _verdict(self, result: FitResult) -> str:
+        """Return which evaluation is the best, with its other scores, and whether a better one cannot be had back."""
+        standings = self._standings
+        if not standings or not self._best:
+            return "no best"
+        others = ""
+        if standings.best.best_step != result.step:
+            scores = {name: value for name, value in standings.scores.items() if name != standings.best.metric}
+            others = f" ({', '.join(_scores(scores))} there)" if scores else ""
+        missed = f"; {standings.missed}" if standings.missed else ""
+        return f"{self._best}{others}{missed}"
 
     def _facts(self, reason: StopReason | None = None, *, step: int = 0) -> list[Link]:
         """Return where things are and what to type, for a panel.
@@ -152,23 +168,26 @@ class Console(Observer):
             draw = shlex.join(["harness", "report", str(self._directory)])
             facts.append(("report", str(self._report) if reason else f"{draw} (drawn at the end anyway)"))
         facts += self._links()
-        facts.append(
-            ("to resume", self._command) if reason is None else ("to train longer", self._longer(reason, step))
-        )
-        return facts
+        return facts + ([("to resume", self._command)] if reason is None else self._longer(reason, step))
 
-    def _longer(self, reason: StopReason, step: int) -> str:
-        """Return what makes a run that is over go on: the same command with a budget of twice as much, or without
-        patience.
-        """
+    def _longer(self, reason: StopReason, step: int) -> list[Link]:
+        """Return what makes a run that is over go on, a budget of twice as much or no patience, and with which rate."""
         run, pace = self._pace.config.run, self._pace
         factor = 2 * max(1, -(-step // pace.total))  # the run may be past a budget that was made smaller
-        budget = {"run.max_epochs": run.max_epochs, "run.max_steps": run.max_steps}
-        changes = {key: str(factor * count) for key, count in budget.items() if count}
+        budget = {"max_epochs": run.max_epochs, "max_steps": run.max_steps}
+        larger = {name: factor * count for name, count in budget.items() if count}
+        changes = {f"run.{name}": str(count) for name, count in larger.items()}
         if reason == "early_stopping":
-            changes = {"early_stopping": "null"}
+            larger, changes = {}, {"early_stopping": "null"}
         given = [word for word in shlex.split(self._command) if not word.partition("=")[0].startswith(tuple(changes))]
-        return shlex.join([*given, *(f"{key}={value}" for key, value in changes.items())])
+        command = shlex.join([*given, *(f"{key}={value}" for key, value in changes.items())])
+        before, after = pace.rate(step), pace.rate(step + 1, **larger)
+        if math.isclose(before, after, rel_tol=0.1):
+            return [("to train longer", command)]
+        total = pace.config.schedule.length(pace.total)
+        instead = f"schedule.total_steps={total} to {pace.rate(total + 1):.2g}"
+        rates = f"would go from {before:.2g} to {after:.2g} (with {instead})"
+        return [("to train longer", command), ("its learning rate", rates)]
 
     def _print_panel(self, facts: list[Link]) -> None:
         if not self._out.is_terminal:
@@ -229,10 +248,6 @@ class Console(Observer):
         times = [f"ETA {pace.time_left}", f"evaluation in {pace.time_to_evaluation}"]
         words = [f"update {line['step']:,}/{pace.total:,}", *times, f"loss {line['loss']:.4f}", *self._gauges(line)]
         return "  ".join([*words, *filter(None, [self._best])])
-
-
-def _best(best: Patience) -> str:
-    return f"best {best.metric} {best.best:.4f} at {best.best_step:,}" if best.best is not None else ""
 
 
 def _scores(metrics: dict[str, Any]) -> list[str]:

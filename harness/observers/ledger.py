@@ -4,6 +4,7 @@ Lines are JSON objects. Floats read back to the same bits; NaN and infinities, w
 """
 
 import errno
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from harness.json_lines import (
     whole_lines,
 )
 from harness.observers.base import Line, Observer
-from harness.stopping import Patience
+from harness.stopping import Standings
 
 __all__ = ["MEASURED", "Ledger", "read_lines"]
 
@@ -70,7 +71,7 @@ class Ledger(Observer):
         lines, self._lines = self._lines, []
         self._ledger.append(b"".join(map(json_line, lines)))
 
-    def on_evaluation(self, line: Line, best: Patience) -> None:
+    def on_evaluation(self, line: Line, standings: Standings) -> None:
         self._lines.append(line)
         self.on_settled()
 
@@ -181,6 +182,23 @@ def ledger_problem(run_directory: Path, trainer: Mapping[str, Any], *, run_id: s
     # A skipped update has the step that it would have been.
     is_fit = last.get("step") == step + (last.get("applied") is False)
     return None if is_fit else f"{NAME} is another than when this was saved: update {step:,} is not where it was"
+
+
+def read_back(path: Path, *, num_bytes: int) -> tuple[list[tuple[int, dict[str, Any]]], float | None]:
+    """Return step and scores of each evaluation in the first bytes of a ledger, and the rate of its last update.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    evaluations, last = [], b""
+    with path.open("rb") as file:
+        for line in file.read(num_bytes).splitlines():
+            if b'"evaluation"' in line:  # of the others only one is needed, and there may be millions
+                evaluation = json.loads(line)
+                evaluations.append((evaluation["step"], evaluation["metrics"]))
+            elif b'"applied": true' in line:
+                last = line
+    return evaluations, json.loads(last)["learning_rate"] if last else None
 
 
 def updates_after(path: Path, num_bytes: int) -> list[Line]:

@@ -3,11 +3,13 @@
 import math
 import time
 from collections import deque
+from dataclasses import replace
 from datetime import timedelta
 
 from harness.agenda import Agenda
 from harness.config import RunConfig
 from harness.observers.base import Line
+from harness.schedule import learning_rate
 from harness.state import TrainState
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -57,6 +59,18 @@ class Pace:
     def total(self) -> int:
         """Updates of the whole run."""
         return self._agenda.total_updates
+
+    def rate(self, update: int, **budget: int) -> float:
+        """Return the scheduled rate of an update, from 1, if the run had another budget (`max_epochs`, `max_steps`)."""
+        run = self.config.run.model_copy(update=budget)
+        agenda = replace(self._agenda, config=self.config.model_copy(update={"run": run}))
+        return learning_rate(
+            max(1, update),
+            self.config.schedule,
+            peak_lr=self.config.optim.peak_lr,
+            total_updates=agenda.total_updates,
+            updates_per_epoch=agenda.updates_per_epoch,
+        )
 
     @property
     def time_left(self) -> str:

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from harness.config import RunConfig
-from harness.config.run import EarlyStopping
 from harness.observers.base import Line
-from harness.stopping import Patience
+from harness.stopping import Standings
 
 STEP = "trainer/global_step"
 """The x-axis of everything; it is in every row."""
@@ -60,8 +59,7 @@ class Rows:
 
     def __init__(self, config: RunConfig, *, every_steps: int) -> None:
         self._every_steps = every_steps
-        rule = config.early_stopping or EarlyStopping()
-        self._best = Patience(rule.metric, rule.mode, rule.min_delta)
+        self._standings = Standings(config.best_rule)
         self._current = _Step(0)
         self._norms: dict[int, dict[str, float]] = {}
         self._tables: dict[int, dict[str, Table]] = {}
@@ -120,12 +118,10 @@ class Rows:
 
     def _evaluated(self, line: Line) -> None:
         metrics = line["metrics"]
-        value = metrics.get(self._best.metric)
-        if isinstance(value, int | float):
-            self._best.observe(value, step=line["step"])
-        if self._best.best is not None and self._best.best_step is not None:
-            best = {f"best/{self._best.metric}": self._best.best, "best/step": self._best.best_step}
-            self._current.figures |= best
+        self._standings.observe(metrics, step=line["step"])
+        best = self._standings.best
+        if best.best is not None:
+            self._current.figures |= {f"best/{best.metric}": best.best, "best/step": best.best_step}
         self._current.figures |= metrics
         self._current.is_due = True
 

@@ -113,7 +113,12 @@ def _tiles(record: Record, *, num_bad: int) -> Iterator[tuple[str, str, str]]:
     """Yield the key figures: name, value, and what belongs to the value."""
     best = record.best
     if best.best is not None:
-        yield f"best {best.metric}", f"{best.best:.4g}", f"at {best.best_step:,}"
+        missed = record.standings.missed
+        yield f"best {best.metric}", f"{best.best:.4g}", f"at {best.best_step:,}{f'; {missed}' if missed else ''}"
+    if best.best_step != record.last_evaluated:
+        for name, value in record.standings.scores.items():
+            if name != best.metric:
+                yield f"{name} of the best", f"{value:.4g}", f"at {best.best_step:,}"
     for name, value in record.final_metrics.items():
         yield f"final {name}", f"{value:.4g}", ""
     unit, throughput = throughput_of([record])

@@ -15,15 +15,16 @@ import numpy as np
 import yaml
 from pydantic import BaseModel
 
+from harness.checkpoint.directory import CheckpointDirectory, step_of
 from harness.checkpoint.manifest import read_json
 from harness.config.changes import leaves
 from harness.config.io import load_config
-from harness.config.run import EarlyStopping
+from harness.config.run import Best
 from harness.errors import ConfigError
 from harness.json_lines import Line, has, whole_lines
 from harness.run_directory import SCHEMA
 from harness.run_status import RunStatus, run_status
-from harness.stopping import Patience
+from harness.stopping import Patience, Standings, standings
 
 COLUMNS = (
     *("step", "loss", "grad_norm", "clip_coefficient", "learning_rate", "samples_seen", "applied", "seconds"),
@@ -53,7 +54,7 @@ class Record:
     """Attempted updates in the order they were made, a float64 (N,) for each of COLUMNS."""
     evaluations: list[tuple[int, dict[str, float]]]
     events: list[Line]
-    best: Patience
+    standings: Standings
     settings: dict[str, Any]
     """The whole configuration by dotted path."""
     changed: frozenset[str] = frozenset()
@@ -102,6 +103,16 @@ class Record:
         return found
 
     @property
+    def best(self) -> Patience:
+        """The best evaluation of those whose checkpoint is there."""
+        return self.standings.best
+
+    @property
+    def last_evaluated(self) -> int | None:
+        """The step of the last evaluation."""
+        return self.evaluations[-1][0] if self.evaluations else None
+
+    @property
     def final_metrics(self) -> dict[str, float]:
         """The scores of the last evaluation."""
         return self.evaluations[-1][1] if self.evaluations else {}
@@ -121,12 +132,27 @@ def read_run(directory: Path) -> Record:
         ignored.append(str(status.reason))
     identity = _identity(directory, ignored)
     settings, changed, rule = _settings(directory / "config.yaml", ignored)
-    best = Patience(rule.metric, rule.mode, rule.min_delta)
     updates, evaluations, matrices = _ledger(directory / "ledger.jsonl", ignored)
-    for step, metrics in evaluations:
-        best.observe(metrics.get(best.metric, math.nan), step=step)
+    judged = standings(evaluations, rule, _kept_steps(directory) or {step for step, _ in evaluations})
     events = _events(directory / "events.jsonl", ignored)
-    return Record(status, identity, updates, evaluations, events, best, settings, changed, ignored, matrices)
+    return Record(
+        status,
+        identity,
+        updates,
+        evaluations,
+        events,
+        judged,
+        settings,
+        changed,
+        ignored,
+        matrices,
+    )
+
+
+def _kept_steps(directory: Path) -> set[int]:
+    """Return the steps of a run's checkpoints; none where they were not copied with the rest."""
+    checkpoints = CheckpointDirectory(directory / "checkpoints")
+    return {step_of(path.name) for path in checkpoints.steps()} if checkpoints.path.is_dir() else set()
 
 
 def _identity(directory: Path, ignored: list[str]) -> dict[str, Any]:
@@ -143,18 +169,18 @@ def _identity(directory: Path, ignored: list[str]) -> dict[str, Any]:
     return dict(identity)
 
 
-def _settings(path: Path, ignored: list[str]) -> tuple[dict[str, Any], frozenset[str], EarlyStopping]:
+def _settings(path: Path, ignored: list[str]) -> tuple[dict[str, Any], frozenset[str], Best]:
     """Return the settings, the paths that are not defaults, and what decides which evaluation is best."""
     try:
         config = load_config(path).config
     except ConfigError as error:
         ignored.append(f"{error.args[0]} (so it is not known which of its settings are defaults)")
-        return _raw_settings(path), frozenset(), EarlyStopping()
+        return _raw_settings(path), frozenset(), Best(metric="val/loss", mode="min")
     settings = dict(leaves(config.model_dump(mode="json")))
     changed = {path for path, _ in leaves(config.model_dump(mode="json", exclude_defaults=True))}
     of_sections = tuple(f"{section}." for section in _turned_on(config))
     changed |= {path for path, value in settings.items() if path.startswith(of_sections) and value not in (None, [])}
-    return settings, frozenset(changed), config.early_stopping or EarlyStopping()
+    return settings, frozenset(changed), config.best_rule
 
 
 def _turned_on(section: BaseModel, prefix: str = "") -> Iterator[str]:

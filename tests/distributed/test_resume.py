@@ -218,6 +218,96 @@ def test_a_finished_run_goes_on_when_its_budget_is_raised(finished: Copy) -> Non
     assert steps == list(range(1, 46))
 
 
+def notices(run: Path) -> list[str]:
+    return [event["text"] for event in read_lines(run / "events.jsonl") if event["event"] == "notice"]
+
+
+def best_step(run: Path) -> int:
+    found: int = json.loads((run / "checkpoints/BEST").read_bytes())["step"]
+    return found
+
+
+def evaluations(run: Path, metric: str) -> dict[int, float]:
+    return {line["step"]: line["metrics"][metric] for line in history(run) if line["event"] == "evaluation"}
+
+
+@pytest.fixture(scope="module")
+def saved_often(config: Path) -> Path:
+    """A run whose six evaluations all have a checkpoint, judged by its loss; not to be written to."""
+    directory = config.parent / "saved-often"
+    often = ("evaluation.every_steps=5", "checkpoint.every_steps=5", "checkpoint.keep_last=9")
+    train(1, str(config), f"run.name={directory.name}", "run.max_steps=30", *often, "schedule={kind: cosine}")
+    return directory
+
+
+@pytest.fixture
+def often(saved_often: Path, config: Path, tmp_path: Path) -> Copy:
+    """A copy of that run."""
+    same = ("evaluation.every_steps=30", "checkpoint.every_steps=30", "checkpoint.keep_last=9")
+    return copy_into(tmp_path, saved_often, config, *same)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_another_judge_looks_at_all_evaluations_of_the_ledger_and_says_so(often: Copy, world_size: int) -> None:
+    run, arguments = often
+    losses, accuracies = evaluations(run, "val/loss"), evaluations(run, "val/accuracy")
+    assert best_step(run) == min(losses, key=losses.__getitem__)
+    judge = "checkpoint.best={metric: val/accuracy, mode: min}"
+    refused, allowed = (judge, judge.replace("mode: min", "mode: max"))
+    assert (
+        "checkpoint.best.mode: val/accuracy is better the higher it is"
+        in train_on_standing_ranks(1, *arguments, "run.max_steps=30", refused)[0][1]
+    )
+    best = max(accuracies, key=accuracies.__getitem__)
+    train(world_size, *arguments, "run.max_steps=30", allowed)
+    assert best_step(run) == best
+    (told,) = [text for text in notices(run) if text.startswith("BEST")]
+    assert told.startswith("BEST is judged by val/accuracy (max) now, by val/loss (min) before")
+    assert f"it is step {best} with val/accuracy {accuracies[best]:.4f}" in told
+    train(world_size, *arguments, "run.max_steps=30", "early_stopping=null")  # and back, by another way
+    assert best_step(run) == min(losses, key=losses.__getitem__)
+
+
+def test_where_the_best_is_gone_the_best_of_what_is_left_is_best_and_both_are_told(often: Copy) -> None:
+    run, arguments = often
+    losses = evaluations(run, "val/loss")
+    first, second = sorted(losses, key=losses.__getitem__)[:2]
+    if first == 30:  # without its newest checkpoint it would be another run
+        first, second = second, sorted(losses, key=losses.__getitem__)[2]
+    shutil.rmtree(checkpoint(run, first))
+    train(1, *arguments, "run.max_steps=30")
+    left = {step: loss for step, loss in losses.items() if step != first}
+    assert best_step(run) == min(left, key=left.__getitem__)
+    missed = f"val/loss {losses[first]:.4f} at {first} is better, but its checkpoint is not there"
+    assert (missed in notices(run)) == (losses[first] < min(left.values()))
+
+
+@pytest.mark.parametrize("asks_for", [0.0, 9.0])
+def test_best_is_the_best_evaluation_of_the_ledger_whatever_patience_asks_for(
+    asks_for: float, config: Path, tmp_path: Path
+) -> None:
+    patience = f"early_stopping={{patience_evaluations: 99, min_delta: {asks_for}}}"
+    budget = ("run.max_steps=30", "evaluation.every_steps=5")
+    train(1, str(config), f"run.output_root={tmp_path}", "run.name=a", patience, *budget)
+    losses = evaluations(tmp_path / "a", "val/loss")
+    assert best_step(tmp_path / "a") == min(losses, key=losses.__getitem__)
+
+
+def test_training_longer_tells_from_which_rate_to_which_it_goes_on_and_may_leave_it(often: Copy) -> None:
+    run, arguments = often
+    before = [line["learning_rate"] for line in history(run) if line["event"] == "update"][-1]
+    train(1, *arguments, "run.max_steps=60", "schedule={kind: cosine, total_steps: 30}")
+    assert not [text for text in notices(run) if "learning rate" in text]
+    left = [line["learning_rate"] for line in history(run) if line["event"] == "update"][30:]
+    assert left == [0.0] * 30
+    train(1, *arguments, "run.max_steps=90", "schedule={kind: cosine}")
+    after = [line["learning_rate"] for line in history(run) if line["event"] == "update"][60]
+    (told,) = [text for text in notices(run) if "learning rate" in text]
+    assert told.startswith(f"the learning rate goes on at {after:.3g}, the last update had 0: cosine falls over 90")
+    assert "with schedule.total_steps=30 it" in told
+    assert 0.0 < before < after
+
+
 def test_another_model_is_refused_with_a_diff(finished: Copy) -> None:
     _, arguments = finished
     ((code, message),) = train_on_standing_ranks(1, *arguments, "run.max_steps=30", "model.hidden=[17]")

@@ -21,8 +21,8 @@ STOPPING = (
     Mutant(
         "a_run_stops_one_evaluation_late",
         _STOPPING,
-        "return self.score.evaluations_without_improvement >= patience",
-        "return self.score.evaluations_without_improvement > patience",
+        "return self._patience.evaluations_without_improvement >= self._stopping.patience_evaluations",
+        "return self._patience.evaluations_without_improvement > self._stopping.patience_evaluations",
         ("test_stopping.py",),
     ),
     Mutant(

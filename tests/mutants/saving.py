@@ -89,8 +89,8 @@ CHECKPOINT = (
     Mutant(
         "the_newest_checkpoint_knows_of_no_later_best_than_its_own",
         _DIRECTORY,
-        'return max(filter(None, (self.named_by("BEST"), saved)), key=step_of, default="")',
-        'return self.named_by("BEST") or saved',
+        "return saved if type(written_after) is int and written_after < step_of(newest) else named",
+        "return named",
         (
             "distributed/test_checkpoints.py::test_a_checkpoint_that_the_disk_refused_to_call_best_is_known_to_be_and_is_called_so_by_the_next_save",
         ),
