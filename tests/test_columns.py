@@ -470,6 +470,12 @@ def test_a_text_in_json_that_looks_like_a_time_is_the_text(tmp_path: Path) -> No
         assert splits.preprocessing["features"][0]["categories"] == days
 
 
+def test_texts_and_numbers_mixed_in_one_column_of_json_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.jsonl", {"c": [1, "1", 2, "a"], "y": [0, 1, 0, 1]})
+    with pytest.raises(DataError, match=r"column 'c' holds .*json.* Write texts or numbers alone"):
+        read("json", path, path, num_classes=2, categorical=["c"])
+
+
 @pytest.mark.parametrize(
     ("value", "advice"),
     [

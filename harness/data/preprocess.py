@@ -17,7 +17,7 @@ import pyarrow
 from numpy.typing import NDArray
 
 from harness.config.data import TableData
-from harness.data.columns import advice, spelled_numbers
+from harness.data.columns import NUMBERS, TEXTS, advice, spelled_numbers
 from harness.data.tabular import Table, numbers_of
 from harness.errors import DataError
 
@@ -170,11 +170,10 @@ def _codes(table: Table, feature: Feature) -> NDArray[np.int64]:
 def _values(table: Table, name: str, rows: NDArray[np.int64] | None = None) -> list[Any]:
     """Return the texts, numbers or booleans of a column; None where there is no value, or NaN."""
     column = table.arrow.column(name)
-    values = (column if rows is None else column.take(rows)).to_pylist()
-    strange = next((value for value in values if not isinstance(value, str | int | float | bool | None)), None)
-    if strange is not None:
+    if table.kind(name) not in (TEXTS, NUMBERS, "null"):
         raise DataError(
             f"{table.path}: column {name!r} holds {column.type}, but texts, numbers or true and false are wanted in "
             f"data.categorical. {advice(column.type)}"
         )
+    values = (column if rows is None else column.take(rows)).to_pylist()
     return [None if isinstance(value, float) and math.isnan(value) else value for value in values]
