@@ -109,7 +109,7 @@ def as_pandas_reads(texts: Sequence[str]) -> Any:
 def index_columns(metadata: Mapping[bytes, bytes] | None) -> list[str]:
     """Return the columns that pandas has written as the index of its rows, by the metadata of a parquet file."""
     described = (metadata or {}).get(b"pandas")
-    columns = json.loads(described)["index_columns"] if described else []
+    columns = json.loads(described).get("index_columns", []) if described else []
     return [name for name in columns if isinstance(name, str)]  # a range is described, and no column
 
 

@@ -8,9 +8,10 @@ takes follows from FIRST_ROWS, FIRST_FILES and FIRST_BYTES, not from the sizes o
 from __future__ import annotations
 
 import glob
-import json
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from harness.data.columns import TEXTS, as_pandas_reads, index_columns, plain
 from harness.data.csv_rows import check_header, first_rows, open_text
 from harness.data.documents import check_text_column, find_corpus
 from harness.data.images import CHANNELS, check_same_classes, class_folders
+from harness.data.json_rows import json_rows
 from harness.data.preprocess import check_feature
 from harness.data.tabular import (
     Table,
@@ -215,16 +217,12 @@ def _first_of_csv(path: Path, spelled: Any) -> Table:
 def _first_of_json(path: Path, _: Any) -> Table:
     with open_text(path) as file:
         text = file.read(FIRST_BYTES)
+    found = json_rows(text)
     rows: list[Any] = []
-    decoder, place = json.JSONDecoder(), 0
-    while len(rows) < FIRST_ROWS:
-        while place < len(text) and text[place] in " \t\r\n[,":
-            place += 1
-        try:
-            row, place = decoder.raw_decode(text, place)
-        except ValueError:
-            break  # the end, or what the run will say
-        rows.append(row)
+    is_whole = len(text) < FIRST_BYTES
+    with suppress(ValueError):  # where it is cut off; else the run says what is wrong
+        rows += itertools.islice(found, FIRST_ROWS)
+        is_whole &= next(found, None) is None
     names = dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row)
     try:
         arrow = pyarrow.table({name: pyarrow.array([row.get(name) for row in rows]) for name in names})
@@ -232,7 +230,7 @@ def _first_of_json(path: Path, _: Any) -> Table:
         raise DataError(
             f"{path}: its first rows are not alike: {error}. Write each value of a column alike."
         ) from error
-    return Table(path, arrow, is_whole=not text[place:].strip("] \t\r\n") and len(text) < FIRST_BYTES)
+    return Table(path, arrow, is_whole=is_whole)
 
 
 def _first_of_parquet(path: Path, _: Any) -> Table:

@@ -9,8 +9,6 @@ import difflib
 import errno
 import glob
 import hashlib
-import json
-import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -37,12 +35,12 @@ from harness.data.columns import (
     spelled_numbers,
 )
 from harness.data.csv_rows import check_header, field_at, open_text
+from harness.data.json_rows import json_rows
 from harness.data.unchanged import check_unchanged, file_states
 from harness.errors import DataError, StorageError
 
 ROWS = "rows count from 0, without header and blank lines"
 NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT)
-WHITESPACE = re.compile(r"\s*")
 LONG_ROWS = "Length of header or names"  # how pandas' warning begins that it dropped the last fields of rows
 
 
@@ -66,7 +64,7 @@ class Table:
 
     def with_column(self, name: str, values: Any) -> Table:
         """Return the table with other values in a column, which are no longer as they are spelled."""
-        arrow = self.arrow.set_column(self.arrow.column_names.index(name), name, values)
+        arrow = _with(self.arrow, {name: values})
         return replace(self, arrow=arrow, spelled=self.spelled and self.spelled - {name})
 
 
@@ -114,11 +112,11 @@ def file_digest(kind: str, path: Path) -> str:
         return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
 
 
-def check_readable(kind: str, path: Path) -> int:
-    """Return how many bytes a file has.
+def check_readable(kind: str, path: Path) -> None:
+    """Refuse a file that cannot be opened, or is empty.
 
     Raises:
-        DataError: it cannot be opened, or there is none.
+        DataError: it is one.
     """
     try:
         with path.open("rb") as file:
@@ -132,7 +130,6 @@ def check_readable(kind: str, path: Path) -> int:
         ) from error
     if num_bytes == 0:
         raise DataError(f"{path}: is empty (0 bytes). Write it again.")
-    return num_bytes
 
 
 def load_table(kind: str, path: Path, *, spelled: Sequence[str] = (), **options: Any) -> Table:
@@ -194,12 +191,7 @@ def _json_texts(path: Path, names: Sequence[str]) -> dict[str, Any]:
     if not names:
         return {}
     with open_text(path) as file:
-        content, decoder, place = file.read().strip(), json.JSONDecoder(), 0
-    rows: list[Any] = []
-    while place < len(content):  # one list of rows, or rows one after another
-        value, place = decoder.raw_decode(content, place)
-        rows += value if isinstance(value, list) else [value]
-        place = WHITESPACE.match(content, place).end()  # type: ignore[union-attr]
+        rows = list(json_rows(file.read()))
     return {name: pyarrow.array([row.get(name) for row in rows], pyarrow.large_string()) for name in names}
 
 
