@@ -19,6 +19,7 @@ from torch.distributed.run import get_args_parser
 
 from harness import agent
 from harness.agent import known_to_torchrun
+from harness.config.io import load_config
 from harness.errors import ConfigError
 from harness.json_lines import read_events
 from harness.launch import cli
@@ -32,6 +33,7 @@ from harness.launch.plan import (
 )
 from harness.launch.torchrun import FINAL_CODES, exit_code_of, torchrun_command
 from harness.observers.ledger import read_lines
+from harness.run_directory import RunDirectory
 from harness.visible_gpus import count_visible_gpus
 from tests.helpers import wait_until
 
@@ -396,12 +398,21 @@ def test_check_tells_what_an_override_dropped(config_file: Path, capsys: pytest.
     assert "notice: " in capsys.readouterr().out
 
 
-def test_check_says_when_the_directory_holds_a_run(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_says_when_the_directory_holds_a_run_and_refuses_what_launch_would(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     directory = config_file.parent / "runs" / "digits"
-    directory.mkdir(parents=True)
-    (directory / "run.json").write_text("{}")
+    with RunDirectory(load_config(config_file, []).config) as run:
+        run.describe()
     assert cli.main(["check", "--no-data", str(config_file)]) == 0
     assert "holds a run, which goes on" in capsys.readouterr().out
+    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    (directory / "checkpoints/step-00000001").mkdir(parents=True)
+    assert cli.main(["check", "--no-data", str(config_file), "early_stopping=null"]) == 0
+    assert "notice: changed since the run was last started" in capsys.readouterr().out
+    assert cli.main(["check", "--no-data", str(config_file), "run.seed=7"]) == 2
+    assert "runs/digits holds another run: " in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before, "it only looks"
 
 
 def test_train_becomes_the_training_process() -> None:
