@@ -78,7 +78,7 @@ def classes(count: int) -> ClassificationTask:
     return ClassificationTask(kind="classification", num_classes=count)
 
 
-def read(source: str, train: str, validation: str, *, num_classes: int, **options: Any) -> DataSplits:
+def read(source: str, train: str, validation: str | None, *, num_classes: int, **options: Any) -> DataSplits:
     return load(section(source, train, validation, **options), classes(num_classes), seed=0)
 
 
@@ -531,6 +531,38 @@ def config_of(folder: Path, categories: Sequence[Any]) -> str:
         "checkpoint": {"every_steps": 4},
     }
     return str(write_config(folder / "run.json", config))
+
+
+def test_each_column_that_is_read_otherwise_now_is_known_and_no_other(tmp_path: Path) -> None:
+    def csv_of(labels: Sequence[Any], others: Sequence[Any], categories: Sequence[Any] = ("a",)) -> tuple[str, ...]:
+        tables = {"t": labels, "v": others}
+        paths = [
+            write(tmp_path / f"{name}.csv", {"x": [1] * len(y), "c": [*categories, *y][: len(y)], "y": y})
+            for name, y in tables.items()
+        ]
+        splits = read("csv", *paths, num_classes=len(set(labels)), categorical=["c"])
+        return tuple(sentence.replace(f"{tmp_path}/", "") for sentence in splits.read_otherwise)
+
+    spelled = "reads column {!r} of {} as it is spelled there"
+    for same in ((["0", "1"], ["1"]), (["a", "b", ""][:2], ["a"]), (["False", "True"], ["True"]), ([0.0, 1.0], [1])):
+        assert csv_of(*same) == ()
+    assert csv_of(["1", "2", "x"], ["1", "2"], ["a", "b", "a"]) == (spelled.format("y", "v.csv"),)
+    assert csv_of(["01", "02"], ["01"]) == (spelled.format("y", "t.csv"), spelled.format("y", "v.csv"))
+    assert csv_of(["0", "1", "0"], ["0"], ["NA", "b", "c"])[:1] == (spelled.format("c", "t.csv"),)
+    assert csv_of(["0", "1", "0"], ["0"], ["7", "07", "8"])[:1] == (spelled.format("c", "t.csv"),)
+
+    shuffled(0).to_parquet(tmp_path / "index.parquet")
+    (told,) = read("parquet", str(tmp_path / "index.parquet"), None, num_classes=3).read_otherwise
+    assert told.startswith("leaves out column '__index_level_0__'")
+    path = write(tmp_path / "shard.parquet", {"a": [1, 2], "y": ["a", "b"]})
+    for rows, said in (
+        ({"y": ["a", "b"], "a": [1, 2]}, None),
+        ({"y": ["a", "b"], "a": [1, 2], "b": [1, 2]}, "takes the columns of"),
+        ({"y": ["a"], "a": [1]}, "takes the classes from"),
+    ):
+        validation = write(tmp_path / "v.parquet", rows)
+        found = read("parquet_shards", path, validation, num_classes=2).read_otherwise
+        assert [sentence.startswith(said) for sentence in found] == ([] if said is None else [True])
 
 
 def test_a_run_whose_rows_are_read_otherwise_now_is_refused_with_the_column_and_others_go_on(tmp_path: Path) -> None:
