@@ -132,11 +132,24 @@ def test_shards_are_looked_at_by_their_columns(tmp_path: Path) -> None:
     validation = write(tmp_path / "v.parquet", {"a": [1], "y": ["no"]})
     data = section("parquet_shards", str(tmp_path / "rows/*.parquet"), validation)
     assert "3 files" in next(iter(look(data, classes(2))))
+    for part in range(2):  # each has labels that the others have not
+        write(tmp_path / f"rows/{part}.parquet", {"a": [1, 2], "y": [["no", "yes"][part]] * 2})
+    assert refusal(look, data, classes(2)) is None
     write(tmp_path / "rows/2.parquet", {"a": ["1", "2"], "y": ["no", "yes"]})
     with pytest.raises(DataError, match=r"rows/2\.parquet: column 'a' holds texts, but numbers in"):
         list(look(data, classes(2)))
     remote = section("parquet_shards", "memory://none/*.parquet", validation)
     assert "not on this machine" in next(iter(look(remote, classes(2))))
+
+
+def test_a_table_of_texts_is_looked_at(tmp_path: Path) -> None:
+    rows = {"text": ["good", "bad"], "y": ["x", "y"]}
+    for text, label, said in (("so", "x", None), (" ", "x", "but a text is wanted"), ("so", "", "without a value")):
+        path = write(tmp_path / "t.csv", {name: [*rows[name], added] for name, added in (("text", text), ("y", label))})
+        found = refusal(look, section("text_table", path, text="text", target="y"), classes(2))
+        assert found is None if said is None else said in (found or "")
+    (told,) = look(section("text_table", write(tmp_path / "t.parquet", rows), text="text", target="y"), classes(2))
+    assert told.endswith("bytes")
 
 
 def test_images_and_running_text_are_looked_at(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ from harness.data.tabular import (
     label_name,
     numbers_of,
     table_targets,
+    texts_of,
     with_same_labels,
 )
 from harness.data.tokenizing_memory import in_gb, memory_wanted
@@ -120,19 +121,22 @@ def _look_at_texts(data: TextTableData, task: Task) -> Iterator[str]:
     files = [_first_rows(TABLE_SUFFIXES[path.suffix], path, [data.text, data.target]) for path in paths]
     for file in files:
         check_columns(file, {"text": [data.text], "target": [data.target]})
+        texts_of(file, data.text)
     _check_alike(with_same_labels(files, data.target), [data.text], [data.target], task)
     yield from map(_looked_at, files)
 
 
 def _look_at_shards(data: ShardedTableData, task: Task) -> Iterator[str]:
-    files = [_first_rows("parquet", Path(data.validation_path), ())]
+    validation = _first_rows("parquet", Path(data.validation_path), ())
+    files = [validation]
     if "://" in data.path:
         yield f"{data.path} was not looked at, since it is not on this machine"
     else:
         shards = sorted(map(Path, glob.glob(data.path)))
         if not shards:
             raise DataError(f"{data.path}: no file matches. data.path wants parquet files, such as rows/*.parquet")
-        files = [*(_first_rows("parquet", path, ()) for path in shards[:FIRST_FILES]), *files]
+        some = [_first_rows("parquet", path, ()) for path in shards[:FIRST_FILES]]
+        files = [*(replace(file, is_whole=False) for file in some), validation]  # the labels are those of all
         size = sum(path.stat().st_size for path in shards)
         yield f"{data.path}: {len(shards):,} files, {size:,} bytes; not looked at after the first {FIRST_FILES}"
     names, notices = feature_names(files[0], data)
@@ -141,7 +145,7 @@ def _look_at_shards(data: ShardedTableData, task: Task) -> Iterator[str]:
     for name in names:
         numbers_of(files[0], name)
     yield from notices
-    yield from map(_looked_at, files[-1:])
+    yield _looked_at(validation)
 
 
 def _look_at_images(data: ImageFolderData, task: Task) -> Iterator[str]:

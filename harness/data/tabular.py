@@ -366,6 +366,22 @@ def matrix(table: Table, names: Sequence[str], *, are_targets: bool = False) -> 
     return np.stack(columns, axis=1).astype(np.result_type(np.float32, *columns))
 
 
+def texts_of(table: Table, name: str) -> list[str]:
+    """Return a column of texts to learn from.
+
+    Raises:
+        DataError: a row has none.
+    """
+    texts: list[str] = table.arrow.column(name).to_pylist()
+    for row, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(
+                f"{table.path}: column {name!r} has {text!r} in row {row:,} ({ROWS}), but a text is wanted. Fill it "
+                "in, or remove the row."
+            )
+    return texts
+
+
 def _texts(table: Table, name: str) -> list[str]:
     _check_no_missing(table, name)
     return [str(text) for text in table.arrow.column(name).to_pylist()]
