@@ -185,10 +185,12 @@ class Session:
     def _fit(self) -> FitResult:
         from harness.loop import fit
         from harness.resume import hear_of_save
+        from harness.strategy.base import peers_answer
 
         run = self._build()
         try:
-            result = fit(run, self.state)
+            with peers_answer():  # so that what is told of the failure is what exit.json says
+                result = fit(run, self.state)
             run.observers.happened("ended", reason=result.reason, step=result.step, signal=self.state.stop_signal)
             run.observers.ended(result)
             # Before trackers are waited for: a job that is out of time may be killed while they send.

@@ -51,7 +51,7 @@ def job_of(environment: Mapping[str, str]) -> Job:
         raise ConfigError(f"this is not a Slurm job ({', '.join(missing)} is not set): start it with harness submit")
     number, nodes = int(environment["SLURM_JOB_ID"]), environment["SLURM_JOB_NODELIST"]
     array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
-    restart = int(environment.get("SLURM_RESTART_COUNT", "0"))
+    restart = int(environment.get("SLURM_RESTART_COUNT") or 0)
     name = f"{array}_{task}" if array else str(number)
     return Job(number, name, restart, nodes, int(task) if task is not None else None)
 

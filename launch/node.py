@@ -92,7 +92,7 @@ def node_plan(command: Sequence[str], environment: Mapping[str, str], *, ranks_p
         command=tuple(command),
         run_directory=Path(_read(environment, "HARNESS_LOG_DIRECTORY")),
         ranks_per_node=ranks_per_node,
-        threads_per_rank=int(environment.get("OMP_NUM_THREADS", "1")),
+        threads_per_rank=int(environment.get("OMP_NUM_THREADS") or 1),
         nodes=int(_read(environment, "SLURM_STEP_NUM_NODES")),
         rendezvous=Rendezvous(
             host=_read(environment, "MASTER_ADDR"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -93,6 +94,37 @@ def test_eight_ranks_of_zero3_learn_from_the_digits_what_ddp_learns(tmp_path: Pa
     assert len(losses[0]) == updates
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     assert final_accuracies[1] == pytest.approx(final_accuracies[0], abs=0.003)
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_started_again_by_torchrun_where_its_store_outlives_the_attempt(tmp_path: Path) -> None:
+    """torchrun --standalone gives every attempt the store of the first, where the dead have left their addresses."""
+    often = ("checkpoint.every_steps=15", "evaluation={every_steps: 150}")
+    start = torchrun(2, tmp_path, "run.max_steps=150", "tracking.report=false", *often)
+    start["args"][4:4] = ["--max-restarts", "1", "--monitor-interval", "0.1"]
+    run = tmp_path / "mnist-cnn"
+
+    def has_saved() -> bool:
+        return run.exists() and "saved" in [event["event"] for event in read_events(run)]
+
+    with subprocess.Popen(**start, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as agent:
+        wait_until(lambda: agent.poll() is not None or has_saved(), "a save", seconds=60)
+        (pid,) = (pid for pid in ranks_of(tmp_path) if b"RANK=1" in environment_of(pid))
+        os.kill(int(pid), signal.SIGKILL)
+        _, said = agent.communicate(timeout=60)
+    assert agent.returncode == 0, said[-2000:]
+    starts = [event["step"] for event in read_events(run) if event["event"] == "started"]
+    (failed,) = (event for event in read_events(run) if event["event"] == "failed")
+    assert failed["code"] == 7, "as exit.json had it, and not a bug of ours"
+    assert "another rank died" in failed["reason"]
+    assert len(starts) == 2
+    assert starts[1] >= 15
+    steps = [line["step"] for line in read_lines(run / "ledger.jsonl") if line["event"] == "update"]
+    assert steps == list(range(1, 151))
+
+
+def environment_of(pid: str) -> list[bytes]:
+    return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
 
 
 def ranks_of(output_root: Path) -> list[str]:

@@ -74,7 +74,8 @@ def _meet(place: Placement, *, timeout: timedelta) -> Any:
         return dist.HashStore()  # type: ignore[attr-defined]
     store, _, _ = next(rendezvous("env://", place.rank, place.world_size, timeout=timeout))
     store.set_timeout(timeout)
-    return store
+    # torchrun --max-restarts may give the ranks of every attempt the store of the first, with addresses of the dead.
+    return dist.PrefixStore(f"attempt {place.attempt}", store)  # type: ignore[attr-defined]
 
 
 def _gpus_of_ranks(store: Any, place: Placement, device: torch.device) -> list[str]:

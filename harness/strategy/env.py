@@ -21,6 +21,8 @@ class Placement:
     under_torchrun: bool = False
     restart: int = 0
     """How often Slurm has started this job again."""
+    attempt: int = 0
+    """How often torchrun has started these ranks again."""
     log_file: Path | None = None
     """Where this rank's output goes; None leaves it as it is."""
     end_time: float | None = None
@@ -46,7 +48,8 @@ def placement(environment: Mapping[str, str] = os.environ) -> Placement:
         world_size,
         local_rank,
         under_torchrun="TORCHELASTIC_RUN_ID" in environment,
-        restart=int(environment.get("SLURM_RESTART_COUNT", "0")),
+        restart=int(environment.get("SLURM_RESTART_COUNT") or 0),
+        attempt=int(environment.get("TORCHELASTIC_RESTART_COUNT") or 0),
         log_file=log_file(rank, environment),
         end_time=float(end_time) if end_time else None,
     )

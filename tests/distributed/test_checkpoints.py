@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 import random
 import resource
 import shutil
@@ -889,6 +890,27 @@ def test_a_sealed_file_that_holds_no_tensors_is_refused(
     said = restore_as_said(str(checkpoints.parent))
     assert sentence in said
     assert name in said
+
+
+class Marker:
+    """Makes an empty file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", [MODEL, OPTIM, "rng-00000.safetensors"])
+def test_no_file_of_a_checkpoint_is_unpickled_however_well_sealed(name: str, checkpoints: Path, tmp_path: Path) -> None:
+    content = pickle.dumps(Marker(tmp_path / "unpickled"))
+    (checkpoints / "step-00000020" / name).write_bytes(content)
+    seal_again(checkpoints / "step-00000020", name)
+    assert name in restore_as_said(str(checkpoints.parent))
+    assert not (tmp_path / "unpickled").exists()
+    pickle.loads(content)  # noqa: S301
+    assert (tmp_path / "unpickled").exists(), "or nothing was tested"
 
 
 RANDOM_STATES: dict[str, Callable[[dict[str, Tensor]], object]] = {

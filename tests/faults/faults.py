@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,21 +50,6 @@ DAMAGES: dict[str, Callable[[Path, Path], None]] = {
     "the largest file replaced by step 10's": take_from_older,
     "the largest file exchanged with step 10's": exchange,
 }
-
-
-class Payload:
-    """Touches a file when it is unpickled."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Callable[..., None], tuple[Path]]:
-        return Path.touch, (self.marker,)
-
-
-def plant(path: Path, marker: Path) -> None:
-    """Replace a file by a pickle that touches `marker`."""
-    path.write_bytes(pickle.dumps(Payload(marker)))
 
 
 class NotPermitted(Exception):

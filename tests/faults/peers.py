@@ -12,7 +12,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -64,7 +63,6 @@ class Cells:
             },
             **{name: (lambda damage=damage: self.damaged(damage)) for name, damage in faults.DAMAGES.items()},
             "disk full in the second save": self.disk_full,
-            "a pickle with code in place of each file in turn": self.planted,
             "2 ranks saved, 1 loads": lambda: self.resumed(self.copy(), world_size=1),
             "2 ranks saved, 3 load": lambda: self.resumed(self.copy(), world_size=3),
         }
@@ -103,21 +101,6 @@ class Cells:
                 return f"save: {heard}; then {self.resumed(directory)}"
         except faults.NotPermitted as reason:
             return f"skipped: {reason}"
-
-    def planted(self) -> str:
-        """Whether code in a checkpoint is run by loading it."""
-        outcomes: Counter[str] = Counter()
-        ran_in = []
-        for path in faults.files_in(self.kind.folder(self.undisturbed, NEWEST)):
-            directory, marker = self.copy(), self.temporary / "code-ran"
-            faults.plant(directory / path.relative_to(self.undisturbed), marker)
-            outcomes[self.resumed(directory)] += 1
-            if marker.exists():
-                ran_in.append(path.name)
-                marker.unlink()
-        if ran_in:
-            return f"code ran ({len(ran_in)} of {outcomes.total()} files: {', '.join(sorted(ran_in))})"
-        return f"no code ran ({' / '.join(f'{count} x {text}' for text, count in outcomes.most_common())})"
 
     # ------------------------------------------------------ what comes of them
 
