@@ -12,6 +12,7 @@ from harness.config.data import ImageSection
 from harness.data.augment import Augmentation
 from harness.data.batches import TrainingBatches, ValidationBatches
 from harness.data.classes import check_judges
+from harness.data.columns import READING
 from harness.data.order import BalancedRows, BatchPlan, RowOrder, ShardedRows
 from harness.data.shards import ShardedColumns
 from harness.data.sources import DataSplits
@@ -79,7 +80,9 @@ def assemble(
         signals=signals,
         checkpoints=CheckpointStore(directory / "checkpoints", strategy, config.checkpoint),
         data_digest=f"{splits.train.digest()}-{splits.validation.digest()}",
+        read_otherwise=splits.read_otherwise,
         facts={
+            "reading": READING,
             "input_shape": splits.input_shape,
             "num_outputs": splits.num_outputs,
             "preprocessing": splits.preprocessing,

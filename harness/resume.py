@@ -186,6 +186,12 @@ def resume(run: Run, loaded: Loaded) -> TrainState:
                 "start afresh under another run.name"
             )
         if trainer["data_digest"] != run.data_digest:
+            if run.read_otherwise and trainer.get("reading") != run.facts["reading"]:
+                raise DataError(
+                    f"{loaded.directory} was trained on rows that were read otherwise: this version "
+                    f"{'; it '.join(run.read_otherwise)}. Go on with the harness that has written it "
+                    f"({trainer['harness']}, before columns were read so), or start afresh under another run.name"
+                )
             raise DataError(
                 f"the data are not those that {loaded.directory} was trained on (digest {trainer['data_digest']}, now "
                 f"{run.data_digest}), so what is left of the epoch and of the validation split would be other rows. "

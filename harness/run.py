@@ -35,6 +35,8 @@ class Run:
     """Changes with the rows that are trained on or validated with."""
     facts: dict[str, Any]
     """What a checkpoint says of the data, besides: what is needed to build the network without them."""
+    read_otherwise: tuple[str, ...]
+    """What is done with columns of the data that the version before did not."""
     observers: Observers
     stopwatch: Stopwatch
     share_of_peak_per_row: float | None = None

@@ -76,18 +76,8 @@ class RunDirectory:
         Raises:
             ConfigError: the directory holds a run that this config, or this version, cannot continue.
         """
-        if (self.path / "run.json").exists():
-            read_identity(self.path)
-        stored = self.path / "config.yaml"
-        notices: list[str] = []
-        # Before anything was saved there is no run to continue: a first start may be mended in any way.
-        saves = ("checkpoints/step-*", "checkpoints/quarantine/step-*")
-        if stored.exists() and any(any(self.path.glob(pattern)) for pattern in saves):
-            changes = compare(stored_config(self.path), self._config)
-            if changes.refused:
-                raise ConfigError(f"{self.path} holds another run: {changes.refusal_message()}")
-            notices = [f"changed since the run was last started: {change}" for change in changes.noticed]
-        identity = self.path / "run.json"
+        notices = changes_since(self.path, self._config)
+        identity, stored = self.path / "run.json", self.path / "config.yaml"
         created = datetime.now(UTC).isoformat(timespec="seconds")
         with storage_errors("write in", self.path):
             if not identity.exists():
@@ -116,6 +106,24 @@ class RunDirectory:
         """Write how the run ended, since torchrun itself exits with 1 for everything."""
         with storage_errors("write", self.path / "exit.json"):
             replace_durably(self.path / "exit.json", json_bytes({"code": code, "reason": reason, "step": step}))
+
+
+def changes_since(directory: Path, config: RunConfig) -> list[str]:
+    """Return what changed since a run was last started and is worth a word; writes nothing.
+
+    Raises:
+        ConfigError: the directory holds a run that this config, or this version, cannot continue.
+    """
+    if (directory / "run.json").exists():
+        read_identity(directory)
+    # Before anything was saved there is no run to continue: a first start may be mended in any way.
+    saves = ("checkpoints/step-*", "checkpoints/quarantine/step-*")
+    if not (directory / "config.yaml").exists() or not any(any(directory.glob(pattern)) for pattern in saves):
+        return []
+    changes = compare(stored_config(directory), config)
+    if changes.refused:
+        raise ConfigError(f"{directory} holds another run: {changes.refusal_message()}")
+    return [f"changed since the run was last started: {change}" for change in changes.noticed]
 
 
 def read_identity(directory: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from harness.launch import status as run_status
 from harness.launch import torchrun
 from harness.launch.cluster import load_cluster, with_options
 from harness.launch.examples import write_examples
+from harness.launch.look import look_at_data
 from harness.launch.plan import choose_ranks, launch_plan, this_machine
 from harness.launch.runs import SORT_KEYS, as_json, as_table, statuses
 from harness.launch.submit import TRAIN_MODULE, check_with_slurm, prepare
@@ -139,23 +140,26 @@ def submit(arguments: list[str]) -> int:
 
 def check(arguments: list[str]) -> int:
     """validate a configuration, or several, and say what they would do; starts nothing"""
-    given = _parser(check).parse_intermixed_args(arguments)
+    parser = _parser(check)
+    parser.add_argument("--no-data", action="store_true", help="do not look at the first rows of the data")
+    given = parser.parse_intermixed_args(arguments)
     more = [text for text in given.overrides if PurePath(text).suffix in (".yaml", ".yml") and "=" not in text]
     overrides = [text for text in given.overrides if text not in more]
-    codes = [_check_one(path, overrides, ranks=given.gpus, is_alone=not more) for path in (given.config, *more)]
-    return max(codes)
+    settings = {"ranks": given.gpus, "is_alone": not more, "looks": not given.no_data}
+    return max(_check_one(path, overrides, **settings) for path in (given.config, *more))
 
 
-def _check_one(path: str, overrides: Sequence[str], *, ranks: int | None, is_alone: bool) -> int:
+def _check_one(path: str, overrides: Sequence[str], *, ranks: int | None, is_alone: bool, looks: bool) -> int:
     options = [] if ranks is None else ["--gpus", str(ranks)]
     command = shlex.join(["harness", "launch", path, *options, *overrides])
     try:
-        text = summary(load_config(path, overrides, world_size=ranks), ranks=ranks, command=command)
+        loaded = load_config(path, overrides, world_size=ranks)
+        text = summary(loaded, ranks=ranks, command=command)
     except ConfigError as error:  # the other files are looked at all the same
         print(error, file=sys.stderr)
         return error.exit_code
-    print(text if is_alone else f"{path}\n{text}\n")
-    return 0
+    print(text if is_alone else f"{path}\n{text}\n", flush=True)
+    return look_at_data(loaded.config) if looks else 0
 
 
 def verify(arguments: list[str]) -> int:

@@ -9,10 +9,15 @@ from harness.config.io import LoadedConfig
 from harness.config.models import HiddenLayers, Model
 from harness.launch.checklist import checklist
 from harness.launch.known_rows import known_rows
+from harness.run_directory import changes_since
 
 
 def summary(loaded: LoadedConfig, *, ranks: int | None, command: str) -> str:
-    """Return what a configuration trains, how, on how many ranks, for how long and where; one line each."""
+    """Return what a configuration trains, how, on how many ranks, for how long and where; one line each.
+
+    Raises:
+        ConfigError: its run directory holds a run that it cannot continue.
+    """
     config = loaded.config
     has_run = (config.run_directory / "run.json").exists()
     rows = {
@@ -30,7 +35,7 @@ def summary(loaded: LoadedConfig, *, ranks: int | None, command: str) -> str:
     }
     return "\n".join(
         [
-            *(f"notice: {notice}" for notice in loaded.notices),
+            *(f"notice: {notice}" for notice in (*loaded.notices, *changes_since(config.run_directory, config))),
             *(f"{name:11}{row}" for name, row in rows.items()),
             *checklist(config, ranks=ranks, rows=known_rows(config)),
         ]

@@ -19,6 +19,7 @@ from torch.distributed.run import get_args_parser
 
 from harness import agent
 from harness.agent import known_to_torchrun
+from harness.config.io import load_config
 from harness.errors import ConfigError
 from harness.json_lines import read_events
 from harness.launch import cli
@@ -32,6 +33,7 @@ from harness.launch.plan import (
 )
 from harness.launch.torchrun import FINAL_CODES, exit_code_of, torchrun_command
 from harness.observers.ledger import read_lines
+from harness.run_directory import RunDirectory
 from harness.visible_gpus import count_visible_gpus
 from tests.helpers import wait_until
 
@@ -330,7 +332,7 @@ def test_launch_refuses_more_gpus_than_the_machine_has(
 def test_check_says_what_will_happen_on_so_many_ranks(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["strategy.micro_batch=4", "optim.peak_lr=3e-4"]
     # Options may stand between overrides.
-    assert cli.main(["check", str(config_file), overrides[0], "--gpus", "8", overrides[1]]) == 0
+    assert cli.main(["check", "--no-data", str(config_file), overrides[0], "--gpus", "8", overrides[1]]) == 0
     out, err = capsys.readouterr()
     rows = dict(line.split(maxsplit=1) for line in out.splitlines())
     assert rows["model"].startswith("cnn ")
@@ -351,12 +353,14 @@ def test_check_shows_empty_lists_as_none_and_nothing_that_has_no_meaning(
     config_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = "data={source: csv, path: a, targets: [y], global_batch: 8}"
-    assert cli.main(["check", str(config_file), "model={kind: mlp, hidden: []}", table]) == 0
+    assert cli.main(["check", "--no-data", str(config_file), "model={kind: mlp, hidden: []}", table]) == 0
     rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert "hidden none," in rows["model"]
     assert "categorical none," in rows["data"]
     for norm, is_shown in (("batch", True), ("layer", False)):
-        assert cli.main(["check", str(config_file), f"model={{kind: mlp, hidden: [8], norm: {norm}}}"]) == 0
+        assert (
+            cli.main(["check", "--no-data", str(config_file), f"model={{kind: mlp, hidden: [8], norm: {norm}}}"]) == 0
+        )
         assert ("sync_batch_norm" in capsys.readouterr().out) == is_shown
 
 
@@ -366,7 +370,7 @@ def test_check_looks_at_each_of_several_files_and_fails_if_one_is_wrong(
     other, wrong = (config_file.with_name(f"{name}.yaml") for name in ("other", "wrong"))
     other.write_text(config_file.read_text())
     wrong.write_text(config_file.read_text().replace("kind: cnn", "kind: cnm"))
-    assert cli.main(["check", str(config_file), "run.name=a", str(wrong), "--gpus", "2", str(other)]) == 2
+    assert cli.main(["check", "--no-data", str(config_file), "run.name=a", str(wrong), "--gpus", "2", str(other)]) == 2
     out, err = capsys.readouterr()
     assert [line for line in out.splitlines() if line.endswith(".yaml")] == [str(config_file), str(other)]
     assert out.count("2 ranks x 32 rows") == 2
@@ -374,29 +378,41 @@ def test_check_looks_at_each_of_several_files_and_fails_if_one_is_wrong(
     assert starts == [f"harness launch {path} --gpus 2 run.name=a" for path in (config_file, other)]
     assert "1 problem in" in err
     assert "model.kind: 'cnm'" in err
-    assert cli.main(["check", str(config_file), str(other)]) == 0
+    assert cli.main(["check", "--no-data", str(config_file), str(other)]) == 0
 
 
 def test_check_without_a_number_of_ranks_claims_nothing_about_them(
     config_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["check", str(config_file), "data.global_batch=63"]) == 0
+    assert cli.main(["check", "--no-data", str(config_file), "data.global_batch=63"]) == 0
     assert "63 rows an update over all ranks" in capsys.readouterr().out
 
 
 def test_check_tells_what_an_override_dropped(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
-        cli.main(["check", str(config_file), "schedule.kind=inverse_sqrt", "model.kind=mlp", "model.hidden=[8]"]) == 0
+        cli.main(
+            ["check", "--no-data", str(config_file), "schedule.kind=inverse_sqrt", "model.kind=mlp", "model.hidden=[8]"]
+        )
+        == 0
     )
     assert "notice: " in capsys.readouterr().out
 
 
-def test_check_says_when_the_directory_holds_a_run(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_says_when_the_directory_holds_a_run_and_refuses_what_launch_would(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     directory = config_file.parent / "runs" / "digits"
-    directory.mkdir(parents=True)
-    (directory / "run.json").write_text("{}")
-    assert cli.main(["check", str(config_file)]) == 0
+    with RunDirectory(load_config(config_file, []).config) as run:
+        run.describe()
+    assert cli.main(["check", "--no-data", str(config_file)]) == 0
     assert "holds a run, which goes on" in capsys.readouterr().out
+    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    (directory / "checkpoints/step-00000001").mkdir(parents=True)
+    assert cli.main(["check", "--no-data", str(config_file), "early_stopping=null"]) == 0
+    assert "notice: changed since the run was last started" in capsys.readouterr().out
+    assert cli.main(["check", "--no-data", str(config_file), "run.seed=7"]) == 2
+    assert "runs/digits holds another run: " in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before, "it only looks"
 
 
 def test_train_becomes_the_training_process() -> None:

@@ -459,6 +459,24 @@ def spoil_hidden(root: Path) -> None:
     image(root / "b" / ".y.png")
 
 
+def spoil_name(root: Path) -> None:
+    (root / "b" / "x.png").rename(root / "b" / "x")
+    image(root / "b" / "y.png")
+
+
+def spoil_suffix(root: Path) -> None:
+    (root / "b" / "x.png").rename(root / "b" / "x.image")
+    image(root / "b" / "y.png")
+
+
+def spoil_hidden_folder(root: Path) -> None:
+    image(root / ".c" / "x.png")
+
+
+def spoil_root(root: Path) -> None:
+    image(root / "x.png")
+
+
 def spoil_folders(root: Path) -> None:
     image(root / "c" / "x.png")
 
@@ -473,6 +491,10 @@ def spoil_folders(root: Path) -> None:
         (spoil_class, r"class 'b' has no image"),
         (spoil_place, r"1 images are hidden or not directly in a class folder, the first .*b/deeper/y\.png"),
         (spoil_hidden, r"1 images are hidden or not directly in a class folder, the first .*b/\.y\.png"),
+        (spoil_hidden_folder, r"1 images are hidden or not directly in a class folder, the first .*\.c/x\.png"),
+        (spoil_root, r"1 images are hidden or not directly in a class folder, the first .*images/x\.png"),
+        (spoil_name, r"b/x: is an image, but not called like one"),
+        (spoil_suffix, r"b/x\.image: is an image, but not called like one"),
         (spoil_folders, r"has 3 class folders, a to c, but task\.num_classes is 2"),
     ],
 )
@@ -484,6 +506,23 @@ def test_a_folder_with_one_fault_is_refused_by_its_name(tmp_path: Path, spoil: A
     spoil(root)
     with pytest.raises(DataError, match=message):
         load(folder(root, validation_fraction=0.5), classes(2), seed=0)
+
+
+def test_files_that_are_no_images_are_left_out_and_told_and_all_others_are_rows(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    names = [f"x{suffix}" for suffix in (".png", ".PNG", ".jpg", ".bmp", ".tiff", ".webp", ".avif")]
+    for place, name in enumerate(names):
+        image(root / "a" / name, (20 * place, 0, 0), mode="RGB")
+        image(root / "__b" / name, (20 * place + 10, 0, 0), mode="RGB")
+    image(tmp_path / "elsewhere" / "y.png", (0, 0, 0), mode="RGB")
+    (root / "link").symlink_to(tmp_path / "elsewhere")
+    splits = load(folder(root, validation_path=str(root)), classes(3), seed=0)
+    assert splits.train.targets.bincount().tolist() == [len(names), len(names), 1]
+    assert not any("left out" in notice for notice in splits.notices)
+    for name in ("Thumbs.db", "a/notes.txt", "a/.DS_Store"):
+        (root / name).write_text("no image")
+    told = [notice for notice in load(folder(root), classes(3), seed=0).notices if "left out" in notice]
+    assert told == [f"{root}: 3 files that are no images are left out, the first {root}/Thumbs.db"]
 
 
 def test_a_folder_that_is_missing_a_file_or_without_any_class_is_refused(tmp_path: Path) -> None:
@@ -502,5 +541,5 @@ def test_a_folder_that_is_missing_a_file_or_without_any_class_is_refused(tmp_pat
 def test_class_folders_without_any_image_are_refused(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / "images" / name).mkdir(parents=True)
-    with pytest.raises(DataError, match="images: there is not one row in it"):
+    with pytest.raises(DataError, match="images: class 'a' has no image"):
         load(folder(tmp_path / "images"), classes(2), seed=0)

@@ -56,9 +56,9 @@ class TableData(DataSection):
     """A file of its own for validation; without it `validation_fraction` of the rows is set aside."""
     targets: Annotated[tuple[str, ...], Field(min_length=1)]
     features: tuple[str, ...] | None = None
-    """Columns the model sees, in this order; null is every column that is not a target."""
+    """Columns the model sees, in this order; null is every column that is neither a target nor the index of pandas."""
     categorical: tuple[str, ...] = ()
-    """Features that become a column of 0 and 1 for each value; no value is one too."""
+    """Features that become a column of 0 and 1 for each value; no value is one too. csv: as they are spelled."""
     impute: Literal["none", "mean", "median"] = "none"
     """What stands for a number that is missing; none refuses it."""
     in_memory: bool = True
@@ -85,7 +85,7 @@ class ShardedTableData(TableData):
     path: str
     """A pattern, such as `rows/*.parquet`, or a URL with one, of any file system that fsspec knows here."""
     validation_path: str
-    """One local parquet file; where labels are texts, it has all of them."""
+    """One local parquet file, with the columns of those that train."""
 
     @model_validator(mode="after")
     def _nothing_is_learned(self) -> ShardedTableData:

@@ -10,7 +10,7 @@ from harness.config.fields import Int, PositiveInt, Section
 
 
 class ByteTokenizer(Section):
-    """256 tokens, one a byte, and one for the end of a document; takes any file, text or not."""
+    """256 tokens, one a byte, and one for the end of a document; takes any bytes, UTF-8 or not."""
 
     kind: Literal["byte"]
 
@@ -46,8 +46,8 @@ class TextSection(Section):
 
     source: Literal["text"]
     path: str
-    """A file, or a pattern such as data/shakespeare/*.txt; a .parquet file holds a document a row, any other file
-    is one document."""
+    """A file, or a pattern such as data/shakespeare/*.txt; a .parquet file holds a document a row, a .jsonl file one a
+    line, any other file is one document. Tables and what is no text, such as images and archives, are refused."""
     validation_path: str | None = None
     """Files of their own for validation; without them `validation_fraction` is set aside, as `split` says."""
     split: Literal["documents", "tail"] = "documents"
@@ -55,6 +55,6 @@ class TextSection(Section):
     block: PositiveInt
     """Tokens of a row; the model predicts each of them from those before it."""
     text_column: str = "text"
-    """The column of a .parquet file that holds the text."""
+    """The column of a .parquet file, or the key of each line of a .jsonl file, that holds the text."""
     tokenizer: Tokenizer = ByteTokenizer(kind="byte")
     """Made from the training text when the run first starts; by default that of a pretrained model, if it is one."""

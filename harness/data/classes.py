@@ -1,4 +1,4 @@
-"""Which classes have rows to learn from, and rows to be judged by."""
+"""Which classes and numbers have rows to learn from, and rows to be judged by."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from harness.config import RunConfig
 from harness.config.checks import judging_metrics
-from harness.config.tasks import ClassificationTask
+from harness.config.tasks import ClassificationTask, RegressionTask
 from harness.data.batches import Columns
 from harness.data.shards import ShardedColumns
 from harness.errors import DataError
@@ -61,13 +61,36 @@ def class_notices(
     return notices
 
 
+def constant_targets(validation: Columns) -> list[int]:
+    """Return which of the (N, K) numbers to predict are the same in all rows, so that no variance can be explained."""
+    varies = (validation.targets != validation.targets[0]).any(dim=0)
+    return [target for target, does in enumerate(varies.tolist()) if not does]
+
+
+def target_notices(validation: Columns, names: Sequence[str]) -> list[str]:
+    """Return a sentence for the targets that val/r2 says nothing of, if there are some."""
+    constant = constant_targets(validation)
+    if not constant:
+        return []
+    rest = "of the other targets" if len(constant) < len(names) else "not defined, and null in the ledger"
+    return [f"{_named(constant, names)} is one number in all {len(validation):,} validation rows, so val/r2 is {rest}"]
+
+
 def check_judges(config: RunConfig, validation: Columns, names: Sequence[Any] | None) -> None:
-    """Refuse to judge a run by the score of a class that its validation rows say nothing of.
+    """Refuse to judge a run by a score that its validation rows say nothing of.
 
     Raises:
         DataError: the score would be NaN, or 0, in every evaluation.
     """
     task = config.task
+    if isinstance(task, RegressionTask) and len(constant_targets(validation)) == validation.targets.shape[1]:
+        for section, (metric, _) in judging_metrics(config).items():
+            if metric == "val/r2":
+                raise DataError(
+                    f"{section}.metric: val/r2 is the share of a variance, but the {len(validation):,} validation rows "
+                    "all have the same target. Set aside others (data.validation_fraction, data.validation_path), or "
+                    "use val/loss."
+                )
     scored = scored_class(task, names) if isinstance(task, ClassificationTask) else None
     if not isinstance(task, ClassificationTask) or scored is None:
         return

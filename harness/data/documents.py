@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +15,33 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
+from harness.data.columns import TEXTS, kind_of
+from harness.data.csv_rows import COMPRESSIONS
 from harness.data.order import permutation_key, permute
 from harness.errors import DataError
 
-PARQUET = ".parquet"
+PARQUET, JSON_LINES = ".parquet", (".jsonl", ".ndjson")
 ROWS_AT_ONCE = 1_000
+TABLES = {".csv": "columns", ".tsv": "columns", ".json": "records"}
+"""Suffixes of files that are text, and of which no model should learn to write the commas."""
+CONTENTS = (
+    *((0, start, f"{name}-compressed") for start, name in COMPRESSIONS.items() if name != "zip"),
+    *((0, start, "compressed") for start in (b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"7z\xbc\xaf", b"Rar!")),
+    (0, b"PK\3\4", "a zip archive (also of an office program, or of torch)"),
+    (257, b"ustar", "a tar archive"),
+    *((0, start, "an image") for start in (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"BM")),
+    (0, b"RIFF", "an image, a sound or a film"),
+    *((0, start, "a sound") for start in (b"ID3", b"fLaC", b"OggS")),
+    (4, b"ftyp", "a film or an image"),
+    (0, b"%PDF", "a PDF"),
+    (0, b"PAR1", "parquet; call it *.parquet"),
+    *((0, start, "a table") for start in (b"ARROW1", b"FEA1", b"ORC", b"Obj\x01", b"SQLite format 3", b"\x89HDF")),
+    *((0, start, "an array or a pickle") for start in (b"\x93NUMPY", b"\x80\x02", b"\x80\x04", b"\x80\x05")),
+    (8, b'{"', "a file of tensors"),
+    (0, b"\x7fELF", "a program"),
+    *((0, start, "UTF-16 or UTF-32; save it as UTF-8") for start in (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")),
+)
+"""(place, bytes there, what such a file is) of files that are no running text, whatever they are called."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +76,16 @@ class Corpus:
 
     def __iter__(self) -> Iterator[Document]:
         for path in self.files:
-            yield from _rows(path, self.text_column) if path.suffix == PARQUET else [_whole(path)]
+            if path.suffix == PARQUET:
+                yield from _rows(path, self.text_column)
+            elif path.suffix in JSON_LINES:
+                yield from _lines(path, self.text_column)
+            else:
+                yield _whole(path)
+
+    def in_lines(self) -> list[Path]:
+        """Return the files that are JSON, a document a line."""
+        return [path for path in self.files if path.suffix in JSON_LINES]
 
     def digest(self) -> str:
         """Return 32 hexadecimal digits of the files' contents, in order; reads all of them."""
@@ -69,7 +102,7 @@ def find_corpus(pattern: str, *, text_column: str, key: str = "data.path") -> Co
     Args:
         key: of the configuration, for messages.
     Raises:
-        DataError: there is none, one is a folder, or one is empty or cannot be read.
+        DataError: there is none, one is a folder, or one is empty, is no text or cannot be read.
     """
     literal = Path(pattern)
     files = [literal] if literal.exists() else sorted(map(Path, glob.glob(pattern, recursive=True)))
@@ -83,11 +116,13 @@ def find_corpus(pattern: str, *, text_column: str, key: str = "data.path") -> Co
             raise DataError(f"{path}: is a folder, but {key} wants files; write {path}/*.txt")
         try:
             with path.open("rb") as file:
-                is_empty = not file.read(1)
+                start = file.read(512)
         except OSError as error:
             raise DataError(f"{path.absolute()}: {error.strerror}. {key} wants files that can be read") from error
-        if is_empty:
+        if not start:
             raise DataError(f"{path}: is empty (0 bytes). Write it again, or leave it out of {key}")
+        if path.suffix != PARQUET:
+            _check_is_text(path, start, key)
     return Corpus(tuple(files), text_column)
 
 
@@ -129,6 +164,46 @@ def cut_at(documents: Iterator[Document], cut: int) -> Iterator[tuple[bool, Docu
         start = stop
 
 
+def _check_is_text(path: Path, start: bytes, key: str) -> None:
+    what = next((what for place, found, what in CONTENTS if start[place:].startswith(found)), None)
+    if what is not None and not _is_plain(start):  # a text may begin with GIF8 or BM
+        raise DataError(f"{path}: is {what}, but {key} wants running text. Write its text to a file, or leave it out")
+    if path.suffix.lower() in TABLES:
+        raise DataError(
+            f"{path}: holds {TABLES[path.suffix.lower()]}, but {key} wants running text. Write the column of the texts "
+            "to a .jsonl file, an object a line, or to a .parquet file, and name it in data.text_column"
+        )
+
+
+def _is_plain(start: bytes) -> bool:
+    """Whether the first bytes of a file are UTF-8, perhaps cut within a character, without control characters."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(start)
+    except UnicodeDecodeError:
+        return False
+    return all(character >= " " or character in "\t\n\r\f\v\b\x1b" for character in text)
+
+
+def _lines(path: Path, column: str) -> Iterator[Document]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                text = row.get(column, "") if isinstance(row, dict) else None
+                content = text.encode() if isinstance(text, str) else b""
+            except ValueError as error:
+                raise DataError(f"{path}: line {number:,} cannot be read as JSON: {error}. Write it again") from None
+            if not content:
+                has = f"but {', '.join(map(repr, row))}" if isinstance(row, dict) else "for it is no object"
+                raise DataError(
+                    f"{path}: line {number:,} has no text {column!r}, {has}; set data.text_column, fill it in, or "
+                    "remove the line"
+                )
+            yield Document(f"{path}, line {number:,}", content)
+
+
 def _whole(path: Path) -> Document:
     return Document(str(path), path.read_bytes())
 
@@ -147,11 +222,23 @@ def _rows(path: Path, column: str) -> Iterator[Document]:
         raise DataError(f"{path}: cannot be read as parquet: {error}. Write it again") from error
 
 
+def check_text_column(path: Path, column: str) -> None:
+    """Refuse a parquet file without a column of texts of this name, or a file of JSON whose first line has none.
+
+    Raises:
+        DataError: it is one.
+    """
+    if path.suffix == PARQUET:
+        next(_rows(path, column), None)
+    elif path.suffix in JSON_LINES:
+        next(_lines(path, column), None)
+
+
 def _check_column(path: Path, column: str, schema: Any) -> None:
     if column not in schema.names:
         raise DataError(
             f"{path}: has no column {column!r}, but {', '.join(schema.names)}; set data.text_column to one of these"
         )
     kind = schema.field(column).type
-    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+    if kind_of(kind) != TEXTS:
         raise DataError(f"{path}: column {column!r} holds {kind}, but text is wanted; set data.text_column to another")

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+import PIL.Image
 from numpy.typing import NDArray
 
-from harness.data.batches import Columns
-from harness.data.tabular import load_files
+from harness.data.unchanged import check_unchanged, file_states
 from harness.errors import DataError
 
+SUFFIXES = {suffix for suffix, kind in PIL.Image.registered_extensions().items() if kind in PIL.Image.OPEN}
+ONCE_LEFT_OUT = (".avif", ".avifs", ".mpo", ".qoi", ".pfm", ".palm")
+"""Suffixes of images that were no rows before READING was 2."""
 CHANNELS = {"L": 1, "RGB": 3}  # of the image modes that are numbers from 0 to 255 as they stand
 
 
-def class_folders(root: Path) -> list[str]:
+def class_folders(root: Path, num_classes: int | None) -> list[str]:
     """Return the names of the sub-folders in alphabetical order: label 0 is the first.
 
+    Args:
+        num_classes: how many there must be; None is any number.
     Raises:
-        DataError: there is no such folder, or no sub-folder in it.
+        DataError: there is no such folder, or another number of sub-folders in it.
     """
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
@@ -28,21 +35,49 @@ def class_folders(root: Path) -> list[str]:
     names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         raise DataError(f"{root}: has no sub-folder, but one a class is wanted, with the images of the class in it")
+    if num_classes is not None and len(names) != num_classes:
+        raise DataError(
+            f"{root}: has {len(names)} class folders, {names[0]} to {names[-1]}, but task.num_classes is "
+            f"{num_classes}. Set it to {len(names)}, or mend the folder."
+        )
     return names
 
 
-def image_columns(root: Path, classes: list[str]) -> Columns:
-    """Return the images of a folder, (N, C, H, W) float32 from 0 to 1, and their labels, (N,) int64.
+def check_same_classes(root: Path, classes: list[str], *, as_in: Path) -> None:
+    """Refuse a folder whose class folders are not those of the one whose images train.
 
     Raises:
-        DataError: a class has no image, an image lies elsewhere, cannot be read, is neither grey (L) nor RGB, or
-            has another size or mode than the first.
+        DataError: they are not.
     """
-    # Our own pattern and labels: by itself `datasets` takes files and folders with "test" or "val" in their name out
-    # of the training split, and drops all labels if there is a metadata file or only one class.
-    dataset = load_files("imagefolder", root, pattern="/*/*", drop_labels=True, drop_metadata=True)
-    paths = [Path(image["path"]) for image in dataset.with_format("arrow")[:].column("image").to_pylist()]
-    _check_complete(root, paths, classes)
+    difference = sorted(set(classes) ^ set(class_folders(root, None)))
+    if difference:
+        raise DataError(
+            f"{root}: its class folders are not those of {as_in}, so labels would mean different things; only one of "
+            f"them has {', '.join(difference[:5])}"
+        )
+
+
+@dataclass(frozen=True)
+class FolderOfImages:
+    """The images of the class folders, and what there is to say of the others."""
+
+    inputs: NDArray[np.float32]
+    """(N, C, H, W) from 0 to 1."""
+    labels: NDArray[np.int64]
+    """(N,)"""
+    notices: tuple[str, ...]
+    read_otherwise: tuple[str, ...]
+
+
+def read_images(root: Path, classes: list[str]) -> FolderOfImages:
+    """Return the images of a folder.
+
+    Raises:
+        DataError: a class has no image, an image lies elsewhere or is not called like one, cannot be read, is neither
+            grey (L) nor RGB, or has another size or mode than the first.
+    """
+    paths, left_out = _find_images(root.resolve(), classes)
+    before = file_states(paths)
     first = _decode(paths[0])
     if first.mode not in CHANNELS:
         raise DataError(
@@ -58,25 +93,55 @@ def image_columns(root: Path, classes: list[str]) -> Columns:
                 "images to one size and mode."
             )
         inputs[position] = _channels_first(image)
+    check_unchanged(before)
     inputs /= 255
-    labels = [classes.index(path.parent.name) for path in paths]
-    return Columns(torch.from_numpy(inputs), torch.tensor(labels))
+    labels = np.array([classes.index(path.parent.name) for path in paths], np.int64)
+    once_left_out = sorted({suffix for path in paths if (suffix := path.suffix.lower()) in ONCE_LEFT_OUT})
+    return FolderOfImages(
+        inputs,
+        labels,
+        left_out,
+        tuple(f"reads the {suffix} files of {root}" for suffix in once_left_out),
+    )
 
 
-def _check_complete(root: Path, paths: list[Path], classes: list[str]) -> None:
-    """Refuse a folder with a class without images, or with images that `datasets` passed over."""
-    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-
-    without = sorted(set(classes) - {path.parent.name for path in paths})
+def _find_images(root: Path, classes: list[str]) -> tuple[list[Path], tuple[str, ...]]:
+    """Return the images directly in the class folders, in the order of their paths, and sentences about other files."""
+    files = sorted(_files_below(root), key=str)
+    images = [path for path in files if path.suffix.lower() in SUFFIXES]
+    here = [path for path in images if path.parent.parent == root and not path.name.startswith(".")]
+    here = [path for path in here if path.parent.name in classes]
+    without = sorted(set(classes) - {path.parent.name for path in here})
     if without:
         raise DataError(f"{root}: class {without[0]!r} has no image. Add some, or remove the folder.")
-    images = {path for path in root.resolve().rglob("*") if path.suffix.lower() in ImageFolder.EXTENSIONS}
-    passed_over = sorted(images - set(paths))
-    if passed_over:
+    elsewhere = sorted(set(images) - set(here))
+    if elsewhere:
         raise DataError(
-            f"{root}: {len(passed_over):,} images are hidden or not directly in a class folder, the first "
-            f"{passed_over[0]}. Move or remove them."
+            f"{root}: {len(elsewhere):,} images are hidden or not directly in a class folder, the first "
+            f"{elsewhere[0]}. Move or remove them."
         )
+    others = [path for path in files if path.suffix.lower() not in SUFFIXES]
+    for path in {path.suffix.lower(): path for path in reversed(others)}.values():  # the first of each suffix
+        if _is_image(path):
+            raise DataError(
+                f"{path}: is an image, but not called like one. Give it a suffix that says so, such as .png."
+            )
+    if not others:
+        return here, ()
+    return here, (f"{root}: {len(others):,} files that are no images are left out, the first {others[0]}",)
+
+
+def _files_below(root: Path) -> Iterator[Path]:
+    for folder, _, names in os.walk(root, followlinks=True):
+        yield from (Path(folder, name) for name in names)
+
+
+def _is_image(path: Path) -> bool:
+    try:
+        with PIL.Image.open(path):
+            return True
+    except (OSError, SyntaxError, ValueError):  # what PIL raises for what is none
+        return False
 
 
 def _decode(path: Path) -> Any:

@@ -23,7 +23,7 @@ from torch import Tensor
 from harness.data.batches import Columns, converted
 from harness.files import json_bytes, storage_errors, write_durably
 
-SCHEMA = 1  # raise it when a file written before would be read wrongly
+SCHEMA = 2  # raise it when a file written before would be read wrongly
 FACTS = "facts.json"
 Facts = dict[str, Any]
 

@@ -13,9 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow
 from numpy.typing import NDArray
 
 from harness.config.data import TableData
+from harness.data.columns import NUMBERS, TEXTS, advice, spelled_numbers
 from harness.data.tabular import Table, numbers_of
 from harness.errors import DataError
 
@@ -40,8 +42,22 @@ def fit_features(table: Table, names: Sequence[str], data: TableData, *, rows: N
     ]
 
 
+def check_feature(table: Table, name: str, data: TableData) -> None:
+    """Refuse a column that no feature can be made of.
+
+    Raises:
+        DataError: it is not of numbers, or not of categories.
+    """
+    if name in data.categorical:
+        _values(table, name)
+    else:
+        numbers_of(table, name, may_miss=data.impute != "none")
+
+
 def _fit_categories(table: Table, name: str, rows: NDArray[np.int64]) -> Feature:
     categories = sorted(set(_values(table, name, rows)), key=lambda value: (value is None, str(type(value)), value))
+    if name in (table.spelled or ()):
+        categories = _in_order_of_numbers(categories)
     if len(categories) > MAX_CATEGORIES:
         raise DataError(
             f"{table.path}: column {name!r} has {len(categories):,} different values in the training rows, but "
@@ -49,6 +65,12 @@ def _fit_categories(table: Table, name: str, rows: NDArray[np.int64]) -> Feature
             "column out"
         )
     return {"name": name, "categories": categories}
+
+
+def _in_order_of_numbers(texts: list[str | None]) -> list[str | None]:
+    """Return categories of csv in the order that they have in a file of another format, where they are numbers."""
+    numbers = spelled_numbers(pyarrow.array(texts, pyarrow.large_string()))
+    return texts if numbers is None else [texts[place] for place in np.argsort(numbers, kind="stable")]  # NaN is last
 
 
 def _fit_numbers(table: Table, name: str, training: NDArray[Any], data: TableData) -> Feature:
@@ -132,6 +154,13 @@ def unknown_categories(table: Table, features: Sequence[Feature], *, rows: NDArr
     return sentences
 
 
+def values_of(table: Table, feature: Feature) -> NDArray[Any]:
+    """Return the (N,) numbers of a feature as they stand in the table, NaN for none; of categories the places."""
+    if "categories" in feature:
+        return _codes(table, feature)
+    return numbers_of(table, feature["name"], may_miss=feature["fill"] is not None).astype(np.float64)
+
+
 def _codes(table: Table, feature: Feature) -> NDArray[np.int64]:
     """Return the place of each row's value among the categories, -1 if it is none of them."""
     places = {value: place for place, value in enumerate(feature["categories"])}
@@ -141,11 +170,10 @@ def _codes(table: Table, feature: Feature) -> NDArray[np.int64]:
 def _values(table: Table, name: str, rows: NDArray[np.int64] | None = None) -> list[Any]:
     """Return the texts, numbers or booleans of a column; None where there is no value, or NaN."""
     column = table.arrow.column(name)
-    values = (column if rows is None else column.take(rows)).to_pylist()
-    strange = next((value for value in values if not isinstance(value, str | int | float | bool | None)), None)
-    if strange is not None:
+    if table.kind(name) not in (TEXTS, NUMBERS, "null"):
         raise DataError(
             f"{table.path}: column {name!r} holds {column.type}, but texts, numbers or true and false are wanted in "
-            "data.categorical. Encode it, or leave the column out."
+            f"data.categorical. {advice(column.type)}"
         )
+    values = (column if rows is None else column.take(rows)).to_pylist()
     return [None if isinstance(value, float) and math.isnan(value) else value for value in values]

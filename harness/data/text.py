@@ -31,8 +31,10 @@ from torch import Tensor
 from harness.config.data import TextData
 from harness.config.text import ByteTokenizer, PretrainedTokenizer
 from harness.data.batches import Columns
-from harness.data.documents import Document, cut_at, divide_documents, find_corpus
+from harness.data.documents import Corpus, Document, cut_at, divide_documents, find_corpus
 from harness.data.tokenizers import TextTokenizer, tokenizer_from_json, train_tokenizer
+from harness.data.tokenizing_memory import check_memory
+from harness.data.unchanged import check_unchanged, file_states
 from harness.errors import DataError, StorageError
 from harness.files import json_bytes, sync_directory, write_durably
 
@@ -48,6 +50,9 @@ class TextSplits:
     train: Columns
     validation: Columns
     tokenizer: TextTokenizer
+    notices: tuple[str, ...] = ()
+    read_otherwise: tuple[str, ...] = ()
+    """What is done with the files that the version before did not."""
 
 
 def prepare_text(data: TextData, *, seed: int, environment: Mapping[str, str] = os.environ) -> Path:
@@ -57,14 +62,20 @@ def prepare_text(data: TextData, *, seed: int, environment: Mapping[str, str] = 
         DataError: the files cannot be used, or the folder is not what was written.
         StorageError: the folder cannot be written.
     """
+    corpora = _corpora(data)
+    before = file_states(path for corpus in corpora for path in corpus.files)
     folder = token_folder(data, seed=seed, environment=environment)
     if folder.exists():
         _check(folder, read_all=True)
         return folder
+    check_memory(corpora, data.tokenizer)
     temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
         _build(temporary, data, seed=seed)
+        check_unchanged(before)
+        if _corpora(data) != corpora:
+            raise DataError(f"{data.path}: files came or went while they were read. Start again when nothing does that")
         if not folder.exists():  # another run may have been quicker
             os.rename(temporary, folder)
         sync_directory(folder.parent)
@@ -87,25 +98,44 @@ def load_text(data: TextData, *, seed: int, environment: Mapping[str, str] = os.
     folder = token_folder(data, seed=seed, environment=environment)
     facts = _check(folder, read_all=False)
     train, validation = (_blocks(folder, name, facts, block=data.block) for name in (TRAIN, VALIDATION))
-    return TextSplits(train, validation, tokenizer_from_json((folder / TOKENIZER).read_text()))
+    corpora = _corpora(data)
+    trains, validates = ({path.resolve() for path in corpus.files} for corpus in (corpora[0], corpora[-1]))
+    both = sorted(trains & validates) if len(corpora) > 1 else []
+    return TextSplits(
+        train,
+        validation,
+        tokenizer_from_json((folder / TOKENIZER).read_text()),
+        tuple(f"{path}: trains and validates; keep it out of data.path or data.validation_path" for path in both),
+        tuple(
+            f"reads column {data.text_column!r} of each line of {path}"
+            for corpus in corpora
+            for path in corpus.in_lines()
+        ),
+    )
+
+
+def _corpora(data: TextData) -> list[Corpus]:
+    """Return the files that train, and those that validate if there are some."""
+    named = {"data.path": data.path, "data.validation_path": data.validation_path}
+    return [find_corpus(path, text_column=data.text_column, key=key) for key, path in named.items() if path is not None]
 
 
 def token_folder(data: TextData, *, seed: int, environment: Mapping[str, str] = os.environ) -> Path:
     """Return where the tokens of `data` are kept; reads all of its files."""
-    corpora = [find_corpus(data.path, text_column=data.text_column)]
+    corpora = _corpora(data)
     settings: dict[str, Any] = {"layout": LAYOUT, "tokenizer": data.tokenizer.model_dump()}
     if data.tokenizer.kind != "byte":
         settings["tokenizers"] = tokenizers.__version__  # which may merge otherwise
     if isinstance(data.tokenizer, PretrainedTokenizer):
         files = [(Path(data.tokenizer.path) / name).read_bytes() for name in (TOKENIZER, "config.json")]
         settings["model"] = [hashlib.sha256(content).hexdigest() for content in files]
-    if data.validation_path is not None:
-        corpora.append(find_corpus(data.validation_path, text_column=data.text_column, key="data.validation_path"))
-    else:
+    if data.validation_path is None:
         settings |= {"split": data.split, "fraction": data.validation_fraction}
         settings |= {"seed": seed} if data.split == "documents" else {}
     settings["texts"] = [corpus.digest() for corpus in corpora]
     settings["columns"] = data.text_column
+    if any(corpus.in_lines() for corpus in corpora):
+        settings["in_lines"] = True  # once they were one document
     key = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
     beside = corpora[0].files[0].parent / ".harness-cache"
     return Path(environment.get("HARNESS_CACHE") or beside) / f"tokens-{key}"
@@ -113,10 +143,9 @@ def token_folder(data: TextData, *, seed: int, environment: Mapping[str, str] = 
 
 def documents_of(data: TextData, *, seed: int, validating: bool) -> Iterator[Document]:
     """Yield the documents that train, or those that validate."""
-    corpus = find_corpus(data.path, text_column=data.text_column)
-    if data.validation_path is not None:
-        other = find_corpus(data.validation_path, text_column=data.text_column, key="data.validation_path")
-        yield from other if validating else corpus
+    corpus, *others = _corpora(data)
+    if others:
+        yield from others[0] if validating else corpus
     elif data.split == "tail":
         cut = round((1 - data.validation_fraction) * sum(len(document.content) for document in corpus))
         yield from (document for trains, document in cut_at(iter(corpus), cut) if trains != validating)

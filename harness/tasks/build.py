@@ -3,7 +3,7 @@
 import torch
 
 from harness.config.tasks import CausalLmTask, ClassificationTask, RegressionTask, Task
-from harness.data.classes import scored_class
+from harness.data.classes import constant_targets, scored_class
 from harness.data.sources import DataSplits
 from harness.tasks.base import TaskLoss
 from harness.tasks.language import CausalLm
@@ -27,7 +27,7 @@ def build_task(config: Task, splits: DataSplits, *, device: torch.device, dtype:
             scored = scored_class(config, classes)
             return Classification(config, class_weights=weights, classes=classes, scored_class=scored)
         case RegressionTask():
-            return Regression(splits.num_outputs)
+            return Regression(splits.num_outputs, constant=constant_targets(splits.validation))
         case CausalLmTask():
             assert splits.tokenizer, "causal_lm without text is refused by config/checks.py"
             token_bytes = torch.from_numpy(splits.tokenizer.token_bytes())

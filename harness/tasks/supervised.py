@@ -87,8 +87,9 @@ class Regression:
     counts_tokens = False
     is_weighted = False
 
-    def __init__(self, num_outputs: int) -> None:
+    def __init__(self, num_outputs: int, *, constant: Sequence[int] = ()) -> None:
         self.targets_per_row = num_outputs
+        self._constant = constant  # of the K targets, by the rows that validate
 
     def loss_sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return F.mse_loss(outputs, targets, reduction="sum")
@@ -105,7 +106,11 @@ class Regression:
         }
 
     def metrics(self) -> dict[str, Metric]:
-        return {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": R2(self.targets_per_row)}
+        return {
+            "mse": MeanSquaredError(),
+            "mae": MeanAbsoluteError(),
+            "r2": R2(self.targets_per_row, constant=self._constant),
+        }
 
     def only_answer(self, metrics: Mapping[str, Metric]) -> None:
         return None

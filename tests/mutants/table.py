@@ -1,6 +1,6 @@
 """All mutants, by the room of the house that they are in."""
 
-from tests.mutants import deciding, saving, training
+from tests.mutants import deciding, reading, saving, training
 from tests.mutants.mutant import Mutant
 
 ROOMS: dict[str, tuple[Mutant, ...]] = {
@@ -17,6 +17,7 @@ ROOMS: dict[str, tuple[Mutant, ...]] = {
     "schedule": deciding.SCHEDULE,
     "agenda": deciding.AGENDA,
     "config": deciding.CONFIG,
+    "reading": reading.READING,
     "tracking": deciding.TRACKING,
     "slurm": deciding.SLURM,
 }
