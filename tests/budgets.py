@@ -57,6 +57,7 @@ BUDGETS: dict[str, float] = {
     "tests/distributed/test_saving.py": 12,
     "tests/distributed/test_reference.py": 11,
     "tests/distributed/test_loop.py": 10,
+    "tests/distributed/test_unused.py": 8,
     "tests/test_mutants.py": 9,
     "tests/test_config.py": 8,
     "tests/distributed/test_experts_runs.py": 7,
