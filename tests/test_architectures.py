@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from harness.config.models import PretrainedModel
+from harness.config.pretrained import num_positions
 from harness.errors import ConfigError
 from harness.models.pretrained import Pretrained, build, save, some_rows
 from tests.tiny_architectures import (
@@ -30,11 +31,14 @@ PAD_COMES_IN = {"convbert", "fnet", "mobilebert", "yoso"}
 """Classifiers that mix neighbours or transform whole rows, whatever the mask says."""
 WANTS_FULL_ROWS = {"nystromformer"}
 """Of one length, which its config names."""
+REFUSED = PAD_COMES_IN | WANTS_FULL_ROWS
+WITHOUT_BLOCKS = {"albert", "funnel"}
+"""Whose blocks have one set of weights, or are in lists of lists."""
 EXPERT_NAMES = {
-    "deepseek_v3": [["gate_proj", "up_proj", "down_proj"], ["down_proj"], ["gate_proj"]],
-    "jamba": [["gate_proj", "up_proj", "down_proj"]],
-    "mixtral": [["w1", "w2", "w3"], ["w1", "w3"], ["w2"], ["w1"]],
-    "qwen2_moe": [["gate_proj", "up_proj", "down_proj"]],
+    "deepseek_v3": ["gate_proj,up_proj,down_proj", "down_proj"],
+    "jamba": ["gate_proj,up_proj,down_proj"],
+    "mixtral": ["w1,w2,w3", "w1,w3", "w2"],
+    "qwen2_moe": ["gate_proj,up_proj,down_proj"],
 }
 """What the layers are called that transformers keeps in one tensor."""
 
@@ -106,16 +110,19 @@ def test_an_export_has_the_logits_of_the_run_whatever_is_added_to_or_the_target_
     head: str, family: str, tmp_path: Path
 ) -> None:
     path = write_architecture(tmp_path / "model", family, head=head)
-    if head == CLASSIFIER and family in PAD_COMES_IN | WANTS_FULL_ROWS:
+    if head == CLASSIFIER and family in REFUSED:
         pytest.skip(f"a {family} is refused as a classifier with or without additions")
     names = layer_names(a_model(path, head).network)
     draw = random.Random(family)
     targets = [[name] for name in names] + [sorted(draw.sample(names, k=2)) for _ in range(4)]
-    results = {",".join(t): refusal_or_difference(path, head, t) for t in targets + EXPERT_NAMES.get(family, [])}
+    experts = EXPERT_NAMES.get(family, [])
+    targets += [names.split(",") for names in experts]
+    results = {",".join(names): refusal_or_difference(path, head, names) for names in targets}
     for target, result in results.items():
         is_refused = isinstance(result, str) and result.startswith("model.lora.target_modules: ")
         assert is_refused or (isinstance(result, float) and result < 1e-4), f"{target}: {result}"
     assert len([result for result in results.values() if isinstance(result, float)]) >= 1, results
+    assert all(isinstance(results[names], float) for names in experts), results
 
 
 @pytest.mark.parametrize(
@@ -159,7 +166,7 @@ def test_a_row_has_the_same_logits_alone_and_beside_longer_ones_or_the_model_is_
     head: str, family: str, tmp_path: Path
 ) -> None:
     path = write_architecture(tmp_path / "model", family, head=head)
-    if family in PAD_COMES_IN | WANTS_FULL_ROWS:
+    if family in REFUSED:
         with pytest.raises(ConfigError, match=r"takes notice of padding on either side|cannot compute rows of 10"):
             a_model(path, head)
         return
@@ -170,3 +177,72 @@ def test_a_row_has_the_same_logits_alone_and_beside_longer_ones_or_the_model_is_
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5 * float(alone.abs().max()))
     assert model.pads_left == (family == "xlnet")
     assert not torch.allclose(alone[0], alone[1])
+
+
+@swept({CLASSIFIER: ["bert", "longformer", "mpnet", "roberta", "xlm-roberta"], LANGUAGE_MODEL: ["gpt2", "opt"]})
+def test_a_row_of_as_many_tokens_as_the_model_has_positions_goes_through_and_one_more_does_not(
+    head: str, family: str, tmp_path: Path
+) -> None:
+    pad = 1 if family == "mpnet" else 3
+    path = write_architecture(tmp_path / "model", family, head=head, pad_token_id=pad)
+    positions = num_positions(str(path))
+    if positions is None or (head == CLASSIFIER and family in REFUSED):
+        return
+    model = a_model(path, head).eval()
+    is_a_table = any(
+        isinstance(part, nn.Embedding) and "pos" in name and part.num_embeddings <= 80 and "rel" not in name
+        for name, part in model.named_modules()
+    )
+    with torch.no_grad():
+        model(some_rows(model, lengths=[positions]))
+        if is_a_table:
+            with pytest.raises((IndexError, RuntimeError)):
+                model(torch.full((1, positions + 1), 5))
+
+
+@swept({CLASSIFIER: ["bert", "deberta", "gpt2", "t5", "xlm", "xlnet"], LANGUAGE_MODEL: ["llama"]})
+def test_nothing_that_the_lowest_blocks_depend_on_trains_where_they_are_frozen(
+    head: str, family: str, tmp_path: Path
+) -> None:
+    path = write_architecture(tmp_path / "model", family, head=head)
+    if family in WITHOUT_BLOCKS or (head == CLASSIFIER and family in REFUSED):
+        with pytest.raises(ConfigError):
+            a_model(path, head, frozen_layers=1)
+        return
+    model = a_model(path, head, frozen_layers=1)
+    network: Any = model.network
+    mask = {"attention_mask": torch.ones(2, 9, dtype=torch.int64)}
+    outputs = network(input_ids=some_rows(model, lengths=[9, 9]), output_hidden_states=True, use_cache=False, **mask)
+    of_encoder = outputs.encoder_hidden_states if "encoder_hidden_states" in outputs else outputs.hidden_states
+    after_first = 0 if family in ("mamba", "rwkv") else 1  # these two do not list the embeddings
+    assert not of_encoder[after_first].requires_grad, sorted(trained(model))
+    assert outputs.logits.requires_grad
+    assert any(parameter.requires_grad for name, parameter in network.named_parameters() if ".1." in name)
+
+
+def trained(model: nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_frozen_blocks_are_those_of_the_encoder_and_of_the_decoder_and_the_embeddings_of_both(tmp_path: Path) -> None:
+    path = write_architecture(tmp_path / "model", "bart", head=CLASSIFIER)
+    names = trained(a_model(path, CLASSIFIER, frozen_layers=2))
+    assert {name.partition(".dense")[0].partition(".out_proj")[0] for name in names} == {"network.classification_head"}
+    names = trained(a_model(path, CLASSIFIER, frozen_layers=1))
+    assert {name.split(".")[2] for name in names if ".layers." in name} == {"encoder", "decoder"}
+    assert not any(".layers.0." in name or "embed" in name for name in names)
+
+
+def test_a_model_that_also_takes_images_is_a_classifier_of_texts_as_it_is_exported(tmp_path: Path) -> None:
+    import transformers
+
+    text = {**CLASSIFIERS["gemma3_text"], "vocab_size": VOCABULARY, "pad_token_id": 0}
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    vision |= {"image_size": 28, "patch_size": 14}
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, pad_token_id=0, eos_token_id=1
+    )
+    path = tmp_path / "model"
+    transformers.Gemma3ForSequenceClassification(config).save_pretrained(path)
+    assert refusal_or_difference(path, CLASSIFIER, ["q_proj"]) < 1e-4  # type: ignore[operator]
+    assert any(".layers.1." in name for name in trained(a_model(path, CLASSIFIER, frozen_layers=1)))

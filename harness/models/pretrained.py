@@ -44,6 +44,8 @@ class Pretrained(nn.Module):
     """What the user should read of how it was built."""
     merge: Callable[[], None] | None = None
     """Adds what LoRA has learned to the weights; None without LoRA."""
+    adds_to_tensors = False
+    """Whether LoRA adds to tensors that no layer of their own has, as experts are kept in."""
 
     def __init__(self, network: nn.Module, *, pad_token_id: int | None) -> None:
         super().__init__()
@@ -85,6 +87,7 @@ def build(config: PretrainedModel, *, num_outputs: int) -> Pretrained:
     if config.lora is not None:
         tuner, said = add_lora(network, config.lora, path=config.path)
         model.merge, notices = partial(merge, tuner), (*notices, *said)
+        model.adds_to_tensors = bool(tuner.targeted_parameter_names)
     model.notices = notices
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         if config.lora is not None:
@@ -92,7 +95,7 @@ def build(config: PretrainedModel, *, num_outputs: int) -> Pretrained:
             check_targets(network, logits, config.lora, path=config.path)
         depths = _depths(model, config)
     model.lr_factors = {f"{PREFIX}{name}": config.layer_lr_decay**depth for name, depth in depths.items()}
-    deepest = architecture.num_hidden_layers - config.frozen_layers if config.frozen_layers is not None else None
+    deepest = None if config.frozen_layers is None else _num_blocks(network) - config.frozen_layers
     body = f"{network.base_model_prefix}."
     for name, parameter in network.named_parameters():
         is_added, plain_name = ".lora_" in name, name.replace(".base_layer.", ".")
@@ -197,7 +200,7 @@ def _architecture(transformers: Any, config: PretrainedModel, *, num_outputs: in
     if _classifies(config):
         architecture.num_labels = num_outputs
         architecture.problem_type = None
-        architecture.pad_token_id = pad_token_id(config.path)
+        architecture.pad_token_id = architecture.get_text_config().pad_token_id = pad_token_id(config.path)
     elif architecture.vocab_size != num_outputs:
         raise ConfigError(
             f"model.path: {config.path} has a vocabulary of {architecture.vocab_size:,}, the data one of "
@@ -246,9 +249,8 @@ def _load(transformers: Any, config: PretrainedModel, architecture: Any) -> tupl
     surplus = [name for name in loading["unexpected_keys"] if _is_of_a_block(name, network)]
     if surplus:
         raise ConfigError(
-            f"model.path: config.json of {config.path} speaks of {architecture.num_hidden_layers} blocks, but its "
-            f"files have more: {len(surplus)} tensors would be left out, such as {sorted(surplus)[0]}. Copy the "
-            "model's directory again"
+            f"model.path: config.json of {config.path} has {_num_blocks(network)} blocks, its files have more: "
+            f"{len(surplus)} tensors would be left out, such as {sorted(surplus)[0]}. Copy the model's directory again"
         )
     notices = []
     if drawn:
@@ -275,12 +277,17 @@ def _is_of_a_block(name: str, network: Any) -> bool:
     )
 
 
+def _num_blocks(network: Any) -> int:
+    return int(network.config.get_text_config().num_hidden_layers)
+
+
 def _block_lists(network: Any) -> list[tuple[str, nn.ModuleList]]:
     """Return the outermost lists of as many parts as there are blocks; some networks have several, side by side."""
     found: list[tuple[str, nn.ModuleList]] = []
     for name, part in network.named_modules():
         is_inner = any(name.startswith(f"{outer}.") for outer, _ in found)
-        if isinstance(part, nn.ModuleList) and len(part) == network.config.num_hidden_layers and not is_inner:
+        is_list = isinstance(part, nn.ModuleList) and len(part) == _num_blocks(network)
+        if is_list and not is_inner and not isinstance(part[0], nn.ModuleList):  # Funnel's lists of lists are no blocks
             found.append((name, part))
     return found
 
@@ -356,7 +363,7 @@ def _depths(model: Pretrained, config: PretrainedModel) -> dict[str, int]:
     named = dict(network.named_parameters())
     if config.frozen_layers is None and config.layer_lr_decay == 1.0:
         return dict.fromkeys(named, 0)
-    num_blocks, lists = network.config.num_hidden_layers, _block_lists(network)
+    num_blocks, lists = _num_blocks(network), _block_lists(network)
     if not lists:
         raise ConfigError(
             f"model.frozen_layers and model.layer_lr_decay want a list of {num_blocks} blocks, which the "
@@ -377,7 +384,8 @@ def _behind_lowest_blocks(model: Pretrained, config: PretrainedModel, blocks: li
     outputs: list[Tensor] = []
     was_trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
     model.requires_grad_(True)
-    with _noting_outputs(blocks, outputs):
+    # The parts of a block as well: SqueezeBERT calls a block's `forward`, which no hook hears of.
+    with _noting_outputs([part for block in blocks for part in block.modules()], outputs):
         _logits(model, some_rows(model, lengths=[6]), config)
     for parameter, is_trainable in was_trainable.items():
         parameter.requires_grad_(is_trainable)
@@ -400,6 +408,6 @@ def _noting_outputs(modules: Sequence[nn.Module], outputs: list[Tensor]) -> Iter
 def _tensors(found: Any) -> Iterator[Tensor]:
     if isinstance(found, Tensor):
         yield found
-    elif isinstance(found, tuple | list):
-        for part in found:
+    elif isinstance(found, tuple | list | dict):
+        for part in found.values() if isinstance(found, dict) else found:
             yield from _tensors(part)
