@@ -125,11 +125,12 @@ def save(model: Pretrained, directory: Path, config: PretrainedModel, *, classes
     network.save_pretrained(directory)
     # save_pretrained leaves out what is as in any config, such as two labels, also where this architecture has three.
     architecture.to_json_file(directory / CONFIG, use_diff=False)
-    model.network, model.merge = (
-        _family(_import_transformers(), config).from_pretrained(directory, local_files_only=True, use_safetensors=True),
-        None,
+    family = _family(_import_transformers(), config)
+    loaded = Pretrained(
+        family.from_pretrained(directory, local_files_only=True, use_safetensors=True), pad_token_id=model.pad_token_id
     )
-    return model.eval()
+    loaded.pads_left = model.pads_left
+    return loaded.eval()
 
 
 def some_rows(model: Pretrained, *, lengths: Sequence[int]) -> Tensor:
@@ -301,10 +302,10 @@ def _logits(model: Pretrained, rows: Tensor, config: PretrainedModel) -> Tensor:
     try:
         logits: Tensor = model.eval()(rows)
     except Exception as error:  # whatever a network of transformers raises
-        key = "model.path" if config.lora is None else "model.lora.target_modules"
+        key = "model.path" if model.merge is None else "model.lora.target_modules"
         raise ConfigError(
             f"{key}: the {_type_of(model)} of {config.path} cannot compute rows of {rows.shape[1]} tokens"
-            f"{' with additions to these layers' if config.lora else ''}: {type(error).__name__}: {error}"
+            f"{' with additions to these layers' if model.merge else ''}: {type(error).__name__}: {error}"
         ) from error
     return logits
 
