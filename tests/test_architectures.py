@@ -176,6 +176,7 @@ def test_a_row_has_the_same_logits_alone_and_beside_longer_ones_or_the_model_is_
         together, alone = model(rows), torch.cat([model(row[None]) for row in rows])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5 * float(alone.abs().max()))
     assert model.pads_left == (family == "xlnet")
+    assert any("short rows have it at their beginning" in notice for notice in model.notices) == model.pads_left
     assert not torch.allclose(alone[0], alone[1])
 
 

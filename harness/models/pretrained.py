@@ -84,6 +84,8 @@ def build(config: PretrainedModel, *, num_outputs: int) -> Pretrained:
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):  # some networks draw even when they evaluate
         if _classifies(config):
             _choose_padding(model, config)
+    if model.pads_left:
+        notices = (*notices, f"{config.path} takes notice of padding at the end: short rows have it at their beginning")
     if config.lora is not None:
         tuner, said = add_lora(network, config.lora, path=config.path)
         model.merge, notices = partial(merge, tuner), (*notices, *said)
