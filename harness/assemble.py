@@ -27,6 +27,7 @@ from harness.stopping import Judge, StopSignals
 from harness.stopwatch import Stopwatch
 from harness.strategy.base import Ranks
 from harness.strategy.build import DTYPES, build_strategy
+from harness.strategy.unused import freeze_unused
 from harness.tasks.build import build_task
 
 
@@ -53,14 +54,17 @@ def assemble(
         check_judges(config, splits.validation, splits.preprocessing.get("classes"))
         check_batch_norm(model, plan, input_shape=splits.input_shape)
     share_of_peak_per_row = _share_of_peak_per_row(config, ranks, splits, model)
-    strategy = build_strategy(config, model, ranks)
     device, dtype = ranks.device, DTYPES[config.strategy.precision]
-    with ranks.together("preparing the task"):
-        task = build_task(config.task, splits, device=device, dtype=dtype)
     batches = TrainingBatches(
         splits.train, plan, rank=ranks.rank, device=device, dtype=dtype, augmentation=_augmentation(config)
     )
-    strategy.warm_up(batches.at(0)[0].inputs)
+    inputs = batches.at(0)[0].inputs
+    notices = freeze_unused(model.to(device=device, dtype=dtype), inputs, ranks)
+    strategy = build_strategy(config, model, ranks)
+    strategy.notices = (*strategy.notices, *notices)
+    with ranks.together("preparing the task"):
+        task = build_task(config.task, splits, device=device, dtype=dtype)
+    strategy.warm_up(inputs)
     return Run(
         config=config,
         strategy=strategy,

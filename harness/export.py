@@ -3,8 +3,8 @@
 DIR holds model.safetensors, every parameter and buffer by name (of a run with `ema` the averages of the parameters,
 which were evaluated), and config.json, from which `load_exported` builds the network again; a language model has its
 tokenizer.json beside them (`tokenizer_from_json` reads it). Of a pretrained model DIR is as transformers wants it: its
-config.json, its names of tensors (what LoRA added is added) and the tokenizer; what `load_exported` wants to know is in
-harness.json.
+config.json, its names of tensors (what LoRA added is added) and what the model's directory has beside them, such as the
+tokenizer; what `load_exported` wants to know is in harness.json. It is loaded back, and gives the logits of the run.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from harness.checkpoint.directory import CheckpointDirectory
@@ -28,7 +29,7 @@ from harness.checkpoint.tensors import TensorFiles, write_tensors
 from harness.checkpoint.trainer import check_trainer
 from harness.config.models import Model, PretrainedModel
 from harness.errors import EXIT_DONE, CheckpointError, ConfigError, HarnessError, StorageError
-from harness.files import json_bytes, storage_errors, write_durably
+from harness.files import json_bytes, storage_errors, sync_directory, write_durably
 from harness.models import pretrained
 from harness.models.registry import build_model
 from harness.run_directory import stored_config
@@ -36,8 +37,8 @@ from harness.strategy.base import model_tensors
 
 MODEL, CONFIG, DESCRIPTION = "model.safetensors", "config.json", "harness.json"
 TOKENIZER = "tokenizer.json"
-KEPT_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
-"""Of a pretrained model, as they were."""
+KEPT_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
+"""Of what a pretrained model has beside its weights and config.json, as it was: tokenizer, templates, generation."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,7 +94,7 @@ def _unless_deleted(checkpoint: Path) -> Iterator[None]:
 
 
 def export(run: Path, checkpoint: Path, *, to: Path) -> None:
-    """Write the network of a checkpoint to a new folder; one tensor at a time is in memory.
+    """Write the network of a checkpoint to a new folder; a pretrained one is in memory meanwhile.
 
     Raises:
         CheckpointError: the checkpoint is broken.
@@ -134,16 +135,58 @@ def export(run: Path, checkpoint: Path, *, to: Path) -> None:
 def _write_for_transformers(
     directory: Path, tensors: Mapping[str, Tensor], model: PretrainedModel, described: dict[str, Any]
 ) -> None:
-    classes = described["preprocessing"].get("classes")
-    num_outputs = described["num_outputs"]
-    config = pretrained.describe(model, num_outputs=num_outputs, classes=classes)
-    saved = pretrained.TransformersTensors(tensors, model, num_outputs=num_outputs)
-    write_tensors(directory / MODEL, saved, metadata={"format": "pt"})
-    write_durably(directory / CONFIG, [json_bytes(config)])
+    """Write a folder that transformers loads, and see that what it loads gives the logits of the run.
+
+    Raises:
+        CheckpointError: the tensors are of another network than the run's config.yaml describes now, or the logits
+            are others.
+    """
+    network = pretrained.build(model, num_outputs=described["num_outputs"]).eval()
+    _fill(network, tensors, path=model.path)
+    longest = min(described["input_shape"][0], 16)
+    rows = pretrained.some_rows(network, lengths=[longest, longest if network.pad_token_id is None else 3])
+    with torch.no_grad():
+        wanted = network(rows)
+    try:
+        exported = pretrained.save(network, directory, model, classes=described["preprocessing"].get("classes"))
+    except SafetensorError as error:  # what that library makes of a full disk
+        raise OSError(str(error)) from error
+    for path in Path(model.path).iterdir():
+        is_kept = path.suffix in KEPT_SUFFIXES and path.name != CONFIG and not path.name.endswith(".index.json")
+        if is_kept and path.is_file():
+            write_durably(directory / path.name, [path.read_bytes()])
     write_durably(directory / DESCRIPTION, [json_bytes(described)])
-    for name in KEPT_FILES:
-        if (Path(model.path) / name).is_file():
-            write_durably(directory / name, [(Path(model.path) / name).read_bytes()])
+    for path in (*directory.iterdir(), directory):
+        sync_directory(path)
+    with torch.no_grad():
+        found = exported(rows)
+    difference = pretrained.largest_difference(wanted, found)
+    if not difference <= pretrained.SAME:
+        raise CheckpointError(
+            f"nothing was exported: what transformers loads from the export has other logits than the run (by "
+            f"{difference:.2g} of the largest). That is a mistake of ours or of transformers, not of the checkpoint: "
+            f"please report it with {model.path}/config.json"
+        )
+
+
+def _fill(network: nn.Module, saved: Mapping[str, Tensor], *, path: str) -> None:
+    """Put saved tensors into a network, which takes on their type.
+
+    Raises:
+        CheckpointError: they are not this network's.
+    """
+    wanted = dict(model_tensors(network))
+    others = sorted(wanted.keys() ^ saved.keys()) or [
+        name for name, tensor in wanted.items() if tensor.shape != saved[name].shape
+    ]
+    if others:
+        raise CheckpointError(
+            f"the checkpoint and {path} are of different networks: {len(others)} tensors are not the same, such as "
+            f"{others[0]}. Put the directory back that the run began with"
+        )
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.data = saved[name]
 
 
 def load_exported(directory: str | Path) -> nn.Module:
@@ -151,16 +194,13 @@ def load_exported(directory: str | Path) -> nn.Module:
     is_for_transformers = (Path(directory) / DESCRIPTION).is_file()
     described = json.loads((Path(directory) / (DESCRIPTION if is_for_transformers else CONFIG)).read_bytes())
     config: Model = TypeAdapter(Model).validate_python(described["model"])
-    if isinstance(config, PretrainedModel):  # the weights are read with the rest, and LoRA's are added to them
-        config = config.model_copy(update={"path": str(directory), "lora": None})
+    if isinstance(config, PretrainedModel):  # the weights are read with the rest, and nothing is trained
+        trained = {"lora": None, "frozen_layers": None, "layer_lr_decay": 1.0}
+        config = config.model_copy(update={"path": str(directory), **trained})
     shape = tuple(described["input_shape"])
     network = build_model(config, input_shape=shape, num_outputs=described["num_outputs"])
-    if isinstance(config, PretrainedModel):
-        return network.eval()
-    saved = TensorFiles(Path(directory), [MODEL])
-    with torch.no_grad():
-        for name, tensor in model_tensors(network):
-            tensor.copy_(saved[name])
+    if not isinstance(config, PretrainedModel):
+        _fill(network, TensorFiles(Path(directory), [MODEL]), path=str(directory))
     return network.eval()
 
 

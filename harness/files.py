@@ -71,7 +71,7 @@ def own_file(path: str | os.PathLike[str], flags: int) -> int:
 
 
 def sync_directory(path: Path) -> None:
-    """Wait until the disk has the names in a directory."""
+    """Wait until the disk has the names in a directory, or the content of a file."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

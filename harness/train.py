@@ -228,6 +228,7 @@ class Session:
         with ranks.together("building the model"):
             torch.manual_seed(config.run.seed)  # the same first weights on every rank, at every world size
             model = build_model(config.model, input_shape=splits.input_shape, num_outputs=splits.num_outputs)
+        self.notices = [*self.notices, *getattr(model, "notices", ())]
         run = assemble(config, ranks, splits, model, directory=self.directory.path, signals=self.signals)
         run.facts["run_id"] = self.directory.run_id
         saved = run.checkpoints.load(on_broken=self._note_broken, misfit=self._misfit)

@@ -87,7 +87,7 @@ PLACES = {
     "torch.distributed": ("harness/strategy/", "harness/agent.py"),
     "wandb": ("harness/observers/wandb.py",),
     "transformers": ("harness/models/pretrained.py",),
-    "peft": ("harness/models/pretrained.py",),
+    "peft": ("harness/models/lora.py",),
     "matplotlib": ("harness/report/",),
     "jinja2": ("harness/report/", "launch/"),
     "tensorboard": ("harness/observers/tensorboard.py",),

@@ -25,7 +25,15 @@ from harness.errors import ConfigError, DataError
 from harness.models.pretrained import build
 from harness.optim import parameter_groups
 from tests.helpers import write_config
-from tests.tiny_models import NUM_TOKENS, config_values, write_language_model, write_model, write_reviews
+from tests.tiny_architectures import change_config, write_architecture
+from tests.tiny_models import (
+    NUM_TOKENS,
+    config_values,
+    write_language_model,
+    write_model,
+    write_reviews,
+    write_tokenizer,
+)
 
 DEPTHS = {"embeddings": 3, "layer.0": 2, "layer.1": 1, "pooler": 0, "classifier": 0}
 """Of a BERT of two blocks, counted down from the head."""
@@ -248,7 +256,7 @@ def answered(folder: Path, directory: Path, /, **sections: dict[str, Any]) -> su
         ((), {"auto_map": {"AutoModel": "evil.Model"}}, {}, "has auto_map, which is code of its own"),
         ((), {}, {"model": {"frozen_layers": 3}}, "model.frozen_layers: 3 is more than the 2 blocks"),
         ((), {}, {"model": {"frozen_layers": 2, "lora": {}}}, "model.lora: model.frozen_layers keeps all 2 blocks"),
-        ((), {}, {"data": {"max_tokens": 33}}, "data.max_tokens: 33 is more than the 32 positions"),
+        ((), {}, {"data": {"max_tokens": 33}}, "data.max_tokens: 33 is more than the 32 tokens that"),
         (("tokenizer.json",), {}, {}, "has no tokenizer.json"),
         ((), {"pad_token_id": None}, {}, "has neither pad_token_id nor eos_token_id"),
         ((), {}, {"model": {"path": "sentence-transformers/all-MiniLM-L6-v2"}}, "there is no such directory"),
@@ -371,3 +379,152 @@ def test_what_does_not_fit_together_is_said(bert: Path, tmp_path: Path, sections
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / "tiny.yaml")
     assert problem in str(caught.value)
+
+
+# ---------------------------------------------------------------- what the files of a model have and have not
+
+
+def test_what_is_drawn_at_random_is_told_and_trained_also_where_all_else_is_frozen(bert: Path) -> None:
+    pytest.importorskip("peft")
+    without_pooler = load_file(bert / "model.safetensors")
+    assert any("pooler" in name for name in without_pooler)
+    (notice,) = a_model(bert).notices  # type: ignore[misc]
+    assert "has no classifier.bias, classifier.weight, which begin with random numbers and are trained" in notice
+
+
+@pytest.mark.parametrize("keys", [{"lora": {"rank": 2}}, {"frozen_layers": 2}, {}])
+def test_a_pooler_that_the_files_do_not_have_is_told_and_trained(bert: Path, tmp_path: Path, keys: Any) -> None:
+    pytest.importorskip("peft")
+    path = spoiled(bert, tmp_path)
+    tensors = load_file(path / "model.safetensors")
+    save_file({name: tensor for name, tensor in tensors.items() if "pooler" not in name}, path / "model.safetensors")
+    model = a_model(path, **keys)
+    assert {"network.bert.pooler.dense.weight", "network.bert.pooler.dense.bias"} <= trained(model)
+    (notice,) = model.notices  # type: ignore[misc]
+    assert "bert.pooler.dense.weight" in notice
+
+
+def test_a_classifier_of_three_classes_is_a_start_for_two_whose_head_is_drawn_and_told(tmp_path: Path) -> None:
+    path = write_architecture(tmp_path / "model", "bert", head="sequence_classification", num_labels=3)
+    (notice,) = a_model(path).notices  # type: ignore[misc]
+    assert "has a head for another number of outputs (classifier." in notice
+    assert "begin with random numbers and are trained" in notice
+    saved, found = load_file(path / "model.safetensors"), dict(a_model(path).named_parameters())
+    assert found["network.classifier.weight"].shape == (2, 16)
+    assert torch.equal(found["network.bert.pooler.dense.weight"], saved["bert.pooler.dense.weight"])
+    assert a_model(path, num_outputs=3).notices == ()  # type: ignore[comparison-overlap]
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_files_with_more_blocks_than_their_config_are_refused(
+    family: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    number = {"bert": "num_hidden_layers", "gpt2": "n_layer"}[family]
+    path = spoiled(request.getfixturevalue(family), tmp_path, **{number: 1})
+    with pytest.raises(ConfigError, match=r"has 1 blocks, its files have more: \d+ tensors would be left out"):
+        a_model(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "has a quantization_config"),
+        ({"quantization_config": {"quant_method": "foo"}}, "has a quantization_config"),
+        ({"pad_token_id": NUM_TOKENS}, f"has the pad_token_id {NUM_TOKENS}, but tokens from 0 to {NUM_TOKENS - 1}"),
+        ({"pad_token_id": -1}, "has the pad_token_id -1"),
+        ({"num_attention_heads": 3}, "divides 16 numbers a token among 3 heads"),
+        ({"_attn_implementation": "flash_attention_2"}, "asks for the attention 'flash_attention_2'"),
+        ({"model_type": "big_bird"}, "has the attention_type block_sparse"),
+        ({"encoder_layerdrop": 0.1}, "leaves out whole blocks at random (encoder_layerdrop: 0.1)"),
+    ],
+    ids=["4bit", "unknown", "pad", "pad -1", "heads", "flash", "sparse", "layerdrop"],
+)
+def test_what_transformers_would_refuse_or_train_wrongly_is_answered_by_harness_check(
+    bert: Path, tmp_path: Path, change: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from harness.launch.cli import main as command
+
+    path = change_config(spoiled(bert, tmp_path), **change)
+    write_reviews(tmp_path / "reviews.csv")
+    write_config(tmp_path / "tiny.yaml", config_values(tmp_path, path))
+    assert command(["check", str(tmp_path / "tiny.yaml")]) == 2
+    said = capsys.readouterr()
+    assert f"model.path: {path}/config.json {words}" in said.err + said.out
+
+
+def test_an_error_of_transformers_of_any_kind_is_a_refusal_with_the_path(bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model.path: .*copy cannot be loaded: \w+: ") as caught:
+        a_model(spoiled(bert, tmp_path, hidden_act="no_such_function"))
+    assert "no_such_function" in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["roberta", "esm", "longformer"])
+def test_the_most_tokens_that_are_advised_go_through(family: str, tmp_path: Path) -> None:
+    path = write_architecture(tmp_path / "model", family, head="sequence_classification", vocab_size=NUM_TOKENS)
+    write_tokenizer(path)
+    change_config(path, pad_token_id=1)
+    write_reviews(tmp_path / "reviews.csv")
+    most = {"roberta": 64, "esm": 64, "longformer": 68}[family]
+    write_config(tmp_path / "tiny.yaml", config_values(tmp_path, path, data={"max_tokens": most + 1}))
+    with pytest.raises(ConfigError, match=rf"{most + 1} is more than the {most} tokens .*; use {most} or less"):
+        load_config(tmp_path / "tiny.yaml", world_size=1)
+    write_config(tmp_path / "tiny.yaml", config_values(tmp_path, path, data={"max_tokens": most}))
+    load_config(tmp_path / "tiny.yaml", world_size=1)
+    with torch.no_grad():
+        a_model(path).eval()(torch.full((1, most), 5))
+        with pytest.raises((IndexError, RuntimeError), match=r"out of (range|bounds)"):
+            a_model(path).eval()(torch.full((1, most + 1), 5))
+
+
+# ---------------------------------------------------------------- names of special tokens in texts
+
+
+def write_end_model(folder: Path, family: str) -> Path:
+    """Write a model whose tokenizer ends texts with </s>, and has <pad> as its padding."""
+    import tokenizers
+    from tokenizers import models, pre_tokenizers, processors
+
+    path = write_architecture(folder / "model", family, head="sequence_classification", num_labels=2)
+    vocabulary = {word: place for place, word in enumerate(("<pad>", "</s>", "<unk>", "good", "bad", "food", "<", "s"))}
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["<pad>", "</s>"])
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.save(str(path / "tokenizer.json"))
+    return path
+
+
+@pytest.mark.parametrize("family", ["t5", "bart", "bert", "gpt2"])
+@pytest.mark.parametrize("name", ["</s>", "<pad>"])
+def test_the_names_of_the_padding_and_of_the_end_within_a_text_are_text_and_told(
+    family: str, name: str, tmp_path: Path
+) -> None:
+    path = write_end_model(tmp_path, family)
+    lines = "good food,great\nbad food food,other\n" * 4
+    (tmp_path / "reviews.csv").write_text(f"review,score\n{lines}good {name} food,great\nbad {name} food,other\n")
+    splits = splits_of(tmp_path, path, max_tokens=32, validation_fraction=0.25)
+    is_text = name == "<pad>" or family in ("t5", "bart")
+    assert any("2 of 10 texts have the name of a special token" in notice for notice in splits.notices) == is_text
+    rows = torch.cat([splits.train.inputs, splits.validation.inputs])
+    lengths = (rows != 0).sum(dim=1)
+    assert all(bool((row[:length] != 0).all()) for row, length in zip(rows, lengths.tolist(), strict=True))
+    assert sorted((rows == 1).sum(dim=1).tolist()) == [1] * 10 if is_text else [1] * 8 + [2] * 2
+    with torch.no_grad():
+        logits = a_model(path).eval()(rows)
+    assert logits.isfinite().all()
+
+
+def test_a_tokenizer_that_puts_no_end_behind_a_text_is_refused_where_the_model_looks_at_it(tmp_path: Path) -> None:
+    path = write_end_model(tmp_path, "t5")
+    described = json.loads((path / "tokenizer.json").read_text())
+    (path / "tokenizer.json").write_text(json.dumps({**described, "post_processor": None}))
+    (tmp_path / "reviews.csv").write_text("review,score\n" + "good food,great\nbad food,other\n" * 4)
+    with pytest.raises(DataError, match=r"looks at the end of a text \(</s>\), which its tokenizer does not put"):
+        splits_of(tmp_path, path)
+
+
+def test_a_tokenizer_whose_unknown_words_are_padding_is_refused_with_the_text(tmp_path: Path) -> None:
+    path = change_config(write_end_model(tmp_path, "bert"), pad_token_id=2)
+    (tmp_path / "reviews.csv").write_text("review,score\n" + "good zebra,great\nbad food,other\n" * 4)
+    with pytest.raises(DataError, match=r"makes its padding or end token \(<unk>\) of 'good zebra'"):
+        splits_of(tmp_path, path)

@@ -48,8 +48,9 @@ def load_config(
         overrides: a dotted key, `=` and a YAML value each; no two may set the same key. One that changes the `kind`
             or `source` of a section drops the file's keys that only the old one has; a notice names them.
         world_size: number of ranks, when a run is to start here: the global batch must divide over them, the directory
-            of a pretrained model must be there, and this machine must have what the trackers need and no package that
-            is too old; a notice names those that are newer than any that was tried.
+            of a pretrained model must be there (one that is there is looked at in any case), and this machine must
+            have what the trackers need and no package that is too old; a notice names those that are newer than any
+            that was tried.
     Raises:
         ConfigError: the file cannot be read, or something in it or in the overrides is wrong; the message has a
             line for every problem: dotted path, what was found, what is allowed.
@@ -58,11 +59,11 @@ def load_config(
     notices = _override(raw, overrides, problems)
     config = validated(raw, RunConfig, path=path, problems=problems)
     problems += contradictions(config)
+    problems += pretrained_problems(config, must_be_there=world_size is not None)
     if world_size is not None:
         too_old, newer = version_problems(extras_used(config))
         problems += batch_problems(config, world_size=world_size) + too_old
         notices += newer
-        problems += pretrained_problems(config)
         problems += tracking_problems(config.tracking)
     refuse(path, problems)
     return LoadedConfig(config, notices)

@@ -17,21 +17,34 @@ PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 NUM_BLOCKS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 NUM_POSITIONS = ("max_position_embeddings", "n_positions")
 """What architectures call these numbers."""
+FROM_PAD = (
+    *("camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke", "markuplm"),
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+)
+"""Architectures whose first place of a row is the one after the id of their padding token."""
+BLOCK_SPARSE = ("big_bird", "bigbird_pegasus")
 
 
-def pretrained_problems(config: RunConfig) -> list[str]:
-    """Return what is wrong with the directories that a run wants to start from, one `path: problem` a line."""
+def pretrained_problems(config: RunConfig, *, must_be_there: bool) -> list[str]:
+    """Return what is wrong with the directories that a run wants to start from, one `path: problem` a line.
+
+    Args:
+        must_be_there: whether one that is missing is a problem, since the run is to start here.
+    """
     problems: list[str] = []
     model, data = config.model, config.data
+    directories = [getattr(model, "path", None), getattr(data, "tokenizer", None)]
+    if not must_be_there and not all(Path(path).is_dir() for path in directories if isinstance(path, str)):
+        return []
     if isinstance(model, PretrainedModel):
         problems += _model_problems(model)
         if isinstance(data, TextTableData | TextData) and not problems:
             key, tokens = ("max_tokens", data.max_tokens) if isinstance(data, TextTableData) else ("block", data.block)
-            positions = _first_of(read_config(model.path), NUM_POSITIONS)
+            positions = num_positions(model.path)
             if positions is not None and tokens > positions:
                 problems.append(
-                    f"data.{key}: {tokens:,} is more than the {positions:,} positions of {model.path}; "
-                    f"use {positions} or less"
+                    f"data.{key}: {tokens:,} is more than the {positions:,} tokens that {model.path} has positions "
+                    f"for; use {positions} or less"
                 )
     if isinstance(data, TextTableData) and data.tokenizer is not None and not problems:
         problems += _tokenizer_problems(data.tokenizer)
@@ -71,6 +84,17 @@ def pad_token_id(directory: str) -> int:
     if not isinstance(pad, int):
         raise ConfigError(f"{Path(directory) / CONFIG}: has neither pad_token_id nor eos_token_id; add pad_token_id")
     return pad
+
+
+def num_positions(directory: str) -> int | None:
+    """Return how many tokens of a row the model has positions for; None where it sets no limit."""
+    found = read_config(directory)
+    positions, family = _first_of(found, NUM_POSITIONS), found.get("model_type")
+    if positions is None or found.get("position_embedding_type") == "rotary":
+        return positions
+    if family == "mpnet":  # whatever its padding token is
+        return positions - 2
+    return positions - pad_token_id(directory) - 1 if family in FROM_PAD else positions
 
 
 def end_token_id(directory: str) -> int:
@@ -119,6 +143,12 @@ def _model_problems(model: PretrainedModel) -> list[str]:
     if not isinstance(found.get("model_type"), str):
         problems.append(f"model.path: {directory / CONFIG} has no model_type; is it of another library?")
     problems += _weight_problems(directory)
+    problems += [f"model.path: {directory / CONFIG} {problem}" for problem in _architecture_problems(found)]
+    if model.head == "causal_lm" and "vocab_size" not in found and "text_config" in found:
+        problems.append(
+            f"model.path: {directory / CONFIG} has a text_config: the model takes more than text; use the directory "
+            "that its text part was saved to"
+        )
     num_blocks = _first_of(found, NUM_BLOCKS)
     if model.frozen_layers is not None and num_blocks is not None and model.frozen_layers > num_blocks:
         problems.append(
@@ -130,6 +160,39 @@ def _model_problems(model: PretrainedModel) -> list[str]:
             f"model.lora: model.frozen_layers keeps all {num_blocks} blocks of {directory} as they are, so none of its "
             "additions would train; use less, or model.lora=null"
         )
+    return problems
+
+
+def _architecture_problems(found: dict[str, Any]) -> list[str]:
+    """Return what transformers would refuse in a config.json when the run starts, or what would train wrongly."""
+    problems = []
+    vocabulary, pad = found.get("vocab_size"), found.get("pad_token_id")
+    if "quantization_config" in found:
+        problems.append(
+            "has a quantization_config: its weights are rounded to few bits and cannot be trained; use the model that "
+            "they were made from"
+        )
+    if isinstance(vocabulary, int) and isinstance(pad, int) and not 0 <= pad < vocabulary:
+        problems.append(
+            f"has the pad_token_id {pad}, but tokens from 0 to {vocabulary - 1:,}; write one of these there, such as "
+            "that of eos_token_id"
+        )
+    width, heads = _first_of(found, ("hidden_size", "n_embd")), _first_of(found, ("num_attention_heads", "n_head"))
+    has_own_width = any("head_dim" in name or name in ("d_head", "d_kv") for name in found)
+    if width and heads and width % heads and not has_own_width:
+        problems.append(f"divides {width} numbers a token among {heads} heads, which leaves a rest; mend the file")
+    attention = found.get("_attn_implementation") or found.get("attn_implementation")
+    if attention not in (None, "eager", "sdpa"):
+        problems.append(f"asks for the attention {attention!r}; take that out, so that torch's own is used")
+    if found.get("model_type") in BLOCK_SPARSE and found.get("attention_type", "block_sparse") == "block_sparse":
+        problems.append(
+            "has the attention_type block_sparse, which is another network in short batches; write original_full there"
+        )
+    problems += [
+        f"leaves out whole blocks at random ({name}: {rate}), whose parameters then have no gradient; write 0 there"
+        for name, rate in found.items()
+        if name.endswith("layerdrop") and rate
+    ]
     return problems
 
 

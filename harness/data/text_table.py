@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.config.data import TABLE_SUFFIXES, TextTableData
-from harness.config.pretrained import TOKENIZER, pad_token_id
+from harness.config.pretrained import TOKENIZER, end_token_id, pad_token_id, read_config
 from harness.data.tabular import Table, check_columns, load_table, texts_of
 from harness.errors import DataError
 
@@ -40,6 +40,7 @@ def tokenized(texts: Sequence[str], data: TextTableData) -> tuple[Tensor, tuple[
     tokenizer.no_padding()
     tokenizer.enable_truncation(data.max_tokens)  # keeps the special tokens at both ends
     encodings = tokenizer.encode_batch_fast(list(texts))
+    notices = _read_names_as_text(encodings, texts, tokenizer, directory=data.tokenizer)
     rows = [encoding.ids for encoding in encodings]
     if not all(rows):
         raise DataError(
@@ -50,11 +51,62 @@ def tokenized(texts: Sequence[str], data: TextTableData) -> tuple[Tensor, tuple[
         tokens[place, : len(row)] = torch.tensor(row)
     num_cut = sum(bool(encoding.overflowing) for encoding in encodings)
     if not num_cut:
-        return tokens, ()
+        return tokens, notices
     return tokens, (
+        *notices,
         f"{num_cut:,} of {len(rows):,} texts have more than {data.max_tokens} tokens; what is beyond is cut off "
         "(data.max_tokens)",
     )
+
+
+def _read_names_as_text(
+    encodings: list[Any], texts: Sequence[str], tokenizer: Any, *, directory: str
+) -> tuple[str, ...]:
+    """Encode the texts again, as plain text, that the names of special tokens would give a wrong meaning to.
+
+    They are the padding token and, where an encoder and a decoder are classified by its place, the end of the text.
+
+    Raises:
+        DataError: the tokenizer makes such a token of other words as well, or puts no end behind a text.
+    """
+    config, pad = read_config(directory), pad_token_id(directory)
+    end = end_token_id(directory) if config.get("is_encoder_decoder") else None
+    reserved = {pad} if end is None else {pad, end}
+    affected = [row for row, encoding in enumerate(encodings) if _has_inside(encoding, reserved)]
+    if affected:
+        tokenizer.encode_special_tokens = True
+    for row in affected:
+        encodings[row] = tokenizer.encode(texts[row])
+        if _has_inside(encodings[row], reserved):
+            raise DataError(
+                f"{directory}: the tokenizer makes its padding or end token ({_names(tokenizer, reserved)}) of "
+                f"{texts[row]!r}; give the model another pad_token_id in config.json, or remove such rows"
+            )
+    if end is not None:
+        without = next((row for row, encoding in enumerate(encodings) if encoding.ids.count(end) != 1), None)
+        if without is not None:
+            raise DataError(
+                f"{directory}: the model looks at the end of a text ({_names(tokenizer, {end})}), which its tokenizer "
+                f"does not put behind {texts[without]!r}; use the tokenizer that the model was trained with"
+            )
+    if not affected:
+        return ()
+    return (
+        f"{len(affected):,} of {len(texts):,} texts have the name of a special token in them "
+        f"({_names(tokenizer, reserved)}), which is read as plain text",
+    )
+
+
+def _has_inside(encoding: Any, reserved: set[int]) -> bool:
+    """Whether a text, without what the tokenizer puts around it, has one of some tokens."""
+    if reserved.isdisjoint(encoding.ids):
+        return False
+    pairs = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+    return any(token in reserved and not is_around for token, is_around in pairs)
+
+
+def _names(tokenizer: Any, tokens: set[int]) -> str:
+    return " or ".join(str(tokenizer.id_to_token(token)) for token in sorted(tokens))
 
 
 def _tokenizer(path: Path) -> Any:

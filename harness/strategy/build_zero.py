@@ -28,6 +28,11 @@ def build_zero(config: RunConfig, module: nn.Module, optimizer: Optimizer, ranks
     Raises:
         ConfigError: deepspeed is not installed, or what came out is not what was asked for.
     """
+    if config.strategy.kind == "zero3" and getattr(module, "adds_to_tensors", False):
+        raise ConfigError(
+            "strategy.kind: zero3 has the tensor of a layer's experts in pieces where peft adds to it as a whole; use "
+            "strategy.kind=zero2, or take the experts out of model.lora.target_modules"
+        )
     _prepare_environment(ranks)
     try:
         import deepspeed

@@ -162,7 +162,7 @@ def test_the_end_of_a_document_is_seen_and_trained_like_any_token(tmp_path: Path
             "model.head: sequence_classification does not fit task.kind causal_lm",
         ),
         ({}, {"tokenizer": {"kind": "byte"}}, "data.tokenizer.kind: a pretrained model knows its own tokens"),
-        ({}, {"block": 64}, "data.block: 64 is more than the 32 positions"),
+        ({}, {"block": 64}, "data.block: 64 is more than the 32 tokens that"),
         (
             {"kind": "gpt", "layers": 1, "width": 8, "heads": 1},
             {},

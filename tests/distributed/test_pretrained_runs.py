@@ -23,7 +23,8 @@ from harness.models.pretrained import build
 from tests import helpers
 from tests.distributed.ranks import run_ranks, run_standing_ranks
 from tests.distributed.scenarios import Spec, harness_trace, load_and_train, save_after, train_main
-from tests.tiny_models import NUM_TOKENS, config_values, write_model, write_reviews
+from tests.tiny_architectures import change_config, write_architecture
+from tests.tiny_models import NUM_TOKENS, config_values, write_model, write_reviews, write_tokenizer
 
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
 DECAY, PEAK = 0.5, 1e-3
@@ -224,3 +225,147 @@ def test_transformers_loads_what_was_exported_and_gives_the_scores_of_the_run(
         not torch.equal(tensor, start.state_dict()[name]) for name, tensor in network.base_model.state_dict().items()
     ]
     assert any(moved)
+
+
+def exported_run(folder: Path, model: Path, **sections: Any) -> Path:
+    """Train ten updates of a model and export them."""
+    assert run_ranks(1, train_main, write_config(folder, model, **sections)) == [0]
+    assert main([str(folder / "runs/tiny"), "--to", str(folder / "out"), "--from", "latest"]) == 0
+    return folder / "out"
+
+
+@pytest.mark.parametrize("has_names", [True, False])
+def test_an_export_has_the_classes_type_and_files_of_the_run_and_not_those_of_the_model_it_began_with(
+    has_names: bool, tmp_path: Path
+) -> None:
+    import transformers
+
+    names = {0: "contradiction", 1: "neutral"}
+    options = {"vocab_size": NUM_TOKENS, "id2label": names, "label2id": {name: label for label, name in names.items()}}
+    model = write_architecture(tmp_path / "model", "bert", head="sequence_classification", **options)
+    write_tokenizer(model)
+    change_config(model, dtype="bfloat16")
+    kept = {"chat_template.jinja": "{{ messages }}", "vocab.txt": "good", "merges.txt": "a b", "spiece.model": "x"}
+    for name, text in kept.items():
+        (model / name).write_text(text)
+    (model / "model.safetensors.index.json").write_text("{}")
+    write_reviews(tmp_path / "reviews.csv")
+    if not has_names:
+        rows = (tmp_path / "reviews.csv").read_text()
+        (tmp_path / "numbers.csv").write_text(rows.replace(",great", ",0").replace(",other", ",1"))
+    out = exported_run(tmp_path, model, data={} if has_names else {"path": str(tmp_path / "numbers.csv")})
+    network = transformers.AutoModelForSequenceClassification.from_pretrained(out, local_files_only=True)
+    assert network.config.id2label == ({0: "great", 1: "other"} if has_names else {0: "LABEL_0", 1: "LABEL_1"})
+    assert network.config.label2id == {name: label for label, name in network.config.id2label.items()}
+    assert network.dtype == torch.float32
+    assert {name: (out / name).read_text() for name in kept} == kept
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (out / name).read_bytes() == (model / name).read_bytes()
+    assert not (out / "model.safetensors.index.json").exists()
+
+
+def test_a_bart_with_two_classes_is_exported_with_two_also_where_they_have_no_names(tmp_path: Path) -> None:
+    import transformers
+
+    options = {"vocab_size": NUM_TOKENS, "num_labels": 2, "eos_token_id": 3}
+    model = write_architecture(tmp_path / "model", "bart", head="sequence_classification", **options)
+    write_tokenizer(model)
+    write_reviews(tmp_path / "reviews.csv")
+    rows = (tmp_path / "reviews.csv").read_text()
+    (tmp_path / "numbers.csv").write_text(rows.replace(",great", ",0").replace(",other", ",1"))
+    out = exported_run(tmp_path, model, data={"path": str(tmp_path / "numbers.csv"), "max_tokens": 16})
+    network = transformers.AutoModelForSequenceClassification.from_pretrained(out, local_files_only=True)
+    assert network.config.num_labels == 2
+
+
+def test_an_export_whose_logits_are_others_is_not_said_to_be_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import PreTrainedModel
+
+    model = write_model(tmp_path / "model")
+    assert run_ranks(1, train_main, write_config(tmp_path, model)) == [0]
+    save = PreTrainedModel.save_pretrained
+
+    def save_otherwise(network: Any, directory: Path) -> None:
+        with torch.no_grad():
+            network.classifier.weight.add_(0.01)
+        save(network, directory)
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", save_otherwise)
+    assert main([str(tmp_path / "runs/tiny"), "--to", str(tmp_path / "out")]) == 4
+    assert "nothing was exported: what transformers loads from the export has other logits" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_directory_that_is_another_now_is_told_when_a_run_is_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_model(tmp_path / "model")
+    assert run_ranks(1, train_main, write_config(tmp_path, model)) == [0]
+    write_model(tmp_path / "model", intermediate_size=64)
+    assert main([str(tmp_path / "runs/tiny"), "--to", str(tmp_path / "out")]) == 4
+    said = capsys.readouterr().err
+    assert "are of different networks" in said
+    assert "Put the directory back that the run began with" in said
+
+
+def test_a_head_that_is_tied_to_the_embeddings_is_exported_with_what_was_added_to_it(tmp_path: Path) -> None:
+    """The issue's case: the run said 3.776, the export had 5.694."""
+    import transformers
+
+    pytest.importorskip("peft")
+    from tests.distributed.test_pretrained_language import TEXTS, write_run
+    from tests.tiny_models import write_language_model
+
+    write_language_model(tmp_path / "model", TEXTS)
+    path = write_run(tmp_path, model={"lora": {"rank": 4, "target_modules": ["lm_head", "wte"]}})
+    assert run_ranks(1, train_main, str(path)) == [0]
+    loaded = load_config(path).config
+    run = Path(loaded.run.output_root) / loaded.run.name
+    assert main([str(run), "--to", str(tmp_path / "out"), "--from", "latest"]) == 0
+    rows = load(loaded.data, loaded.task, seed=loaded.run.seed).validation
+    scores = json.loads((tmp_path / "out/harness.json").read_bytes())["metrics"]
+    losses = []
+    for directory in (tmp_path / "out", tmp_path / "model"):
+        network = transformers.AutoModelForCausalLM.from_pretrained(directory, local_files_only=True).eval()
+        with torch.no_grad():
+            logits = network(input_ids=rows.inputs.long()).logits
+        losses.append(nn.functional.cross_entropy(logits.flatten(0, 1), rows.targets.long().flatten()).item())
+    assert losses[0] == pytest.approx(scores["val/loss"], rel=1e-5)
+    assert losses[0] < losses[1] - 0.01
+
+
+def write_experts(folder: Path, strategy: str) -> str:
+    options = {"vocab_size": NUM_TOKENS, "num_labels": 2}
+    model = write_architecture(folder / "model", "mixtral", head="sequence_classification", **options)
+    write_tokenizer(model)
+    lora = {"rank": 2, "target_modules": ["w1", "w2", "w3"]}
+    return write_config(folder, model, model={"lora": lora}, strategy={"kind": strategy})
+
+
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("zero2", marks=pytest.mark.slow)])
+def test_what_is_added_to_experts_on_two_ranks_is_in_the_export(strategy: str, tmp_path: Path) -> None:
+    import transformers
+
+    pytest.importorskip("peft")
+    config = write_experts(tmp_path, strategy)
+    assert run_ranks(2, train_main, config) == [0, 0]
+    assert main([str(tmp_path / "runs/tiny"), "--to", str(tmp_path / "out"), "--from", "latest"]) == 0
+    loaded = load_config(config).config
+    rows = load(loaded.data, loaded.task, seed=loaded.run.seed).validation
+    network = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        logits = network(input_ids=rows.inputs, attention_mask=(rows.inputs != 0).long()).logits
+    scores = json.loads((tmp_path / "out/harness.json").read_bytes())["metrics"]
+    assert nn.functional.cross_entropy(logits, rows.targets).item() == pytest.approx(scores["val/loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_experts_that_are_added_to_are_refused_under_zero3_which_has_them_in_pieces(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("peft")
+    assert run_ranks(1, train_main, write_experts(tmp_path, "zero3")) == [2]
+    reason = json.loads((tmp_path / "runs/tiny/exit.json").read_bytes())["reason"]
+    assert "strategy.kind: zero3 has the tensor of a layer's experts in pieces" in reason

@@ -1,0 +1,111 @@
+"""Parameters that no loss uses: frozen and told on any number of ranks, under every strategy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from harness.errors import ConfigError
+from harness.json_lines import read_events
+from harness.strategy.unused import freeze_unused
+from tests import helpers
+from tests.distributed.ranks import run_ranks, run_standing_ranks
+from tests.distributed.scenarios import join, train_main
+from tests.tiny_architectures import write_architecture
+from tests.tiny_models import NUM_TOKENS, config_values, write_reviews, write_tokenizer
+
+
+def write_run(folder: Path, family: str, **sections: Any) -> str:
+    model = write_architecture(folder / "model", family, head="sequence_classification", vocab_size=NUM_TOKENS)
+    write_tokenizer(model)
+    write_reviews(folder / "reviews.csv")
+    return str(helpers.write_config(folder / "tiny.yaml", config_values(folder, model, **sections)))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("zero2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", ["big_bird", "xlnet", pytest.param("luke", marks=pytest.mark.slow)])
+def test_two_ranks_train_a_model_with_parameters_that_no_loss_uses_and_name_them(
+    family: str, strategy: str, tmp_path: Path
+) -> None:
+    name = {"big_bird": "bert.pooler.weight", "xlnet": "transformer.mask_emb", "luke": "luke.entity_embeddings"}[family]
+    config = write_run(tmp_path, family, strategy={"kind": strategy})
+    assert run_ranks(2, train_main, config, "run.max_steps=3") == [0, 0]
+    notices = [event["text"] for event in read_events(tmp_path / "runs/tiny") if event["event"] == "notice"]
+    (said,) = [text for text in notices if "nothing that the model returns depends on" in text]
+    assert name in said
+    ledger = helpers.plain_ledger(tmp_path / "runs/tiny/ledger.jsonl")
+    assert len([line for line in ledger if line["event"] == "update"]) == 3
+
+
+def test_one_rank_and_two_train_the_same_parameters_of_such_a_model(tmp_path: Path) -> None:
+    config = write_run(tmp_path, "big_bird")
+    for world_size in (1, 2):
+        done = run_ranks(world_size, train_main, config, f"run.name=of{world_size}", "run.max_steps=2")
+        assert done == [0] * world_size
+    one, two = (
+        [event for event in read_events(tmp_path / f"runs/of{n}") if event["event"] == "started"] for n in (1, 2)
+    )
+    assert one[0]["num_trained_parameters"] == two[0]["num_trained_parameters"] < one[0]["num_parameters"]
+
+
+class Halves(nn.Module):
+    """Rows that begin with a positive number go through one layer, all others through another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positive, self.negative, self.never = nn.Linear(2, 1), nn.Linear(2, 1), nn.Linear(2, 1)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        parts = ((self.positive, rows[rows[:, 0] > 0]), (self.negative, rows[rows[:, 0] <= 0]))
+        return torch.cat([layer(some) for layer, some in parts if len(some)])
+
+
+def frozen(signs: list[list[float]]) -> tuple[list[str], tuple[str, ...]]:
+    ranks = join()
+    module = Halves()
+    notices = freeze_unused(module, torch.tensor([[sign, 1.0] for sign in signs[ranks.rank]]), ranks)
+    return [name for name, parameter in module.named_parameters() if not parameter.requires_grad], notices
+
+
+def refusal(signs: list[list[float]]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        frozen(signs)
+    return caught.value.args[0]
+
+
+def test_what_the_third_row_uses_is_not_frozen() -> None:
+    for names, (notice,) in run_standing_ranks(2, frozen, [[1.0, 2.0, -1.0], [-1.0, -1.0, 3.0]]):
+        assert names == ["never.weight", "never.bias"]
+        assert "never.weight, never.bias" in notice
+
+
+def test_what_only_one_rank_uses_is_refused_on_all_ranks_by_name() -> None:
+    one, two = run_standing_ranks(2, refusal, [[1.0, -1.0], [1.0, 1.0]])
+    assert one == two
+    assert "2 parameters, such as negative.bias, act on the rows of some ranks only" in one
+
+
+def test_looking_for_them_leaves_no_trace_in_the_module_or_the_random_numbers() -> None:
+    from harness.strategy.base import Ranks
+
+    module = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5), nn.BatchNorm1d(2))
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    state = torch.get_rng_state()
+    ranks = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
+    assert freeze_unused(module, torch.ones(3, 2), ranks) == ()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert module.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in module.parameters())
+
+
+def test_a_model_of_which_nothing_would_be_trained_is_refused() -> None:
+    from harness.strategy.base import Ranks
+
+    module = nn.Linear(2, 2).requires_grad_(False)
+    with pytest.raises(ConfigError, match="nothing would be trained"):
+        freeze_unused(module, torch.ones(3, 2), Ranks(rank=0, world_size=1, device=torch.device("cpu")))
