@@ -21,7 +21,7 @@ NO_ANSWER = 1000
 """In the place of a return code: the controller did not answer."""
 _SILENCE = re.compile(
     r"unable to contact slurm|timed out|connection (refused|reset)|zero bytes|communication"
-    r"|control machine address|configuration source",  # its host has no address, or nobody has Slurm's settings
+    r"|control machine address|configuration (source|file)",  # its host has no address, or nobody has Slurm's settings
     re.I,
 )
 _ABOUT_THIS_PROCESS = ("SLURM_", "SQUEUE_", "SINFO_", "SCANCEL_")

@@ -19,6 +19,7 @@ from harness.launch.cluster import Cluster, load_cluster, with_options
 from harness.launch.job_facts import own_run
 from harness.launch.plan import LaunchPlan
 from harness.launch.slurm import Place, job_script, srun_command
+from harness.launch.slurm_client import sbatch
 from harness.launch.sweep import Sweep, load_grid
 
 ROOT = Path(__file__).parents[1]
@@ -390,3 +391,16 @@ def test_the_runs_of_a_sweep_are_a_group_in_wandb(tmp_path: Path, wandb: str, gr
     configs = sweep.submission([0, 3]).configs
     assert list(configs) == ["000", "003"]
     assert all(yaml.safe_load(text)["tracking"]["wandb"]["group"] == group for text in configs.values())
+
+
+@pytest.mark.skipif(shutil.which("sbatch") is None, reason="no Slurm: apt-get install slurm-client")
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "nowhere(127.0.0.1)"])
+def test_a_controller_that_does_not_answer_is_no_fault_of_the_cluster_file(
+    host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "slurm.conf"
+    lines = ("ClusterName=x", f"SlurmctldHost={host}", "SlurmctldPort=6999", "NodeName=a", "PartitionName=p Nodes=a")
+    path.write_text("\n".join([*lines, "MessageTimeout=2", "AuthType=auth/none", "CredType=cred/none"]))
+    monkeypatch.setenv("SLURM_CONF", str(path))
+    with pytest.raises(ConfigError, match="Slurm does not answer"):
+        sbatch("#!/bin/sh\ntrue\n")
