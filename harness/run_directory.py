@@ -73,20 +73,28 @@ class RunDirectory:
     def describe(self) -> list[str]:
         """Write run.json once and config.yaml; return what changed since the run was last started and is worth a word.
 
+        Where config.yaml was lost, nobody has compared this configuration with the run: `keep_config` writes it later.
+
         Raises:
             ConfigError: the directory holds a run that this config, or this version, cannot continue.
         """
         notices = changes_since(self.path, self._config)
-        identity, stored = self.path / "run.json", self.path / "config.yaml"
+        identity = self.path / "run.json"
         created = datetime.now(UTC).isoformat(timespec="seconds")
         with storage_errors("write in", self.path):
             if not identity.exists():
                 run_id = self._saved_id() or self._new_id or uuid.uuid4().hex[:8]
                 replace_durably(identity, json_bytes({"id": run_id, "created": created, "schema": SCHEMA}))
-            replace_durably(stored, dump_config(self._config).encode())
             (self.path / "exit.json").unlink(missing_ok=True)
+        if (self.path / "config.yaml").exists() or not has_saves(self.path):
+            self.keep_config()
         self.run_id = str(read_identity(self.path)["id"])
         return notices
+
+    def keep_config(self) -> None:
+        """Write config.yaml."""
+        with storage_errors("write in", self.path):
+            replace_durably(self.path / "config.yaml", dump_config(self._config).encode())
 
     def _saved_id(self) -> str | None:
         """Return the id that a checkpoint knows this run by, where run.json is lost.
@@ -108,6 +116,12 @@ class RunDirectory:
             replace_durably(self.path / "exit.json", json_bytes({"code": code, "reason": reason, "step": step}))
 
 
+def has_saves(directory: Path) -> bool:
+    """Whether a run directory has a checkpoint, be it a broken one."""
+    patterns = ("checkpoints/step-*", "checkpoints/quarantine/step-*")
+    return any(any(directory.glob(pattern)) for pattern in patterns)
+
+
 def changes_since(directory: Path, config: RunConfig) -> list[str]:
     """Return what changed since a run was last started and is worth a word; writes nothing.
 
@@ -117,8 +131,7 @@ def changes_since(directory: Path, config: RunConfig) -> list[str]:
     if (directory / "run.json").exists():
         read_identity(directory)
     # Before anything was saved there is no run to continue: a first start may be mended in any way.
-    saves = ("checkpoints/step-*", "checkpoints/quarantine/step-*")
-    if not (directory / "config.yaml").exists() or not any(any(directory.glob(pattern)) for pattern in saves):
+    if not (directory / "config.yaml").exists() or not has_saves(directory):
         return []
     changes = compare(stored_config(directory), config)
     if changes.refused:

@@ -238,6 +238,9 @@ class Session:
         if saved:
             self.state = resume(run, saved)
             self.notices = [*self.notices, *changed_settings(run, saved), *take_stock(run, self.state, saved)]
+            with ranks.together("writing the configuration"):
+                if ranks.rank == 0:  # it is that of the run, as all has been compared
+                    self.directory.keep_config()
         with own_random_numbers():  # rich draws some when it is imported
             run.observers = self._observers(run, trainer=saved.trainer if saved else {})
         self._tell_start(run)

@@ -299,6 +299,8 @@ def test_a_damaged_config_in_a_run_directory_says_what_it_is_and_what_to_do(
     assert content_of(run) == before
     (run / "config.yaml").unlink()
     assert described(config) == []
+    assert not (run / "config.yaml").exists(), "it is not known yet whether it is that of the run"
+    RunDirectory(config).keep_config()
     assert load_config(run / "config.yaml").config == config
 
 

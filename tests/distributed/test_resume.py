@@ -15,6 +15,7 @@ import pandas
 import pytest
 from safetensors.torch import load_file
 
+from harness.config.io import load_config
 from harness.observers.ledger import read_lines
 from tests.distributed.ranks import collect, free_port, run_ranks, start_rank
 from tests.distributed.scenarios import train_main
@@ -335,6 +336,9 @@ def test_another_order_of_rows_is_refused_even_where_the_stored_config_is_lost(f
     (code, said), (other_code, _) = train_on_standing_ranks(2, *arguments, "run.max_steps=40", change)
     assert code == other_code == 2
     assert "stands in the order of rows of {'seed': 5, 'global_batch': 16}" in said
+    train(2, *arguments, "run.max_steps=40")  # what was refused is not what the run is compared with from now on
+    kept = load_config(run / "config.yaml").config
+    assert (kept.run.seed, kept.data.global_batch) == (5, 16)
 
 
 @pytest.mark.parametrize(
