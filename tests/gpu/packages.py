@@ -11,6 +11,7 @@ NEEDED = {
     "fsspec": "fsspec",
     "hjson": "hjson",
     "jinja2": "Jinja2",
+    "packaging": "packaging",
     "PIL": "pillow",
     "pyarrow": "pyarrow",
     "pydantic": "pydantic",
