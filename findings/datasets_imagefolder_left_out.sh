@@ -4,6 +4,7 @@
 #
 # A folder of four classes with two images each, all of which PIL opens, gives the rows of the one class that is left.
 set -euo pipefail
+trap 'echo "changed at line $LINENO"' ERR
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"

@@ -5,13 +5,14 @@
 # makes the whole column texts again. So whether two files of the same source agree on a column depends on their rows. csv keeps
 # the texts.
 set -euo pipefail
+trap 'echo "changed at line $LINENO"' ERR
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
 python3 -m venv env
 env/bin/python -m pip install --quiet torch==2.13.0
 env/bin/python -m pip install --quiet datasets==5.2.0
-env/bin/python - <<'EOF' 2> /dev/null
+env/bin/python - <<'EOF' 2> errors.txt || { tail -3 errors.txt; exit 1; }
 import json
 from pathlib import Path
 
@@ -31,6 +32,6 @@ kind, values = loaded("json", same)
 assert kind.startswith("timestamp"), f"changed: {kind}"
 assert values[0] == values[1], f"changed: {values}"
 assert loaded("json", [*same, "soon"]) == ("string", [*same, "soon"])
-assert loaded("csv", same) == ("string", same)
+assert loaded("csv", same) in (("string", same), ("large_string", same))
 print("as described: texts that look like dates are timestamps in json, unless one does not look like a date")
 EOF

@@ -6,6 +6,7 @@
 # module and were ignored". They were not: with 4 experts and r=4 the matrix of gate_up_proj has 4 x 8 rows, that of down_proj
 # 4 x 4.
 set -euo pipefail
+trap 'echo "changed at line $LINENO"' ERR
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"

@@ -6,6 +6,7 @@
 # position 1, and the merged weights give each position its own. Nothing is said. Seen: the logits before and after merging
 # differ by more than a tenth of the largest; for q_proj they agree to 1e-6.
 set -euo pipefail
+trap 'echo "changed at line $LINENO"' ERR
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"

@@ -6,6 +6,7 @@
 # the logits stay those of the base model to the bit whatever the matrices hold, and no gradient reaches them. Seen with a model
 # of one block; the control, in_proj, changes the logits.
 set -euo pipefail
+trap 'echo "changed at line $LINENO"' ERR
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"

@@ -5,6 +5,7 @@
 # hundredths from 0.01 to 9.99 a hundred and more are off by one unit in the last place. So the same prices differ between a
 # parquet file with decimals and one with floats.
 set -euo pipefail
+trap 'echo "changed at line $LINENO"' ERR
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"

@@ -3,11 +3,12 @@
 # second attempt cannot connect.
 #
 # With one agent on one machine, also with --standalone, every attempt is given the same store, whose keys bear no number of
-# the attempt. The ranks of the second find the addresses that those of the first have left there, dial ports that nobody
-# listens on, and end with "Gloo connectFullMesh failed". So --max-restarts mends nothing for CPU ranks, and for those GPU
+# the attempt. A rank of the second that comes before another finds the address that the one of the first has left there,
+# dials a port that nobody listens on, and ends with "Gloo connectFullMesh failed". So --max-restarts mends nothing for CPU ranks, and for those GPU
 # jobs that have a gloo group beside NCCL. A store of one's own prefix by TORCHELASTIC_RESTART_COUNT works. Seen: the first
 # attempt adds up to 2, the second raises, and torchrun ends with 1; with the prefix it ends with 0.
 set -euo pipefail
+trap 'echo "changed at line $LINENO"' ERR
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
@@ -15,11 +16,13 @@ python3 -m venv env
 env/bin/python -m pip install --quiet torch==2.13.0
 env/bin/python -m pip install --quiet numpy==2.4.6
 cat > job.py <<'EOF'
-import datetime, os, sys
+import datetime, os, sys, time
 import torch
 import torch.distributed as dist
 
 attempt, with_prefix = os.environ["TORCHELASTIC_RESTART_COUNT"], sys.argv[1] == "prefix"
+if attempt == "1" and os.environ["RANK"] == "0":
+    time.sleep(3)  # one rank is always later than another
 timeout = datetime.timedelta(seconds=15)
 if with_prefix:
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

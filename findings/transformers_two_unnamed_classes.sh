@@ -6,6 +6,7 @@
 # builds a head of three rows (the weights of two do not fit it). Two classes with names of their own, four without, and BERT,
 # whose default is two, come back as they were.
 set -euo pipefail
+trap 'echo "changed at line $LINENO"' ERR
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
