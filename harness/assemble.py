@@ -59,6 +59,7 @@ def assemble(
         splits.train, plan, rank=ranks.rank, device=device, dtype=dtype, augmentation=_augmentation(config)
     )
     inputs = batches.at(0)[0].inputs
+    pads_left = getattr(model, "pads_left", False)
     notices = freeze_unused(model.to(device=device, dtype=dtype), inputs, ranks)
     strategy = build_strategy(config, model, ranks)
     strategy.notices = (*strategy.notices, *notices)
@@ -83,8 +84,8 @@ def assemble(
         judge=Judge(config),
         signals=signals,
         checkpoints=CheckpointStore(directory / "checkpoints", strategy, config.checkpoint),
-        data_digest=f"{splits.train.digest()}-{splits.validation.digest()}",
-        read_otherwise=splits.read_otherwise,
+        data_digest=f"{splits.train.digest()}-{splits.validation.digest()}{'-padded left' * pads_left}",
+        read_otherwise=(*splits.read_otherwise, *["pads short rows at their beginning"] * pads_left),
         facts={
             "reading": READING,
             "input_shape": splits.input_shape,

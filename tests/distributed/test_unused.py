@@ -14,7 +14,7 @@ from harness.json_lines import read_events
 from harness.strategy.unused import freeze_unused
 from tests import helpers
 from tests.distributed.ranks import run_ranks, run_standing_ranks
-from tests.distributed.scenarios import join, train_main
+from tests.distributed.scenarios import join, train_main, train_main_and_listen
 from tests.tiny_architectures import write_architecture
 from tests.tiny_models import NUM_TOKENS, config_values, write_reviews, write_tokenizer
 
@@ -109,3 +109,24 @@ def test_a_model_of_which_nothing_would_be_trained_is_refused() -> None:
     module = nn.Linear(2, 2).requires_grad_(False)
     with pytest.raises(ConfigError, match="nothing would be trained"):
         freeze_unused(module, torch.ones(3, 2), Ranks(rank=0, world_size=1, device=torch.device("cpu")))
+
+
+def train_padding_at_the_end(*arguments: str) -> int:
+    """Train as the versions before did, which padded every model at the end of its rows."""
+    from harness import assemble
+    from harness.models import pretrained
+
+    pretrained._choose_padding = lambda model, config: None  # type: ignore[assignment]
+    assemble.READING = 1
+    return train_main(*arguments)
+
+
+@pytest.mark.slow
+def test_a_run_whose_rows_were_padded_at_the_other_side_is_refused_and_says_why(tmp_path: Path) -> None:
+    config = write_run(tmp_path, "xlnet")
+    assert run_ranks(1, train_padding_at_the_end, config, "run.max_steps=2") == [0]
+    ((code, said),) = run_ranks(1, train_main_and_listen, config, "run.max_steps=4")
+    assert code == 3
+    assert "this version pads short rows at their beginning. Go on with the harness that has written it" in said
+    assert run_ranks(1, train_main, config, "run.name=new", "run.max_steps=2") == [0]
+    assert run_ranks(1, train_main, config, "run.name=new", "run.max_steps=4") == [0]
