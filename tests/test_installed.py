@@ -10,16 +10,8 @@ import pytest
 
 from harness.config.io import load_config
 from harness.errors import ConfigError
-from tests.helpers import write_config
+from tests.helpers import write_small_table
 from tests.neighbours import REPOSITORY
-
-CONFIG = {
-    "run": {"name": "tried", "max_epochs": 2},
-    "model": {"kind": "mlp", "hidden": [8]},
-    "data": {"source": "csv", "path": "rows.csv", "targets": ["y"], "validation_fraction": 0.25, "global_batch": 8},
-    "task": {"kind": "classification", "num_classes": 2},
-    "optim": {"kind": "adamw", "peak_lr": 0.01},
-}
 
 
 @pytest.fixture
@@ -38,8 +30,7 @@ def install(folder: Path, package: str, version: str) -> None:
 
 def loaded(tmp_path: Path, **sections: object) -> tuple[str, ...]:
     """Return the notices of a configuration whose run is to start here."""
-    write_config(tmp_path / "a.yaml", CONFIG, **sections)
-    return load_config(tmp_path / "a.yaml", world_size=1).notices
+    return load_config(write_small_table(tmp_path, name="a", **sections), world_size=1).notices
 
 
 @pytest.mark.parametrize(

@@ -12,18 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import copy_tracked, tracked, write_config
+from tests.helpers import copy_tracked, tracked, write_small_table
 from tests.neighbours import REPOSITORY
 
 pytestmark = pytest.mark.slow
 
-CONFIG = {
-    "run": {"name": "tried", "max_epochs": 2},
-    "model": {"kind": "mlp", "hidden": [8]},
-    "data": {"source": "csv", "path": "rows.csv", "targets": ["y"], "validation_fraction": 0.25, "global_batch": 8},
-    "task": {"kind": "classification", "num_classes": 2},
-    "optim": {"kind": "adamw", "peak_lr": 0.01},
-}
 LINES = """
 from harness.observers.tracker import Opened, Tracker
 
@@ -70,10 +63,8 @@ def elsewhere(distributions: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     for name in ("harness", "launch"):
         (work / name).mkdir(parents=True)
         (work / name / "__init__.py").write_text(TRAP)
-    rows = [f"{index},{index % 7},{int(index % 7 > 3)}" for index in range(80)]
-    (work / "rows.csv").write_text("\n".join(["a,b,y", *rows]))
     (work / "mine.py").write_text(LINES)
-    write_config(work / "tried.yaml", CONFIG, tracking={"own": ["mine.Lines"], "log_every_steps": 5})
+    write_small_table(work, name="tried", tracking={"own": ["mine.Lines"], "log_every_steps": 5})
     return folder
 
 

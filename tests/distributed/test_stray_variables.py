@@ -9,17 +9,10 @@ import pytest
 
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main
-from tests.helpers import plain_ledger, write_config
+from tests.helpers import plain_ledger, write_small_table
 
 pytestmark = pytest.mark.slow
 
-CONFIG = {
-    "run": {"name": "clean", "max_steps": 6},
-    "model": {"kind": "mlp", "hidden": [8]},
-    "data": {"source": "csv", "path": "rows.csv", "targets": ["y"], "validation_fraction": 0.25, "global_batch": 8},
-    "task": {"kind": "classification", "num_classes": 2},
-    "optim": {"kind": "adamw", "peak_lr": 0.01},
-}
 STRAY = {
     "mpirun": {
         **{f"OMPI_COMM_WORLD_{name}": "0" for name in ("RANK", "LOCAL_RANK")},
@@ -45,10 +38,8 @@ def train_among(variables: dict[str, str], *arguments: str) -> int:
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero1"])
 def test_variables_of_other_launchers_change_no_bit_of_a_run(strategy: str, tmp_path: Path) -> None:
-    rows = [f"{index},{index % 7},{int(index % 7 > 3)}" for index in range(80)]
-    (tmp_path / "rows.csv").write_text("\n".join(["a,b,y", *rows]))
-    config = write_config(tmp_path / "a.yaml", CONFIG, strategy={"kind": strategy})
-    common = (str(config), f"run.output_root={tmp_path}", f"data.path={tmp_path / 'rows.csv'}")
+    config = write_small_table(tmp_path, name="clean", strategy={"kind": strategy})
+    common = (str(config), "run.max_epochs=1", f"run.output_root={tmp_path}", f"data.path={tmp_path / 'rows.csv'}")
     assert run_ranks(2, train_among, {}, *common) == [0, 0]
     wanted = plain_ledger(tmp_path / "clean/ledger.jsonl")
     for launcher, variables in STRAY.items():

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.helpers import write_config
+from tests.helpers import write_small_table
 
 REPOSITORY = Path(__file__).parents[2]
 PYTHONS = {"low": ("3.11",), "high": ("3.14", "3.13", "3.12")}
@@ -30,13 +30,6 @@ TESTS = (
     *(f"tests/distributed/test_{name}.py" for name in ("evaluation", "sampling", "saving", "zero")),
     *(f"tests/test_{name}.py" for name in ("batches", "config", "launch", "models", "optim", "order", "schedule")),
 )
-CONFIG = {
-    "run": {"name": "base", "max_steps": 20},
-    "model": {"kind": "mlp", "hidden": [8]},
-    "data": {"source": "csv", "path": "rows.csv", "targets": ["y"], "validation_fraction": 0.25, "global_batch": 8},
-    "task": {"kind": "classification", "num_classes": 2},
-    "optim": {"kind": "adamw", "peak_lr": 0.01},
-}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -86,9 +79,7 @@ def _install(pip: Sequence[Path | str], end: str, *extra: str) -> None:
 
 
 def _train(python: Path, folder: Path) -> None:
-    rows = [f"{index},{index % 7},{int(index % 7 > 3)}" for index in range(80)]
-    (folder / "rows.csv").write_text("\n".join(["a,b,y", *rows]))
-    write_config(folder / "base.yaml", CONFIG)
+    write_small_table(folder, name="base")
     _run(python.parent / "harness", "launch", "base.yaml", "--gpus", "2", cwd=folder)
 
 
