@@ -1174,6 +1174,8 @@ def test_of_best_and_the_newest_checkpoint_the_one_that_spoke_last_says_which_is
     assert store.directory.best() == "step-00000030"
     store.name_best(20)  # by another rule, an older one
     assert store.directory.best() == "step-00000020"
+    save_now(store, 45)
+    assert store.directory.best() == "step-00000020"
     save_now(store, 50, is_best=True)
     assert store.directory.best() == "step-00000050"
     (checkpoints / "BEST").write_text('{"directory": "step-00000030", "step": 30}')  # as version 0.1.0 wrote it

@@ -461,6 +461,43 @@ def test_a_run_whose_last_save_fails_is_not_called_done(asynchronous: bool, tmp_
     assert how.endswith("Mend that, then start the same command again")
 
 
+@dataclass(frozen=True)
+class JudgedSpec(SavingSpec):
+    """Four evaluations, each of them worse than the one before, and no saves but of the best and at the end."""
+
+    every_steps: int = 1000
+    asynchronous: bool = False  # or the failure may be heard of after the next evaluation
+
+    @property
+    def config(self) -> RunConfig:
+        return RunConfig.model_validate({**super().config.model_dump(), "evaluation": {"every_steps": 10}})
+
+
+def judge_on_a_full_disk(spec: JudgedSpec, directory: str, num_failures: int) -> tuple[int | None, str]:
+    """Return which evaluation is the best in the end, and what there is to say of a better one."""
+    run = assemble_spec(spec, directory)
+    PATCHES.setattr("harness.loop.evaluate", lambda run, *, step: {"val/loss": float(step)})
+    disk_is_full(run, 0, num_failures)
+    try:
+        fit(run, TrainState())
+        return run.judge.standings.best.best_step, run.judge.standings.missed
+    finally:
+        run.checkpoints.close()
+        PATCHES.undo()
+
+
+@pytest.mark.parametrize("num_failures", [0, 1, 2])
+def test_an_evaluation_whose_save_failed_is_not_the_best_and_the_next_one_is_saved_instead(
+    num_failures: int, tmp_path: Path
+) -> None:
+    ends = run_standing_ranks(2, judge_on_a_full_disk, JudgedSpec(), str(tmp_path), num_failures)
+    best = 10 * (1 + num_failures)
+    missed = "val/loss 10.0000 at 10 is better, but its checkpoint is not there" if num_failures else ""
+    assert ends == [(best, missed)] * 2
+    assert json.loads((tmp_path / "checkpoints/BEST").read_bytes())["step"] == best
+    assert steps_in(tmp_path) == [best, 40]
+
+
 def save_again_after_a_failure(spec: SavingSpec, directory: str) -> list[str]:
     """Have a save find no room, and then room, at the same update; return what is wrong with the checkpoint."""
     run = assemble_spec(spec, directory)

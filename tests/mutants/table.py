@@ -1,6 +1,6 @@
 """All mutants, by the room of the house that they are in."""
 
-from tests.mutants import deciding, reading, saving, training
+from tests.mutants import deciding, judging, reading, saving, training
 from tests.mutants.mutant import Mutant
 
 ROOMS: dict[str, tuple[Mutant, ...]] = {
@@ -14,6 +14,7 @@ ROOMS: dict[str, tuple[Mutant, ...]] = {
     "resume": saving.RESUME,
     "ledger": saving.LEDGER,
     "stopping": deciding.STOPPING,
+    "judging": judging.JUDGING,
     "schedule": deciding.SCHEDULE,
     "agenda": deciding.AGENDA,
     "config": deciding.CONFIG,
