@@ -263,8 +263,8 @@ LEDGER = (
     Mutant(
         "a_run_whose_checkpoints_were_all_set_aside_may_become_another",
         _RUN,
-        'saves = ("checkpoints/step-*", "checkpoints/quarantine/step-*")',
-        'saves = ("checkpoints/step-*",)',
+        'patterns = ("checkpoints/step-*", "checkpoints/quarantine/step-*")',
+        'patterns = ("checkpoints/step-*",)',
         ("test_run_directory.py",),
     ),
 )
