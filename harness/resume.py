@@ -156,8 +156,8 @@ def _other_rate(run: Run, state: TrainState, trainer: Mapping[str, Any], before:
     text = f"the learning rate goes on at {run.learning_rate(state.step + 1):.3g}, the last update had {before:.3g}"
     schedule, updates, updates_before = run.config.schedule, run.schedule_updates, trainer.get("schedule_updates")
     if isinstance(schedule, DecaySchedule):
-        before_that = f", over {updates_before:,} before" if updates_before not in (None, updates) else ""
-        text += f": {schedule.kind} falls over {updates:,} updates now{before_that}; schedule.total_steps fixes over how many"
+        was = f", over {updates_before:,} before" if updates_before not in (None, updates) else ""
+        text += f": {schedule.kind} falls over {updates:,} updates now{was}; schedule.total_steps fixes over how many"
     return [text]
 
 
