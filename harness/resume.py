@@ -27,6 +27,8 @@ def save(run: Run, state: TrainState) -> None:
     if state.step == state.saved_step and not state.is_best:
         return
     hear_of_save(run, state, run.checkpoints.finish())
+    if state.evaluated_step == state.step:  # again: what it was compared with may have found no room just now
+        state.is_best |= run.judge.standings.observe(state.metrics, step=state.step)
     trainer = {
         "harness": __version__,
         "position": state.position,

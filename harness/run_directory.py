@@ -15,7 +15,7 @@ from harness.checkpoint.manifest import checkpoint_problems, read_json, read_tra
 from harness.config import RunConfig
 from harness.config.changes import compare
 from harness.config.fields import RUN_ID
-from harness.config.io import dump_config, load_config, shown
+from harness.config.io import dump_config, load_config, other_version, shown
 from harness.errors import ConfigError, RunInUseError, StorageError
 from harness.files import json_bytes, make_directory_durably, own_file, replace_durably, storage_errors
 
@@ -176,10 +176,12 @@ def stored_config(directory: Path) -> RunConfig:
     try:
         return load_config(directory / "config.yaml").config
     except ConfigError as error:
-        raise ConfigError(
-            f"{error.args[0]}\n  The run wrote it when it was started. Put it back from a copy; or remove it and start "
+        advice = (
+            "\n  The run wrote it when it was started. Put it back from a copy; or remove it and start "
             "the run's command again, which writes it anew"
-        ) from error
+        )
+        is_whole = other_version(directory / "config.yaml")  # then it is not the file that is to be mended
+        raise ConfigError(f"{error.args[0]}{'' if is_whole else advice}") from error
 
 
 def is_run_id(value: Any) -> bool:

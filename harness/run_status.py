@@ -14,7 +14,8 @@ from typing import Any
 from harness.checkpoint.directory import CheckpointDirectory, step_of
 from harness.checkpoint.manifest import TRAINER, read_json
 from harness.checkpoint.trainer import trainer_problems
-from harness.errors import EXIT_DONE, EXIT_INTERRUPTED
+from harness.config.io import load_config
+from harness.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError
 from harness.json_lines import ends
 
 END_BYTES = 2**15
@@ -78,7 +79,7 @@ def run_status(directory: Path) -> RunStatus:
 def _status(directory: Path) -> RunStatus:
     created = _created(_object(directory / "run.json"))
     trainer = _last_save(directory)
-    score = trainer["judge"]["score"] if trainer else {}
+    score = _best(directory, trainer) if trainer else {}
     first, last = ends(directory / "events.jsonl", num_bytes=END_BYTES)
     starts = [[line for line in lines if line.get("event") == "started"] for lines in (first, last)]
     # The last start counts; where many events came after it, the last save knows it too.
@@ -101,6 +102,24 @@ def _status(directory: Path) -> RunStatus:
         ranks=started.get("world_size"),
         created=created,
     )
+
+
+def _best(directory: Path, trainer: dict[str, Any]) -> dict[str, Any]:
+    """Return which evaluation is the best by the last save; where another judge has moved BEST since, by that one."""
+    score: dict[str, Any] = trainer["judge"]["score"]
+    checkpoints = CheckpointDirectory(directory / "checkpoints")
+    named = checkpoints.best()
+    if not named or step_of(named) == score["best_step"]:
+        return score
+    try:
+        rule = load_config(directory / "config.yaml").config.best_rule
+    except ConfigError:
+        return score  # of another version
+    own = _object(checkpoints.path / named / TRAINER)
+    if own.get("evaluated_step") != step_of(named) or trainer_problems(own, step=step_of(named)):
+        return score
+    value = own["metrics"].get(rule.metric)
+    return {"metric": rule.metric, "mode": rule.mode, "best": value, "best_step": step_of(named)}
 
 
 def _created(identity: dict[str, Any]) -> float:

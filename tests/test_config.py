@@ -660,6 +660,11 @@ def test_whatever_is_written_is_loaded_or_refused_with_paths(scratch: Path, text
     assert load_config(scratch).config == config
 
 
+def test_phases_beyond_total_steps_are_found_though_the_updates_of_the_run_are_not_known(refuse: Refuse) -> None:
+    (problem,) = refuse("schedule={kind: cosine, warmup_steps: 20, total_steps: 4}")  # the budget is in epochs
+    assert problem.startswith("schedule: warmup_steps 20 is more than total_steps 4; shorten it")
+
+
 @pytest.mark.parametrize(
     ("override", "problem"),
     [

@@ -65,6 +65,28 @@ def test_rates_schedule_clip_and_stopping_change_with_a_notice(section: str, key
 
 
 @pytest.mark.parametrize(
+    "judge",
+    [
+        {"early_stopping": {"metric": "val/f1", "mode": "max"}},
+        {"checkpoint": {"best": {"metric": "val/auc", "mode": "max"}}},
+        {"schedule": {"kind": "plateau", "metric": "val/recall", "mode": "max"}},
+        {},
+    ],
+)
+def test_the_class_that_is_scored_changes_with_a_notice_unless_evaluations_are_compared_by_it(
+    judge: dict[str, Any],
+) -> None:
+    stored, given = (
+        RunConfig.model_validate({**STORED, **judge, "task": {**STORED["task"], "positive_class": number}})
+        for number in (1, 2)
+    )
+    found = compare(stored, given)
+    (change,) = found.refused if judge else found.noticed
+    assert change.path == "task.positive_class"
+    assert len(found.refused + found.noticed + found.allowed) == 1
+
+
+@pytest.mark.parametrize(
     ("section", "keys"),
     [
         ("run", {"max_epochs": 3, "max_steps": 1000, "max_nonfinite_updates": 9, "output_root": "elsewhere"}),

@@ -64,8 +64,8 @@ BATCHES = 20
 """Updates an epoch, and between two evaluations."""
 
 
-def config_of(tmp_path: Path, *, schedule: str = "{kind: constant}") -> RunConfig:
-    (tmp_path / "a.yaml").write_text(f"{CONFIG}schedule: {schedule}\n")
+def config_of(tmp_path: Path, *, schedule: str = "{kind: constant}", stopping: str = "null") -> RunConfig:
+    (tmp_path / "a.yaml").write_text(f"{CONFIG}schedule: {schedule}\nearly_stopping: {stopping}\n")
     return load_config(tmp_path / "a.yaml").config
 
 
@@ -91,9 +91,7 @@ def best_of(loss: float, *, step: int, **others: float) -> Standings:
 class Told:
     """A console of a run of 100 updates that has made `step` of them, and what it wrote."""
 
-    def __init__(
-        self, folder: Path, *, is_terminal: bool, width: int = 80, step: int = 0, schedule: str = "{kind: constant}"
-    ) -> None:
+    def __init__(self, folder: Path, *, is_terminal: bool, width: int = 80, step: int = 0, **sections: str) -> None:
         self.text = io.StringIO()
         self.state = TrainState(position=step, step=step, evaluated_step=step)
         terminal = RichConsole(
@@ -101,7 +99,7 @@ class Told:
         )
         self.console = Console(
             Path("runs/a"),
-            agenda=Agenda(config_of(folder, schedule=schedule), BATCHES),
+            agenda=Agenda(config_of(folder, **sections), BATCHES),
             state=self.state,
             samples_seen=64 * step,
             command="harness launch a.yaml --gpus 2",
@@ -336,6 +334,15 @@ def test_a_finished_run_says_why_how_good_and_where(told: Tell) -> None:
         "tracker: https://tracker/run",
         "to train longer: harness launch a.yaml --gpus 2 early_stopping=null",
     ]
+
+
+def test_without_early_stopping_the_command_leaves_best_what_it_was(told: Tell, tmp_path: Path) -> None:
+    run = told(is_terminal=False, stopping="{metric: val/macro_f1, mode: max, patience_evaluations: 3}")
+    run.console.on_end(FitResult("early_stopping", 30, {"val/loss": 0.5}))
+    overrides = shlex.split(run.lines[-1])[-2:]
+    assert overrides == ["early_stopping=null", "checkpoint.best={metric: val/macro_f1, mode: max}"]
+    stopped, longer = (load_config(tmp_path / "a.yaml", words).config.best_rule for words in ([], overrides))
+    assert longer == stopped == Best(metric="val/macro_f1", mode="max")
 
 
 def test_a_finished_run_says_the_other_scores_of_its_best_and_what_better_one_cannot_be_had_back(told: Tell) -> None:

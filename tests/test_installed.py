@@ -73,6 +73,19 @@ def test_another_deepspeed_is_refused_under_zero_and_no_matter_under_ddp(
         loaded(tmp_path, strategy={"kind": "zero2"})
 
 
+@pytest.mark.parametrize("metadata", [None, "Metadata-Version: 2.1\nName: numpy\nVersion: 2.4-site_build\n"])
+def test_a_package_that_does_not_say_its_version_is_told_and_trains(
+    tmp_path: Path, installed: Path, metadata: str | None
+) -> None:
+    information = installed / "numpy-2.4.dist-info"
+    information.mkdir(parents=True)  # nothing else is what pip leaves when it is killed
+    if metadata:
+        (information / "METADATA").write_text(metadata)
+    (told,) = loaded(tmp_path)
+    assert told.startswith("numpy does not say which version it is")
+    assert told.endswith("this one was tried with numpy>=2.2")
+
+
 def test_a_python_that_is_too_old_is_refused_in_words(tmp_path: Path) -> None:
     old = "import sys; sys.version_info = (3, 10, 12); import harness"
     done = subprocess.run([sys.executable, "-c", old], cwd=REPOSITORY, capture_output=True, text=True, check=False)

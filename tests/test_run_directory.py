@@ -29,7 +29,7 @@ from harness.launch import cli
 from harness.observers.ledger import Ledger
 from harness.rank_log import redirect_output
 from harness.report.__main__ import main as report
-from harness.run_directory import RunDirectory
+from harness.run_directory import RunDirectory, stored_config
 from harness.stopping import StopSignals
 from harness.strategy.env import Placement
 from harness.track import tracked_run
@@ -313,6 +313,15 @@ def test_a_config_of_another_version_with_keys_that_this_one_lacks_says_so(tmp_p
     with pytest.raises(ConfigError) as refusal:
         load_config(path)
     assert "wrote this file" not in str(refusal.value)
+
+
+def test_nobody_is_advised_to_remove_a_config_that_another_version_wrote(tmp_path: Path) -> None:
+    with RunDirectory(a_config(tmp_path)) as directory:
+        directory.describe()
+    path = directory.path / "config.yaml"
+    path.write_text(f"{path.read_text().replace(__version__, '9.8.7')}new_section: {{}}\n")
+    with pytest.raises(ConfigError, match=r"(?s)harness 9\.8\.7 wrote this file, and .*use 9\.8\.7$"):
+        stored_config(directory.path)
 
 
 def test_a_run_whose_directory_and_name_are_changed_together_goes_on_as_the_same_run(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from harness.config import RunConfig
+from harness.config.checks import judging_metrics
+from harness.config.tasks import ClassificationTask
 
 Verdict = Literal["refused", "noticed", "allowed"]
 
@@ -23,7 +25,7 @@ VERDICTS: dict[str, Verdict] = {
     "model": "refused",
     "data": "refused",
     "task": "refused",
-    "task.positive_class": "allowed",
+    "task.positive_class": "noticed",
     "task.confusion_matrix": "allowed",
     "optim.kind": "refused",
     "evaluation": "allowed",
@@ -69,7 +71,9 @@ def compare(stored: RunConfig, given: RunConfig) -> Changes:
     for path in before | after:
         change = Change(path, before.get(path), after.get(path))
         if change.stored != change.given:
-            verdicts[_verdict(path)].append(change)
+            # Scores of one class are no longer those that the ledger has, which an evaluation is compared with.
+            is_judged = path == "task.positive_class" and _is_judged_by_one_class(given)
+            verdicts["refused" if is_judged else _verdict(path)].append(change)
     return Changes(**{verdict: tuple(changes) for verdict, changes in verdicts.items()})
 
 
@@ -80,6 +84,11 @@ def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _is_judged_by_one_class(config: RunConfig) -> bool:
+    judges = {metric for metric, _ in judging_metrics(config).values()}
+    return isinstance(config.task, ClassificationTask) and not judges.isdisjoint(config.task.metrics_of_one_class)
 
 
 def _verdict(path: str) -> Verdict:

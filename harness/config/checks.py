@@ -7,7 +7,7 @@ from harness.config.gpt import GptModel
 from harness.config.models import CnnModel, MlpModel, Model, PerceptronModel, PretrainedModel
 from harness.config.tasks import HIGHER_IS_BETTER, CausalLmTask, ClassificationTask, RegressionTask, Task
 from harness.config.text import PretrainedTokenizer
-from harness.config.training import AdafactorOptim, MuonOptim, PlateauSchedule, Schedule, WsdSchedule
+from harness.config.training import AdafactorOptim, DecaySchedule, MuonOptim, PlateauSchedule, Schedule, WsdSchedule
 
 
 def contradictions(config: RunConfig) -> list[str]:
@@ -44,8 +44,9 @@ def contradictions(config: RunConfig) -> list[str]:
     if isinstance(config.task, ClassificationTask):
         problems += _imbalance_problems(config.task, config.data)
     problems += _output_problems(config)
-    if config.run.max_steps is not None:
-        problems += phase_problems(config.schedule, total_updates=config.run.max_steps)
+    total_updates = config.run.max_steps or _total_steps(config.schedule)
+    if total_updates is not None:  # without either it is known with the data
+        problems += phase_problems(config.schedule, total_updates=total_updates)
     return problems
 
 
@@ -156,6 +157,10 @@ def _text_problems(config: RunConfig) -> list[str]:
     return problems
 
 
+def _total_steps(schedule: Schedule) -> int | None:
+    return schedule.total_steps if isinstance(schedule, DecaySchedule) else None
+
+
 def phase_problems(schedule: Schedule, *, total_updates: int) -> list[str]:
     """Return what is wrong with a schedule whose phases are longer than the run; at most one line."""
     phases = {"warmup_steps": schedule.warmup_steps}
@@ -164,7 +169,7 @@ def phase_problems(schedule: Schedule, *, total_updates: int) -> list[str]:
     if sum(phases.values()) <= (length := schedule.length(total_updates)):
         return []
     found = " + ".join(f"{name} {count:,}" for name, count in phases.items())
-    if length != total_updates:
+    if _total_steps(schedule):
         return [f"schedule: {found} is more than total_steps {length:,}; shorten it, or raise schedule.total_steps"]
     return [
         f"schedule: {found} is more than the {total_updates:,} updates of the run; shorten it, or raise run.max_epochs "

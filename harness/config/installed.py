@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, requires, version
 
 from packaging.requirements import Requirement
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 from harness.config import RunConfig
 from harness.config.models import PretrainedModel
@@ -26,7 +26,8 @@ def version_problems(extras: Iterable[str]) -> tuple[list[str], tuple[str, ...]]
     """Return what is too old to train, and what is newer than anything that was tried, a sentence each.
 
     A build between releases counts as the release that it leads to. Of a checkout that was never installed nothing is
-    known. What an extra lacks altogether is said where it is imported, with what to set instead.
+    known; a package without a version, as an installation that was cut off leaves it, or with one that no release has,
+    is told. What an extra lacks altogether is said where it is imported, with what to set instead.
 
     Args:
         extras: of the distribution, beside its base.
@@ -47,10 +48,15 @@ def version_problems(extras: Iterable[str]) -> tuple[list[str], tuple[str, ...]]
             if is_base:
                 problems.append(f"{requirement.name} is not installed; pip install '{asked}'")
             continue
-        release = Version(found).base_version
+        try:
+            release = Version(found).base_version
+        except InvalidVersion:
+            text = f"{requirement.name} does not say which version it is ({found})"
+            notices.append(f"{text}; this one was tried with {asked}")
+            continue
         failed = [part for part in requirement.specifier if not part.contains(release)]
         if any(part.operator != "<" for part in failed):
             problems.append(f"{requirement.name} {found} cannot be used with this version; pip install '{asked}'")
         elif failed:
             notices.append(f"{requirement.name} {found} is newer than what this version was tried with, {asked}")
-    return problems, tuple(notices)
+    return list(dict.fromkeys(problems)), tuple(dict.fromkeys(notices))  # two extras may ask for the same

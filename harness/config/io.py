@@ -124,10 +124,10 @@ _Dumper.add_representer(
 
 def _gathered(path: str | PathLike[str], problems: Sequence[str]) -> ConfigError:
     header = f"{len(problems)} problem{'s' * (len(problems) > 1)} in {path}"
-    return ConfigError("\n  ".join([header, *problems, *_of_another_version(Path(path))]))
+    return ConfigError("\n  ".join([header, *problems, *other_version(Path(path))]))
 
 
-def _of_another_version(path: Path) -> list[str]:
+def other_version(path: Path) -> list[str]:
     """Return what there is to say where a file with problems was written by another version of the harness."""
     try:
         with path.open(errors="replace") as file:

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.agenda import Agenda
+from harness.config.run import Best
 from harness.observers.base import Line, Link, Observer
 from harness.observers.pace import Pace
 from harness.state import FitResult, StopReason, TrainState
@@ -183,6 +184,9 @@ class Console(Observer):
         changes = {f"run.{name}": str(count) for name, count in larger.items()}
         if reason == "early_stopping":
             larger, changes = {}, {"early_stopping": "null"}
+            rule = pace.config.best_rule
+            if rule != Best(metric="val/loss", mode="min"):  # else BEST would be the lowest val/loss from then on
+                changes["checkpoint.best"] = f"{{metric: {rule.metric}, mode: {rule.mode}}}"
         given = [word for word in shlex.split(self._command) if not word.partition("=")[0].startswith(tuple(changes))]
         command = shlex.join([*given, *(f"{key}={value}" for key, value in changes.items())])
         before, after = pace.rate(step), pace.rate(step + 1, **larger)

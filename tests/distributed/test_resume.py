@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from harness.config.io import load_config
 from harness.observers.ledger import read_lines
+from harness.run_status import run_status
 from tests.distributed.ranks import collect, free_port, run_ranks, start_rank
 from tests.distributed.scenarios import train_main
 from tests.distributed.starts import train_on_standing_ranks
@@ -265,6 +266,8 @@ def test_another_judge_looks_at_all_evaluations_of_the_ledger_and_says_so(often:
     (told,) = [text for text in notices(run) if text.startswith("BEST")]
     assert told.startswith("BEST is judged by val/accuracy (max) now, by val/loss (min) before")
     assert f"it is step {best} with val/accuracy {accuracies[best]:.4f}" in told
+    status = run_status(run)
+    assert (status.metric, status.best, status.best_step) == ("val/accuracy", accuracies[best], best)
     train(world_size, *arguments, "run.max_steps=30", "early_stopping=null")  # and back, by another way
     assert best_step(run) == min(losses, key=losses.__getitem__)
 

@@ -23,6 +23,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
+from harness import loop
 from harness.checkpoint import snapshot, store
 from harness.checkpoint.manifest import checkpoint_problems
 from harness.checkpoint.store import CheckpointStore
@@ -515,6 +516,46 @@ def save_again_after_a_failure(spec: SavingSpec, directory: str) -> list[str]:
 def test_an_update_whose_save_failed_is_saved_when_that_is_asked_for_again(tmp_path: Path) -> None:
     assert run_standing_ranks(2, save_again_after_a_failure, SavingSpec(), str(tmp_path)) == [[], []]
     assert steps_in(tmp_path) == [3]
+
+
+@dataclass(frozen=True)
+class JudgedSpec(SavingSpec):
+    """Evaluated every four updates, each of which is saved."""
+
+    @property
+    def config(self) -> RunConfig:
+        values = super().config.model_dump()
+        return RunConfig.model_validate({**values, "evaluation": {"every_steps": self.every_steps}})
+
+
+def the_best_finds_no_room_late(run: Run, scores: dict[int, float], step: int) -> Witness:
+    """The save of one step fails, and only after the next evaluation; that of the others goes well."""
+    released = threading.Event()
+    fsync = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if f".tmp-step-{step:08d}" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            released.wait(20)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    def scored(run: Run, *, step: int) -> dict[str, float]:
+        if step > 8:
+            released.set()
+        return {"val/loss": scores[step]}
+
+    PATCHES.setattr(os, "fsync", refuse)
+    PATCHES.setattr(loop, "evaluate", scored)
+    return Witness()
+
+
+def test_an_evaluation_that_was_compared_with_one_whose_save_then_failed_is_compared_again(tmp_path: Path) -> None:
+    spec = JudgedSpec(updates=16, every_steps=4)
+    scores = {4: 0.9, 8: 0.5, 12: 0.7, 16: 0.8}
+    for how, _ in run_standing_ranks(2, fit_under, spec, str(tmp_path), the_best_finds_no_room_late, scores, 8):
+        assert how == "budget"
+    assert steps_in(tmp_path) == [4, 12, 16]
+    assert json.loads((tmp_path / "checkpoints/BEST").read_bytes())["step"] == 12
 
 
 def vanish(run: Run) -> None:
