@@ -165,6 +165,8 @@ def _is_good_image(path: Path) -> bool:
     try:
         with PIL.Image.open(path) as image:
             mode = image.mode
+    except PIL.Image.DecompressionBombError as error:
+        raise DataError(f"{path}: cannot be read as an image: {error} Replace or remove it.") from error
     except (OSError, SyntaxError, ValueError):
         return False  # perhaps a note, which is left out
     if mode not in CHANNELS:
