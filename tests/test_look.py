@@ -125,6 +125,13 @@ def test_labels_that_later_rows_make_texts_of_are_not_refused(tmp_path: Path, mo
 # ---------------------------------------------------------------- the other sources
 
 
+def test_integers_beyond_64_bits_are_numbers_as_in_a_run(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.jsonl", {"x": [2**70, -(2**70)] * 20, "y": [0, 1] * 20})
+    data = section("json", path)
+    assert refusal(look, data, classes(2)) is None
+    trains(data, classes(2))
+
+
 def test_shards_are_looked_at_by_their_columns(tmp_path: Path) -> None:
     (tmp_path / "rows").mkdir()
     for part in range(3):
