@@ -152,7 +152,13 @@ def _name_best(run: Run, judged: Standings, trainer: Mapping[str, Any]) -> list[
 
 
 def _other_rate(run: Run, state: TrainState, trainer: Mapping[str, Any], before: float | None) -> list[str]:
-    """Return what there is to say where the rate does not go on from where it was."""
+    """Return what there is to say where the rate does not go on from where it was, or nothing is left of it."""
+    schedule = run.config.schedule
+    if isinstance(schedule, DecaySchedule) and schedule.total_steps and run.learning_rate(state.step + 1) == 0:
+        return [
+            f"the learning rate is 0 from here on, since schedule.total_steps={schedule.total_steps} is over: nothing "
+            "more is learned; raise it"
+        ]
     if before is None or math.isclose(before, run.learning_rate(state.step), rel_tol=1e-5):
         return []
     text = f"the learning rate goes on at {run.learning_rate(state.step + 1):.3g}, the last update had {before:.3g}"

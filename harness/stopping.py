@@ -68,7 +68,7 @@ class Standings:
     def missed(self) -> str:
         """What there is to say where one without a checkpoint is better; empty if none is."""
         ever = self._ever
-        if ever.best is None or ever.best_step == self.best.best_step:
+        if ever.best is None or ever.best == self.best.best:  # of two that are alike, neither is better
             return ""
         return f"{ever.metric} {ever.best:.4f} at {ever.best_step:,} is better, but its checkpoint is not there"
 

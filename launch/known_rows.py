@@ -46,8 +46,8 @@ def _targets(data: TableData | TextTableData) -> list[str]:
 
 def _noted(path: Path) -> tuple[int, str | None, dict[str, int]] | None:
     """Return how many rows a prepared table has, in all and of each class of which column; None without such a note."""
-    note = path.with_suffix(".json")
     try:
+        note = path.with_suffix(".json")  # a path such as . or / has no suffix
         if note == path or note.stat().st_size > MAX_NOTE_BYTES:
             return None
         file = json.loads(note.read_bytes())["files"][path.name]

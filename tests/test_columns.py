@@ -495,6 +495,18 @@ def test_what_is_neither_text_nor_number_is_refused_with_advice_that_helps(
         assert "Name it in" not in str(caught.value)
 
 
+def test_a_value_of_very_many_parts_is_shown_in_part(tmp_path: Path) -> None:
+    value = {str(place): place for place in range(5_000)}  # as pandas writes a column of json
+    path = write(tmp_path / "t.jsonl", {"x": [value] * 2, "y": [0, 1]})
+    text = write(tmp_path / "t.parquet", {"x": ["word " * 5_000] * 2, "y": [0, 1]})
+    number = write(tmp_path / "u.parquet", {"x": [1, 2], "y": [0, 1]})
+    cases = [("json", path, path, {}), ("json", path, path, {"categorical": ["x"]}), ("parquet", number, text, {})]
+    for source, train, validation, options in cases:
+        with pytest.raises(DataError, match=r"column 'x' holds .*\.\.\.") as caught:
+            read(source, train, validation, num_classes=2, **options)
+        assert len(str(caught.value)) < 1_000
+
+
 def test_a_text_that_is_to_be_predicted_as_a_number_is_told_of_classification(tmp_path: Path) -> None:
     path = write(tmp_path / "t.parquet", {"x": [1, 2], "y": ["a", "b"]})
     with pytest.raises(DataError, match=r"column 'y' holds .* set task\.kind: classification"):

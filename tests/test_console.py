@@ -365,6 +365,12 @@ def test_a_finished_run_whose_rate_has_fallen_says_to_what_a_longer_one_would_li
     assert run.lines[-1] == "its learning rate: would go from 0.011 to 0.055 (with schedule.total_steps=100 to 0.01)"
 
 
+def test_a_finished_run_whose_rate_would_stay_zero_says_so(told: Tell) -> None:
+    run = told(is_terminal=False, schedule="{kind: linear, total_steps: 50}")
+    run.console.on_end(FitResult("budget", 100, {"val/loss": 0.5}))
+    assert run.lines[-1].startswith("its learning rate: would stay 0, since schedule.total_steps=50 is over")
+
+
 def train_and_listen(*arguments: str) -> str:
     """Train to the end; return what was said on stdout."""
     with contextlib.redirect_stdout(io.StringIO()) as said:

@@ -59,6 +59,11 @@ def test_the_same_documents_give_the_same_tokens_whatever_files_they_stand_in(
     for name, kind in {**STRINGS, "-dictionary": pyarrow.dictionary(pyarrow.int32(), pyarrow.string())}.items():
         patterns[name] = str(folder / f"rows{name}.parquet")
         pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array(documents, kind)}), patterns[name])
+    for name in ("jsonl", "-view"):
+        patterns[f"{name}, in capitals"] = str(
+            Path(patterns[name]).with_name("ROWS").with_suffix(Path(patterns[name]).suffix.upper())
+        )
+        shutil.copy(patterns[name], patterns[f"{name}, in capitals"])
     found = [splits_of(text_data(pattern)) for pattern in patterns.values()]
     assert len({(splits.train.digest(), splits.validation.digest()) for splits in found}) == 1
 

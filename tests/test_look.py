@@ -125,6 +125,13 @@ def test_labels_that_later_rows_make_texts_of_are_not_refused(tmp_path: Path, mo
 # ---------------------------------------------------------------- the other sources
 
 
+def test_integers_beyond_64_bits_are_numbers_as_in_a_run(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.jsonl", {"x": [2**70, -(2**70)] * 20, "y": [0, 1] * 20})
+    data = section("json", path)
+    assert refusal(look, data, classes(2)) is None
+    trains(data, classes(2))
+
+
 def test_shards_are_looked_at_by_their_columns(tmp_path: Path) -> None:
     (tmp_path / "rows").mkdir()
     for part in range(3):
@@ -152,7 +159,7 @@ def test_a_table_of_texts_is_looked_at(tmp_path: Path) -> None:
     assert told.endswith("bytes")
 
 
-def test_images_and_running_text_are_looked_at(tmp_path: Path) -> None:
+def test_images_and_running_text_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a", "b"):
         (tmp_path / "images" / name).mkdir(parents=True)
         Image.new("RGB", (3, 3)).save(tmp_path / "images" / name / "x.png")
@@ -163,6 +170,11 @@ def test_images_and_running_text_are_looked_at(tmp_path: Path) -> None:
     assert "has 2 class folders, a to b, but task.num_classes is 3" in (refusal(look, images, classes(3)) or "")
     Image.new("P", (3, 3)).save(tmp_path / "images/a/x.png")
     assert "is an image of mode P" in (refusal(look, images, classes(2)) or "")
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 4)
+    assert "images/a/x.png: cannot be read as an image: Image size (9 pixels)" in (
+        refusal(look, images, classes(2)) or ""
+    )
+    monkeypatch.undo()
     (tmp_path / "a.jsonl").write_text('{"body": "a b c"}\n')
     lines = text_data(tmp_path / "a.jsonl")
     assert "has no text 'text'" in (refusal(look, lines, REGRESSION) or "")
@@ -196,6 +208,8 @@ def test_a_good_configuration_with_bad_data_ends_with_the_code_of_a_run_and_no_d
     write(tmp_path / "rows.csv", {"x": range(40), "y": [0, 1] * 20})
     assert cli.main(["check", config]) == 0
     assert f"looked at  {tmp_path / 'rows.csv'}: 2 columns" in capsys.readouterr().out
+    assert cli.main(["check", config, "data.path=."]) == 3
+    assert "Is a directory" in capsys.readouterr().err
     assert cli.main(["check", config, "data.targets=[z]"]) == 3
     assert "data.targets: there is no column 'z'" in capsys.readouterr().err
 

@@ -505,6 +505,7 @@ def test_the_names_of_the_padding_and_of_the_end_within_a_text_are_text_and_told
     splits = splits_of(tmp_path, path, max_tokens=32, validation_fraction=0.25)
     is_text = name == "<pad>" or family in ("t5", "bart")
     assert any("2 of 10 texts have the name of a special token" in notice for notice in splits.notices) == is_text
+    assert any("names of special tokens" in sentence for sentence in splits.read_otherwise) == is_text
     rows = torch.cat([splits.train.inputs, splits.validation.inputs])
     lengths = (rows != 0).sum(dim=1)
     assert all(bool((row[:length] != 0).all()) for row, length in zip(rows, lengths.tolist(), strict=True))

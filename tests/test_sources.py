@@ -24,6 +24,7 @@ from PIL import Image
 
 from harness.config.data import ImageFolderData, Mnist5kData, TableData
 from harness.config.tasks import ClassificationTask, RegressionTask
+from harness.data.images import read_images
 from harness.data.order import permutation_key, permute
 from harness.data.sources import DataSplits, load
 from harness.errors import DataError
@@ -479,6 +480,17 @@ def spoil_root(root: Path) -> None:
 
 def spoil_folders(root: Path) -> None:
     image(root / "c" / "x.png")
+
+
+def test_an_image_of_very_many_pixels_that_is_not_called_one_is_refused_as_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a/x.png", "b/x.png", "b/y.png"):
+        image(tmp_path / name)
+    (tmp_path / "b/y.png").rename(tmp_path / "b/y")
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 2)
+    with pytest.raises(DataError, match=r"b/y: is an image, but not called like one"):
+        read_images(tmp_path, ["a", "b"])
 
 
 @pytest.mark.parametrize(

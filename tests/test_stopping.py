@@ -287,6 +287,14 @@ def test_min_delta_belongs_to_patience_and_not_to_the_best() -> None:
     assert [is_best for is_best, _, _ in observe(judge, [1.0, 0.9, 0.85, 0.84])] == [True] * 4
 
 
+@pytest.mark.parametrize(("lost", "missed"), [(0.5, ""), (0.75, "val/accuracy 0.7500 at 1 is better")])
+def test_one_without_a_checkpoint_that_is_as_good_as_the_best_is_not_called_better(lost: float, missed: str) -> None:
+    evaluations = [(1, {"val/accuracy": lost}), (2, {"val/accuracy": 0.5})]
+    found = standings(evaluations, Best(metric="val/accuracy", mode="max"), {2})
+    assert found.best.best_step == 2
+    assert found.missed[: len("val/accuracy 0.7500 at 1 is better")] == missed
+
+
 def test_an_evaluation_without_the_metric_is_neither_best_nor_missed() -> None:
     found = standings([(1, {"val/loss": 1.0}), (2, {"val/loss": None})], Best(metric="val/auc", mode="max"), {1, 2})
     assert (found.best.best, found.missed, found.scores) == (None, "", {})

@@ -26,6 +26,8 @@ PANDAS_MISSING = {"#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-na
     ("N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null")
 )
 """What pandas takes for no value besides the empty field: here in columns of numbers only, once in all."""
+MOST_SHOWN = 100
+"""Characters of a value or type in a message."""
 READING = 2
 """Raise it when the same files give other rows than before, and say in `read_otherwise` which columns those are."""
 
@@ -42,6 +44,12 @@ def kind_of(type_: Any) -> str:
     if types.is_temporal(type_):
         return "times"
     return "lists or structs" if types.is_nested(type_) else str(type_)
+
+
+def short(value: Any) -> str:
+    """Return what a value or type looks like, in a line: json of a table by its columns has structs of all its rows."""
+    text = str(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}..."
 
 
 def plain(arrow: Any) -> Any:

@@ -76,16 +76,16 @@ class Corpus:
 
     def __iter__(self) -> Iterator[Document]:
         for path in self.files:
-            if path.suffix == PARQUET:
+            if path.suffix.lower() == PARQUET:
                 yield from _rows(path, self.text_column)
-            elif path.suffix in JSON_LINES:
+            elif path.suffix.lower() in JSON_LINES:
                 yield from _lines(path, self.text_column)
             else:
                 yield _whole(path)
 
     def in_lines(self) -> list[Path]:
         """Return the files that are JSON, a document a line."""
-        return [path for path in self.files if path.suffix in JSON_LINES]
+        return [path for path in self.files if path.suffix.lower() in JSON_LINES]
 
     def digest(self) -> str:
         """Return 32 hexadecimal digits of the files' contents, in order; reads all of them."""
@@ -121,7 +121,7 @@ def find_corpus(pattern: str, *, text_column: str, key: str = "data.path") -> Co
             raise DataError(f"{path.absolute()}: {error.strerror}. {key} wants files that can be read") from error
         if not start:
             raise DataError(f"{path}: is empty (0 bytes). Write it again, or leave it out of {key}")
-        if path.suffix != PARQUET:
+        if path.suffix.lower() != PARQUET:
             _check_is_text(path, start, key)
     return Corpus(tuple(files), text_column)
 
@@ -228,9 +228,9 @@ def check_text_column(path: Path, column: str) -> None:
     Raises:
         DataError: it is one.
     """
-    if path.suffix == PARQUET:
+    if path.suffix.lower() == PARQUET:
         next(_rows(path, column), None)
-    elif path.suffix in JSON_LINES:
+    elif path.suffix.lower() in JSON_LINES:
         next(_lines(path, column), None)
 
 

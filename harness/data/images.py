@@ -140,6 +140,8 @@ def _is_image(path: Path) -> bool:
     try:
         with PIL.Image.open(path):
             return True
+    except PIL.Image.DecompressionBombError:
+        return True
     except (OSError, SyntaxError, ValueError):  # what PIL raises for what is none
         return False
 

@@ -165,6 +165,8 @@ def _is_good_image(path: Path) -> bool:
     try:
         with PIL.Image.open(path) as image:
             mode = image.mode
+    except PIL.Image.DecompressionBombError as error:
+        raise DataError(f"{path}: cannot be read as an image: {error} Replace or remove it.") from error
     except (OSError, SyntaxError, ValueError):
         return False  # perhaps a note, which is left out
     if mode not in CHANNELS:
@@ -229,12 +231,19 @@ def _first_of_json(path: Path, _: Any) -> Table:
         is_whole &= next(found, None) is None
     names = dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row)
     try:
-        arrow = pyarrow.table({name: pyarrow.array([row.get(name) for row in rows]) for name in names})
+        arrow = pyarrow.table({name: _array([row.get(name) for row in rows]) for name in names})
     except (pyarrow.ArrowException, AttributeError) as error:
         raise DataError(
             f"{path}: its first rows are not alike: {error}. Write each value of a column alike."
         ) from error
     return Table(path, arrow, is_whole=is_whole)
+
+
+def _array(values: list[Any]) -> Any:
+    try:
+        return pyarrow.array(values)
+    except OverflowError:  # of integers beyond 64 bits, which `load_table` reads as the nearest float
+        return pyarrow.array([float(value) if isinstance(value, int) else value for value in values])
 
 
 def _first_of_parquet(path: Path, _: Any) -> Table:

@@ -17,7 +17,7 @@ import pyarrow
 from numpy.typing import NDArray
 
 from harness.config.data import TableData
-from harness.data.columns import NUMBERS, TEXTS, advice, spelled_numbers
+from harness.data.columns import NUMBERS, TEXTS, advice, short, spelled_numbers
 from harness.data.tabular import Table, numbers_of
 from harness.errors import DataError
 
@@ -172,8 +172,8 @@ def _values(table: Table, name: str, rows: NDArray[np.int64] | None = None) -> l
     column = table.arrow.column(name)
     if table.kind(name) not in (TEXTS, NUMBERS, "null"):
         raise DataError(
-            f"{table.path}: column {name!r} holds {column.type}, but texts, numbers or true and false are wanted in "
-            f"data.categorical. {advice(column.type)}"
+            f"{table.path}: column {name!r} holds {short(column.type)}, but texts, numbers or true and false are "
+            f"wanted in data.categorical. {advice(column.type)}"
         )
     values = (column if rows is None else column.take(rows)).to_pylist()
     return [None if isinstance(value, float) and math.isnan(value) else value for value in values]

@@ -47,7 +47,7 @@ from harness.data.tabular import (
     with_same_labels,
 )
 from harness.data.text import load_text, prepare_text
-from harness.data.text_table import read_texts, tokenized
+from harness.data.text_table import NAMES_ARE_TEXT, read_texts, tokenized
 from harness.data.tokenizers import TextTokenizer
 from harness.data.unchanged import check_unchanged, file_states
 from harness.errors import DataError
@@ -305,6 +305,8 @@ def _load_texts(data: TextTableData, task: ClassificationTask, *, seed: int) -> 
         rows, other_rows = np.arange(len(targets)), np.arange(len(other_targets))
     texts, other_texts = all_texts[0], all_texts[-1]
     tokens, notices = tokenized([texts[row] for row in rows] + [other_texts[row] for row in other_rows], data)
+    names = "reads the names of special tokens in the texts as plain text"
+    otherwise = [names for notice in notices if notice.endswith(NAMES_ARE_TEXT)]
     return DataSplits(
         Columns(tokens[: len(rows)], torch.from_numpy(targets[rows])),
         Columns(tokens[len(rows) :], torch.from_numpy(other_targets[other_rows])),
@@ -312,7 +314,7 @@ def _load_texts(data: TextTableData, task: ClassificationTask, *, seed: int) -> 
         task.num_classes,
         {"classes": classes},
         notices,
-        read_otherwise=read_otherwise(files),
+        read_otherwise=(*read_otherwise(files), *otherwise),
     )
 
 

@@ -32,6 +32,7 @@ from harness.data.columns import (
     kind_of,
     plain,
     read_before,
+    short,
     spelled_numbers,
 )
 from harness.data.csv_rows import check_header, field_at, open_text
@@ -337,7 +338,7 @@ def check_same_columns(table: Table, names: Sequence[str], *, as_in: Table) -> N
         if kind != wanted and "null" not in (kind, wanted):
             odd = table if kind == TEXTS else as_in
             row, value = _first_without_number(odd.arrow.column(name).to_pylist() or [None])
-            example = f" ({odd.path} has {value!r} in row {row:,}; {ROWS})" if odd.arrow.num_rows else ""
+            example = f" ({odd.path} has {short(repr(value))} in row {row:,}; {ROWS})" if odd.arrow.num_rows else ""
             raise DataError(
                 f"{table.path}: column {name!r} holds {kind}, but {wanted} in {as_in.path}, whose rows train: {kind} "
                 f"in one file, {wanted} in the other{example}. Write both files alike."
@@ -436,8 +437,8 @@ def numbers_of(table: Table, name: str, *, may_miss: bool = False, is_target: bo
     if table.kind(name) not in (NUMBERS, "null"):
         row, value = _first_without_number(column.to_pylist())
         raise DataError(
-            f"{table.path}: column {name!r} holds {column.type}, but numbers are wanted; row {row:,} has {value!r} "
-            f"({ROWS}). {advice(column.type, is_target=is_target)}"
+            f"{table.path}: column {name!r} holds {short(column.type)}, but numbers are wanted; row {row:,} has "
+            f"{short(repr(value))} ({ROWS}). {advice(column.type, is_target=is_target)}"
         )
     numbers: NDArray[Any] = column.to_numpy()
     infinite = np.isinf(numbers)

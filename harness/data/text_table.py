@@ -14,6 +14,9 @@ from harness.config.pretrained import TOKENIZER, end_token_id, pad_token_id, rea
 from harness.data.tabular import Table, check_columns, load_table, texts_of
 from harness.errors import DataError
 
+NAMES_ARE_TEXT = "which is read as plain text"
+"""How the notice ends where READING 1 took the names of special tokens in a text for these tokens."""
+
 
 def read_texts(path: str, data: TextTableData) -> tuple[Table, list[str]]:
     """Return a table and its column of texts.
@@ -93,7 +96,7 @@ def _read_names_as_text(
         return ()
     return (
         f"{len(affected):,} of {len(texts):,} texts have the name of a special token in them "
-        f"({_names(tokenizer, reserved)}), which is read as plain text",
+        f"({_names(tokenizer, reserved)}), {NAMES_ARE_TEXT}",
     )
 
 

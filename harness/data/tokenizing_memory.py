@@ -20,7 +20,7 @@ def memory_wanted(corpora: Iterable[Corpus], tokenizer: Tokenizer) -> tuple[Path
     A document a row or a line is not counted: it is a small part of its file.
     """
     files = [path for corpus in corpora for path in corpus.files]
-    sizes = {path: 0 if path.suffix in (PARQUET, *JSON_LINES) else path.stat().st_size for path in files}
+    sizes = {path: 0 if path.suffix.lower() in (PARQUET, *JSON_LINES) else path.stat().st_size for path in files}
     largest = max(files, key=sizes.__getitem__)
     return largest, sizes[largest] * (1 if isinstance(tokenizer, ByteTokenizer) else BYTES_FOR_A_BYTE)
 

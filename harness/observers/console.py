@@ -190,9 +190,12 @@ class Console(Observer):
         given = [word for word in shlex.split(self._command) if not word.partition("=")[0].startswith(tuple(changes))]
         command = shlex.join([*given, *(f"{key}={value}" for key, value in changes.items())])
         before, after = pace.rate(step), pace.rate(step + 1, **larger)
+        total = pace.config.schedule.length(pace.total)
+        if after == 0:
+            stays = f"would stay 0, since schedule.total_steps={total} is over; raise that too, or train longer in vain"
+            return [("to train longer", command), ("its learning rate", stays)]
         if math.isclose(before, after, rel_tol=0.1):
             return [("to train longer", command)]
-        total = pace.config.schedule.length(pace.total)
         instead = f"schedule.total_steps={total} to {pace.rate(total + 1):.2g}"
         rates = f"would go from {before:.2g} to {after:.2g} (with {instead})"
         return [("to train longer", command), ("its learning rate", rates)]

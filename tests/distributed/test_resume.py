@@ -301,12 +301,13 @@ def test_training_longer_tells_from_which_rate_to_which_it_goes_on_and_may_leave
     run, arguments = often
     before = [line["learning_rate"] for line in history(run) if line["event"] == "update"][-1]
     train(1, *arguments, "run.max_steps=60", "schedule={kind: cosine, total_steps: 30}")
-    assert not [text for text in notices(run) if "learning rate" in text]
+    (told,) = [text for text in notices(run) if "learning rate" in text]
+    assert told.startswith("the learning rate is 0 from here on, since schedule.total_steps=30 is over")
     left = [line["learning_rate"] for line in history(run) if line["event"] == "update"][30:]
     assert left == [0.0] * 30
     train(1, *arguments, "run.max_steps=90", "schedule={kind: cosine}")
     after = [line["learning_rate"] for line in history(run) if line["event"] == "update"][60]
-    (told,) = [text for text in notices(run) if "learning rate" in text]
+    *_, told = [text for text in notices(run) if "learning rate" in text]
     assert told.startswith(f"the learning rate goes on at {after:.3g}, the last update had 0: cosine falls over 90")
     assert told.endswith("updates now, over 30 before; schedule.total_steps fixes over how many")
     assert 0.0 < before < after
