@@ -519,7 +519,7 @@ def test_an_update_whose_save_failed_is_saved_when_that_is_asked_for_again(tmp_p
 
 
 @dataclass(frozen=True)
-class JudgedSpec(SavingSpec):
+class EvaluatedSpec(SavingSpec):
     """Evaluated every four updates, each of which is saved."""
 
     @property
@@ -550,7 +550,7 @@ def the_best_finds_no_room_late(run: Run, scores: dict[int, float], step: int) -
 
 
 def test_an_evaluation_that_was_compared_with_one_whose_save_then_failed_is_compared_again(tmp_path: Path) -> None:
-    spec = JudgedSpec(updates=16, every_steps=4)
+    spec = EvaluatedSpec(updates=16, every_steps=4)
     scores = {4: 0.9, 8: 0.5, 12: 0.7, 16: 0.8}
     for how, _ in run_standing_ranks(2, fit_under, spec, str(tmp_path), the_best_finds_no_room_late, scores, 8):
         assert how == "budget"
