@@ -149,9 +149,9 @@ def test_a_text_may_begin_as_other_files_do(tmp_path: Path, start: bytes, prose:
     ("line", "message"),
     [
         ('{"text": "a"', r"line 3 cannot be read as JSON"),
-        ('{"text": ""}', r"line 3 has no text 'text', but 'text'"),
+        ('{"text": ""}', r"line 3 has no text 'text', for that is \"\";"),
         ('{"body": "a"}', r"line 3 has no text 'text', but 'body'; set data\.text_column"),
-        ('{"text": 7}', r"line 3 has no text 'text'"),
+        ('{"text": 7}', r"line 3 has no text 'text', for that is 7; set data\.text_column"),
         ("[1]", r"line 3 has no text 'text', for it is no object"),
         ('{"text": "\\ud800"}', r"line 3 cannot be read as JSON: .*surrogates"),
     ],

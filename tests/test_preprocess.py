@@ -147,6 +147,33 @@ def test_a_value_that_only_validation_rows_have_is_all_zeros_and_told(tmp_path: 
     assert "column 'c' has in 3 of 4 validation rows a value that no training row has, such as 'z'" in notice
 
 
+@pytest.mark.parametrize(
+    ("train", "validation", "is_refused"),
+    [
+        (("1", "2", "3"), ("1.0", "2.0", "3.0"), True),  # as pandas writes them where one is missing
+        (("1", "2", "3"), ("1.0", "", "3.0"), True),
+        (("01", "02"), ("1", "2"), True),
+        (("1", "2", "3"), ("1.0", "2", "3.0"), False),  # some are known
+        (("1.1", "1.10"), ("1.1", "1.10"), False),
+        (("1", "2"), ("4.0", "1.0"), False),  # no number of the training rows
+        (("1", "2"), ("", ""), False),
+        (("a", "b"), ("c", "d"), False),
+    ],
+)
+def test_the_same_numbers_spelled_otherwise_in_the_whole_other_file_are_refused(
+    train: tuple[str, ...], validation: tuple[str, ...], is_refused: bool, tmp_path: Path
+) -> None:
+    paths = [tmp_path / "train.csv", tmp_path / "validation.csv"]
+    for path, values in zip(paths, (train, validation), strict=True):
+        path.write_text("c,y\n" + "".join(f'"{value}",{row}.5\n' for row, value in enumerate(values)))
+    config = data(paths[0], categorical=("c",), validation_path=str(paths[1])).model_copy(update={"source": "csv"})
+    if is_refused:
+        with pytest.raises(DataError, match=r"the same numbers, spelled otherwise\. Write both files alike"):
+            load(config, REGRESSION, seed=0)
+    else:
+        load(config, REGRESSION, seed=0)
+
+
 def test_categories_come_from_the_training_rows_of_a_split_file_only(tmp_path: Path) -> None:
     path = parquet(tmp_path / "t.parquet", {"c": list(range(10)), "y": [0.0] * 10})
     splits = load(data(path, categorical=("c",), validation_fraction=0.3), REGRESSION, seed=0)

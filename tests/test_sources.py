@@ -24,7 +24,7 @@ from PIL import Image
 
 from harness.config.data import ImageFolderData, Mnist5kData, TableData
 from harness.config.tasks import ClassificationTask, RegressionTask
-from harness.data.images import read_images
+from harness.data.images import class_folders, read_images
 from harness.data.order import permutation_key, permute
 from harness.data.sources import DataSplits, load
 from harness.errors import DataError
@@ -548,6 +548,13 @@ def test_a_folder_that_is_missing_a_file_or_without_any_class_is_refused(tmp_pat
     (root / ".hidden").mkdir(parents=True)
     with pytest.raises(DataError, match="has no sub-folder, but one a class is wanted"):
         load(folder(root), classes(2), seed=0)
+
+
+def test_the_folder_that_macos_puts_into_zip_files_is_no_class(tmp_path: Path) -> None:
+    for name in ("a", "b", "__MACOSX"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match=r"__MACOSX: macOS puts this folder into zip files, and it is no class"):
+        class_folders(tmp_path, 2)
 
 
 def test_class_folders_without_any_image_are_refused(tmp_path: Path) -> None:

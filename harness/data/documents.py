@@ -197,6 +197,8 @@ def _lines(path: Path, column: str) -> Iterator[Document]:
                 raise DataError(f"{path}: line {number:,} cannot be read as JSON: {error}. Write it again") from None
             if not content:
                 has = f"but {', '.join(map(repr, row))}" if isinstance(row, dict) else "for it is no object"
+                if isinstance(row, dict) and column in row:
+                    has = f"for that is {json.dumps(row[column])[:40]}"
                 raise DataError(
                     f"{path}: line {number:,} has no text {column!r}, {has}; set data.text_column, fill it in, or "
                     "remove the line"

@@ -33,6 +33,8 @@ def class_folders(root: Path, num_classes: int | None) -> list[str]:
         what = "is a file" if root.exists() else "does not exist"
         raise DataError(f"{root.absolute()}: {what}, but an image folder is wanted, with one sub-folder a class")
     names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if "__MACOSX" in names:
+        raise DataError(f"{root / '__MACOSX'}: macOS puts this folder into zip files, and it is no class; remove it")
     if not names:
         raise DataError(f"{root}: has no sub-folder, but one a class is wanted, with the images of the class in it")
     if num_classes is not None and len(names) != num_classes:

@@ -139,7 +139,11 @@ def imputed_values(splits: Mapping[str, tuple[Table, NDArray[np.int64]]], featur
 
 
 def unknown_categories(table: Table, features: Sequence[Feature], *, rows: NDArray[np.int64]) -> list[str]:
-    """Return a sentence for each column in which validation rows have a value that no training row has."""
+    """Return a sentence for each column in which validation rows have a value that no training row has.
+
+    Raises:
+        DataError: no value of a column is known, and all are numbers that are, spelled otherwise.
+    """
     sentences = []
     for feature in features:
         if "categories" not in feature:
@@ -147,11 +151,33 @@ def unknown_categories(table: Table, features: Sequence[Feature], *, rows: NDArr
         unknown = np.flatnonzero(_codes(table, feature)[rows] < 0)
         if unknown.size:
             value = _values(table, feature["name"], rows[unknown[:1]])[0]
+            _refuse_other_spelling(table, feature, rows=rows)
             sentences.append(
                 f"{table.path}: column {feature['name']!r} has in {unknown.size:,} of {len(rows):,} validation rows a "
                 f"value that no training row has, such as {value!r}; there all of its columns are 0"
             )
     return sentences
+
+
+def _refuse_other_spelling(table: Table, feature: Feature, *, rows: NDArray[np.int64]) -> None:
+    values = {value for value in _values(table, feature["name"], rows) if value is not None}
+    by_number = {_as_number(category): category for category in feature["categories"]}
+    known = {value: by_number.get(_as_number(value)) for value in values if _as_number(value) is not None}
+    if not values or not values.isdisjoint(feature["categories"]) or None in [known.get(value) for value in values]:
+        return
+    value, category = min(known.items())
+    raise DataError(
+        f"{table.path}: column {feature['name']!r} has {value!r} where the training rows have {category!r}, and so in "
+        "every row: the same numbers, spelled otherwise. Write both files alike (pandas writes whole numbers with .0 "
+        "where one of the column is missing)"
+    )
+
+
+def _as_number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except ValueError:
+        return None
 
 
 def values_of(table: Table, feature: Feature) -> NDArray[Any]:

@@ -259,7 +259,7 @@ def _load(transformers: Any, config: PretrainedModel, architecture: Any) -> tupl
     if drawn:
         notices.append(f"{config.path} has no {_listed(drawn)}, which begin with random numbers and are trained")
     if others:
-        name, (found, wanted) = next(iter(others.items()))
+        name, (found, wanted) = min(others.items())
         notices.append(
             f"{config.path} has a head for another number of outputs ({name} is {list(found)}, wanted: "
             f"{list(wanted)}); {_listed(others)} begin with random numbers and are trained"

@@ -196,8 +196,9 @@ class Console(Observer):
             return [("to train longer", command), ("its learning rate", stays)]
         if math.isclose(before, after, rel_tol=0.1):
             return [("to train longer", command)]
-        instead = f"schedule.total_steps={total} to {pace.rate(total + 1):.2g}"
-        rates = f"would go from {before:.2g} to {after:.2g} (with {instead})"
+        rates = f"would go from {before:.2g} to {after:.2g}"
+        if left := pace.rate(total + 1):
+            rates += f" (with schedule.total_steps={total} to {left:.2g})"
         return [("to train longer", command), ("its learning rate", rates)]
 
     def _print_panel(self, facts: list[Link]) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
+from harness.strategy.build import _meet
+from harness.strategy.env import Placement
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main
 from tests.helpers import plain_ledger, write_small_table
@@ -29,6 +33,19 @@ STRAY = {
     },
     "slurm": {"SLURM_RESTART_COUNT": "", "SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"},
 }
+
+
+def test_ranks_of_another_attempt_find_nothing_that_the_first_has_left_in_the_store_of_torchrun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    agent = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": agent.port, "RANK": 0, "WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    first, again, second = (_meet(Placement(0, 2, attempt=n), timeout=timedelta(seconds=5)) for n in (0, 0, 1))
+    first.set("address of rank 1", "a port that nobody listens on any more")
+    assert again.check(["address of rank 1"])
+    assert not second.check(["address of rank 1"])
 
 
 def train_among(variables: dict[str, str], *arguments: str) -> int:

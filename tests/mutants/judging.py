@@ -75,7 +75,7 @@ JUDGING = (
         _BUILD,
         'return dist.PrefixStore(f"attempt {place.attempt}", store)',
         "return store",
-        ("test_end_to_end.py::test_a_killed_rank_is_started_again_by_torchrun_where_its_store_outlives_the_attempt",),
+        ("distributed/test_stray_variables.py",),
     ),
     Mutant(
         "a_dead_peer_is_told_as_a_bug_of_ours",
