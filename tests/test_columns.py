@@ -28,7 +28,7 @@ from pydantic import TypeAdapter
 
 from harness import assemble
 from harness.config import RunConfig
-from harness.config.data import Data
+from harness.config.data import Data, TableData
 from harness.config.tasks import ClassificationTask, RegressionTask
 from harness.data.classes import check_judges
 from harness.data.preprocess import fit_features
@@ -590,3 +590,42 @@ def test_a_run_whose_rows_are_read_otherwise_now_is_refused_with_the_column_and_
     ((code, said),) = run_ranks(1, train_main_and_listen, config, "run.max_steps=10")
     assert code == 3
     assert "the data are not those that" in said, "a run of this version was given other data"
+
+
+def rows_of_csv(separator: str = ",", newline: str = "\n", header: str = "a,y", end: str = "") -> str:
+    lines = [header.replace(",", separator), *(f"{row}{separator}{row % 2}" for row in range(40))]
+    return "".join(f"{line}{end}{newline}" for line in lines)
+
+
+CSV_AS_OTHERS_WRITE_IT = {
+    "a mark at the beginning": (rows_of_csv().encode("utf-8-sig"), None),
+    "lines that end in CR": (rows_of_csv(newline="\r").encode(), None),
+    "lines that end in CR LF": (rows_of_csv(newline="\r\n").encode(), None),
+    "semicolons": (rows_of_csv(";").encode(), r"there is no column 'y' \(nearest: 'a;y'\)"),
+    "tabs": (rows_of_csv("\t").encode(), r"there is no column 'y' \(nearest: 'a\\ty'\)"),
+    "spaces in the header": (rows_of_csv(header="a, y").encode(), r"there is no column 'y' \(nearest: ' y'\)"),
+    "UTF-16": (rows_of_csv().encode("utf-16"), r"byte 0xff in position 0.* Save it as UTF-8"),
+    "Latin-1": (rows_of_csv(header="café,y").encode("latin-1"), r"byte 0xe9 in position 3.* Save it as UTF-8"),
+    "a comment before the header": (f"# made\n{rows_of_csv()}".encode(), "rows have more fields than the header"),
+    "a sum below the rows": (f"{rows_of_csv()}sum,20\n".encode(), r"column 'y' has 1 of 41 rows \(first: row 40;"),
+    "the header once more": (rows_of_csv().encode() * 2, r"no numbers for 'y' in row 40"),
+}
+
+
+@pytest.mark.parametrize("way", CSV_AS_OTHERS_WRITE_IT)
+def test_csv_as_other_programs_write_it_has_its_rows_or_is_refused_by_what_is_other(way: str, tmp_path: Path) -> None:
+    content, refusal = CSV_AS_OTHERS_WRITE_IT[way]
+    (tmp_path / "t.csv").write_bytes(content)
+    data = TableData(
+        source="csv", path=str(tmp_path / "t.csv"), targets=("y",), validation_fraction=0.25, global_batch=4
+    )
+    task = ClassificationTask(kind="classification", num_classes=2)
+    if refusal:
+        with pytest.raises(DataError, match=refusal):
+            load(data, task, seed=0)
+        return
+    splits = load(data, task, seed=0)
+    rows = torch.cat([splits.train.inputs, splits.validation.inputs]).flatten().long()
+    labels = torch.cat([splits.train.targets, splits.validation.targets])
+    assert rows.sort().values.tolist() == list(range(40))
+    assert torch.equal(rows % 2, labels)

@@ -41,7 +41,7 @@ from harness.data.unchanged import check_unchanged, file_states
 from harness.errors import DataError, StorageError
 
 ROWS = "rows count from 0, without header and blank lines"
-NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT)
+NOT_WRITABLE = (errno.EPERM, errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT)
 LONG_ROWS = "Length of header or names"  # how pandas' warning begins that it dropped the last fields of rows
 
 
@@ -99,7 +99,8 @@ def load_file(kind: str, path: Path, **options: Any) -> Any:
         reason = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
         if LONG_ROWS in reason:
             reason = "rows have more fields than the header"
-        raise DataError(f"{path}: cannot be read as {kind}: {reason}. Mend the file, or write it again.") from error
+        mend = "Save it as UTF-8." if isinstance(cause, UnicodeDecodeError) else "Mend the file, or write it again."
+        raise DataError(f"{path}: cannot be read as {kind}: {reason}. {mend}") from error
 
 
 def file_digest(kind: str, path: Path) -> str:

@@ -892,6 +892,17 @@ def test_a_sealed_file_that_holds_no_tensors_is_refused(
     assert name in said
 
 
+def test_a_checkpoint_without_any_one_of_its_tensors_is_refused(checkpoints: Path) -> None:
+    newest = checkpoints / "step-00000020"
+    for name in (MODEL, OPTIM, "rng-00000.safetensors"):
+        content, commit = (newest / name).read_bytes(), (newest / "COMMIT.json").read_bytes()
+        for key in load_file(newest / name):
+            rewrite(newest, name, lambda tensors, key=key: tensors.pop(key))
+            assert restore_as_said(str(checkpoints.parent)), f"{name} without {key}"
+            (newest / name).write_bytes(content)
+            (newest / "COMMIT.json").write_bytes(commit)
+
+
 class Marker:
     """Makes an empty file where it is unpickled."""
 
