@@ -26,7 +26,7 @@ from harness.schedule import check_fits
 from harness.stopping import Judge, StopSignals
 from harness.stopwatch import Stopwatch
 from harness.strategy.base import Ranks
-from harness.strategy.build import DTYPES, build_strategy
+from harness.strategy.build import AUTOCAST, DTYPES, build_strategy
 from harness.strategy.unused import freeze_unused
 from harness.tasks.build import build_task
 
@@ -60,7 +60,8 @@ def assemble(
     )
     inputs = batches.at(0)[0].inputs
     pads_left = getattr(model, "pads_left", False)
-    notices = freeze_unused(model.to(device=device, dtype=dtype), inputs, ranks)
+    autocast = AUTOCAST[config.strategy.precision]
+    notices = freeze_unused(model.to(device=device, dtype=dtype), inputs, ranks, autocast=autocast)
     strategy = build_strategy(config, model, ranks)
     strategy.notices = (*strategy.notices, *notices)
     with ranks.together("preparing the task"):

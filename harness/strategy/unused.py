@@ -11,7 +11,9 @@ FEW = 2
 """Rows that are looked at first, since more only matter where these leave something out."""
 
 
-def freeze_unused(module: nn.Module, inputs: Tensor, ranks: Ranks) -> tuple[str, ...]:
+def freeze_unused(
+    module: nn.Module, inputs: Tensor, ranks: Ranks, *, autocast: torch.dtype | None = None
+) -> tuple[str, ...]:
     """Freeze the trainable parameters that no output depends on, and return what there is to say of them. Collective.
 
     Leaves no trace in weights, buffers, gradients or random numbers.
@@ -19,6 +21,7 @@ def freeze_unused(module: nn.Module, inputs: Tensor, ranks: Ranks) -> tuple[str,
     Args:
         module: on its device, not wrapped yet.
         inputs: some rows of this rank.
+        autocast: what the run computes in, if in less than the type of its weights.
     Raises:
         ConfigError: no parameter is left to train, or outputs depend on some on one rank and not on another.
     """
@@ -26,7 +29,7 @@ def freeze_unused(module: nn.Module, inputs: Tensor, ranks: Ranks) -> tuple[str,
     unused = list(trainable)
     for rows in (inputs[:FEW], inputs):
         if unused:
-            used = _used(module, rows, ranks.device)
+            used = _used(module, rows, ranks.device, autocast)
             unused = [name for name in unused if trainable[name] not in used]
     found = ranks.gather_objects(unused)
     nowhere = [name for name in found[0] if all(name in names for names in found)]
@@ -51,10 +54,11 @@ def freeze_unused(module: nn.Module, inputs: Tensor, ranks: Ranks) -> tuple[str,
     )
 
 
-def _used(module: nn.Module, rows: Tensor, device: torch.device) -> set[nn.Parameter]:
+def _used(module: nn.Module, rows: Tensor, device: torch.device, autocast: torch.dtype | None) -> set[nn.Parameter]:
     was_training = module.training
     module.eval()
-    with torch.enable_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    own_numbers = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with torch.enable_grad(), own_numbers, torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
         used = parameters_behind([module(rows)])
     module.train(was_training)
     return used
