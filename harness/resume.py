@@ -162,7 +162,7 @@ def _other_rate(run: Run, state: TrainState, trainer: Mapping[str, Any], before:
     if before is None or math.isclose(before, run.learning_rate(state.step), rel_tol=1e-5):
         return []
     text = f"the learning rate goes on at {run.learning_rate(state.step + 1):.3g}, the last update had {before:.3g}"
-    schedule, updates, updates_before = run.config.schedule, run.schedule_updates, trainer.get("schedule_updates")
+    updates, updates_before = run.schedule_updates, trainer.get("schedule_updates")
     if isinstance(schedule, DecaySchedule):
         was = f", over {updates_before:,} before" if updates_before not in (None, updates) else ""
         text += f": {schedule.kind} falls over {updates:,} updates now{was}; schedule.total_steps fixes over how many"
