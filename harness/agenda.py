@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from harness.config import RunConfig
+from harness.config.run_config import RunConfig
 from harness.state import StopReason, TrainState
 
 SECONDS_BETWEEN_VOTES = 1.0

@@ -6,29 +6,29 @@ import torch
 from torch import nn
 
 from harness.agenda import Agenda
+from harness.catalogue.classification.classes import check_judges
+from harness.catalogue.images.augment import Augmentation
+from harness.catalogue.images.section import ImageSection
+from harness.catalogue.networks import batch_norms
+from harness.catalogue.table.columns import READING
+from harness.catalogue.table.shards import ShardedColumns
+from harness.catalogue.tasks import build_task
 from harness.checkpoint.store import CheckpointStore
-from harness.config import RunConfig
-from harness.config.data import ImageSection
-from harness.data.augment import Augmentation
-from harness.data.batches import TrainingBatches, ValidationBatches
-from harness.data.classes import check_judges
-from harness.data.columns import READING
-from harness.data.order import BalancedRows, BatchPlan, RowOrder, ShardedRows
-from harness.data.shards import ShardedColumns
-from harness.data.sources import DataSplits
+from harness.config.run_config import RunConfig
 from harness.errors import ConfigError
-from harness.models.flops import training_flops_per_row
-from harness.models.registry import batch_norms
 from harness.observers.base import Observers
-from harness.peak_flops import peak_flops
+from harness.ranks.group import Ranks
+from harness.rows.batches import TrainingBatches, ValidationBatches
+from harness.rows.order import BalancedRows, BatchPlan, RowOrder, ShardedRows
+from harness.rows.splits import DataSplits
 from harness.run import Run
 from harness.schedule import check_fits
 from harness.stopping import Judge, StopSignals
-from harness.stopwatch import Stopwatch
-from harness.strategy.base import Ranks
 from harness.strategy.build import AUTOCAST, DTYPES, build_strategy
 from harness.strategy.unused import freeze_unused
-from harness.tasks.build import build_task
+from harness.watch.flops import training_flops_per_row
+from harness.watch.peak_flops import peak_flops
+from harness.watch.stopwatch import Stopwatch
 
 
 def assemble(

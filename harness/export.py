@@ -23,16 +23,17 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from harness.checkpoint.directory import CheckpointDirectory
-from harness.checkpoint.manifest import checkpoint_problems, read_manifest, read_trainer
+from harness.catalogue.networks import build_model
+from harness.catalogue.pretrained import network as pretrained
+from harness.catalogue.pretrained.section import PretrainedModel
 from harness.checkpoint.tensors import TensorFiles, write_tensors
-from harness.checkpoint.trainer import check_trainer
-from harness.config.models import Model, PretrainedModel
+from harness.config.kinds import Model
 from harness.errors import EXIT_DONE, CheckpointError, ConfigError, HarnessError, StorageError
-from harness.files import json_bytes, storage_errors, sync_directory, write_durably
-from harness.models import pretrained
-from harness.models.registry import build_model
-from harness.run_directory import stored_config
+from harness.record.checkpoints import CheckpointDirectory
+from harness.record.files import json_bytes, storage_errors, sync_directory, write_durably
+from harness.record.manifest import checkpoint_problems, read_manifest, read_trainer
+from harness.record.progress import check_trainer
+from harness.record.run_directory import stored_config
 from harness.strategy.base import model_tensors
 
 MODEL, CONFIG, DESCRIPTION = "model.safetensors", "config.json", "harness.json"

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.diagnostics.nonfinite import ranks_with_nonfinite_gradient
+from harness.doctor.incidents import ranks_with_nonfinite_gradient
 from harness.errors import NonFiniteError
-from harness.resume import hear_of_save
 from harness.run import Run
+from harness.saving import hear_of_save
 from harness.state import TrainState, UpdateReport
 from harness.stopping import StopSignals
 from harness.strategy.loss_scale import LEAST

@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.data.batches import Batch
 from harness.interval import Interval
-from harness.resume import finish_saving, save
+from harness.rows.batches import Batch
 from harness.run import Run
+from harness.saving import finish_saving, save
+from harness.scores import Scores, evenly_spread
 from harness.state import FitResult, TrainState, UpdateReport
-from harness.tasks.base import Scores, evenly_spread
 
 
 def fit(run: Run, state: TrainState) -> FitResult:

@@ -5,16 +5,16 @@ from typing import Any
 
 from harness.agenda import Agenda
 from harness.checkpoint.store import CheckpointStore
-from harness.config import RunConfig
-from harness.data.batches import TrainingBatches, ValidationBatches
-from harness.data.order import BatchPlan
+from harness.config.run_config import RunConfig
 from harness.observers.base import Observers
+from harness.rows.batches import TrainingBatches, ValidationBatches
+from harness.rows.order import BatchPlan
 from harness.schedule import learning_rate
 from harness.state import StopReason, TrainState
 from harness.stopping import Judge, StopSignals
-from harness.stopwatch import Stopwatch
 from harness.strategy.base import Strategy
 from harness.tasks.base import TaskLoss
+from harness.watch.stopwatch import Stopwatch
 
 
 @dataclass

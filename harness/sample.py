@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from harness.data.tokenizers import ModelTokens, TextTokenizer, tokenizer_from_json
+from harness.catalogue.text.tokenizers import ModelTokens, TextTokenizer, tokenizer_from_json
 from harness.errors import EXIT_DONE, ConfigError, HarnessError
 from harness.export import CONFIG, DESCRIPTION, TOKENIZER, load_exported
 

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from types import FrameType
 from typing import Any
 
-from harness.config import RunConfig
 from harness.config.fields import Mode
 from harness.config.run import Best
+from harness.config.run_config import RunConfig
 from harness.config.training import PlateauSchedule
-from harness.process import pending_signals
+from harness.ranks.process import pending_signals
 
 MARGIN_SECONDS = 10.0
 """Left between the end of a save and that of the job: for an evaluation, and for a disk that is slower than before."""

@@ -6,40 +6,26 @@ torch is imported after the config was found good, so that a typo answers at onc
 from __future__ import annotations
 
 import os
-import platform
-import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from harness.config.io import LoadedConfig, load_config
-from harness.config.sweep import chosen_run_id, swept
+from harness.config.io import load_config
 from harness.errors import (
-    EXIT_DONE,
-    EXIT_INTERRUPTED,
     ConfigError,
     HarnessError,
-    NonFiniteError,
     PeerError,
-    StorageError,
 )
-from harness.json_lines import append_event
-from harness.process import die_with_parent, let_go_of_frames
-from harness.provenance import git_state, slurm_job, versions
-from harness.rank_log import redirect_output
-from harness.report_at_end import write_report
-from harness.run_directory import RunDirectory
-from harness.state import FitResult, TrainState
+from harness.ranks.env import Placement, placement
+from harness.ranks.process import die_with_parent
+from harness.ranks.rank_log import redirect_output
+from harness.session import Session
 from harness.stopping import StopSignals
-from harness.strategy.env import Placement, placement
 
 if TYPE_CHECKING:
-    from harness.observers.base import Observers
-    from harness.observers.sidecar import Sidecar
-    from harness.run import Run
-    from harness.strategy.base import Ranks
+    pass
 
 USAGE = "usage: python -m harness.train CONFIG [key=value ...]"
 SECONDS_FOR_RANK_ZERO = 1.0
@@ -84,256 +70,6 @@ def train(path: str, overrides: Sequence[str], place: Placement, *, when_all_is_
 
     with ExitStack() as stack:
         return Session(loaded, place, signals, path, overrides).run_to_the_end(stack, when_all_is_said)
-
-
-class Session:
-    """One launch of a run, on one rank.
-
-    Args:
-        path: of the configuration, which with `overrides` was `loaded`.
-    """
-
-    ranks: Ranks
-    """From `_join` on."""
-
-    def __init__(
-        self, loaded: LoadedConfig, place: Placement, signals: StopSignals, path: str, overrides: Sequence[str]
-    ) -> None:
-        self.place, self.signals, self._path = place, signals, path
-        self.command = place.command(path, overrides)
-        self.state = TrainState()
-        self.trackers: Sequence[Sidecar] = ()  # on rank zero, the processes that show this run elsewhere
-        self._take(loaded, overrides)
-
-    def _take(self, loaded: LoadedConfig, overrides: Sequence[str]) -> None:
-        self.config, self.notices, self._overrides = loaded.config, list(loaded.notices), list(overrides)
-        chosen_id = chosen_run_id() if self.config.tracking.wandb else None
-        self.directory = RunDirectory(self.config, new_id=chosen_id)
-
-    def run_to_the_end(self, stack: ExitStack, when_all_is_said: ExitStack) -> int:
-        """Join the other ranks, build, train, and write exit.json whatever happens. Collective.
-
-        Args:
-            stack: is given what is to be undone after it.
-            when_all_is_said: see `train`.
-        """
-        problem: HarnessError | None = None
-        if self.place.rank == 0:  # before torch is imported and the ranks join: trackers open meanwhile
-            try:
-                self._open(stack, when_all_is_said)
-            except HarnessError as error:
-                problem = error  # all ranks hear of it when they have joined
-
-        from harness.strategy.base import peers_answer
-
-        try:
-            with peers_answer():
-                self._join(stack, problem)
-                result = self._fit()
-        except Exception as error:
-            try:
-                self._write_exit(**_failure(error))
-            except StorageError as second:  # the first error is the one that counts
-                print(second, file=sys.stderr, flush=True)
-            let_go_of_frames(error)
-            raise
-        return _exit_code(result)
-
-    def _open(self, stack: ExitStack, when_all_is_said: ExitStack) -> None:
-        """Hear what a sweep wants, take the run directory and start its trackers. On rank zero alone."""
-        from harness.observers.build import start_trackers
-
-        if self.config.tracking.wandb:
-            self._hear_sweep(swept(self._overrides, name=self.config.run.name))
-        stack.enter_context(self.directory)
-        self.notices += self.directory.describe()
-        if self.config.tracking.report:
-            when_all_is_said.callback(write_report, self.directory.path)
-        self.trackers = start_trackers(self.config.tracking, self.directory)
-        for tracker in self.trackers:
-            stack.callback(tracker.close)
-
-    def _join(self, stack: ExitStack, problem: HarnessError | None) -> None:
-        """Join the other ranks, which hear what rank zero has found. Collective."""
-        from harness.strategy.build import join_ranks, leave_ranks
-
-        strategy = self.config.strategy
-        timeout_seconds, is_zero = strategy.collective_timeout_seconds, strategy.kind != "ddp"
-        self.ranks = join_ranks(self.place, timeout_seconds=timeout_seconds, alone_in_group=is_zero)
-        stack.callback(leave_ranks)
-        with self.ranks.together("opening the run directory"):
-            if problem:
-                raise problem
-        self._hear_sweep(self.ranks.broadcast(self._overrides))
-
-    def _hear_sweep(self, overrides: Sequence[str]) -> None:
-        """Take the configuration of other overrides, if they are others."""
-        if overrides == self._overrides:
-            return
-        found = load_config(self._path, overrides, world_size=self.place.world_size)
-        if found.config.strategy != self.config.strategy:
-            raise ConfigError(
-                "strategy: the ranks join before all have heard of the sweep; start its runs with harness launch, "
-                "which hears of it first"
-            )
-        self._take(found, overrides)
-
-    def _write_exit(self, code: int, reason: str) -> None:
-        if self.directory.run_id:  # of rank zero, which has taken the directory
-            self.directory.write_exit(code=code, reason=reason, step=self.state.step)
-
-    def _fit(self) -> FitResult:
-        from harness.loop import fit
-        from harness.resume import hear_of_save
-        from harness.strategy.base import peers_answer
-
-        run = self._build()
-        try:
-            with peers_answer():  # so that what is told of the failure is what exit.json says
-                result = fit(run, self.state)
-            run.observers.happened("ended", reason=result.reason, step=result.step, signal=self.state.stop_signal)
-            run.observers.ended(result)
-            # Before trackers are waited for: a job that is out of time may be killed while they send.
-            self._write_exit(_exit_code(result), result.reason)
-        except Exception as error:
-            run.observers.happened("failed", step=self.state.step, **_failure(error))
-            if isinstance(error, NonFiniteError):  # of all ranks alike, so they can still agree on the save in flight
-                hear_of_save(run, self.state, run.checkpoints.finish())
-            raise
-        finally:
-            run.checkpoints.close()
-            run.observers.close()
-        return result
-
-    def _build(self) -> Run:
-        """Construct everything, and pick the run up where its newest checkpoint left it. Collective."""
-        import torch
-
-        from harness.assemble import assemble
-        from harness.checkpoint import rng
-        from harness.data.order import permutation_key
-        from harness.data.sources import load, prepare
-        from harness.models.registry import build_model
-        from harness.observers.base import own_random_numbers
-        from harness.optim import moments_per_parameter
-        from harness.resume import changed_settings, resume, take_stock
-
-        config, ranks = self.config, self.ranks
-        with ranks.together("preparing the data"):
-            if ranks.rank == 0:
-                prepare(config.data, seed=config.run.seed)
-        with ranks.together("loading the data"):
-            splits = load(config.data, config.task, seed=config.run.seed)
-        self.notices = [*self.notices, *splits.notices]
-        with ranks.together("building the model"):
-            torch.manual_seed(config.run.seed)  # the same first weights on every rank, at every world size
-            model = build_model(config.model, input_shape=splits.input_shape, num_outputs=splits.num_outputs)
-        self.notices = [*self.notices, *getattr(model, "notices", ())]
-        run = assemble(config, ranks, splits, model, directory=self.directory.path, signals=self.signals)
-        run.facts["run_id"] = self.directory.run_id
-        saved = run.checkpoints.load(on_broken=self._note_broken, misfit=self._misfit)
-        moments = moments_per_parameter(config.optim) + (config.ema is not None)
-        run.checkpoints.check_room(run.strategy.state_bytes(moments_per_parameter=moments))
-        rng.seed_everything(permutation_key(config.run.seed, ranks.rank, "rank"))
-        if saved:
-            self.state = resume(run, saved)
-            self.notices = [*self.notices, *changed_settings(run, saved), *take_stock(run, self.state, saved)]
-            with ranks.together("writing the configuration"):
-                if ranks.rank == 0:  # it is that of the run, as all has been compared
-                    self.directory.keep_config()
-        with own_random_numbers():  # rich draws some when it is imported
-            run.observers = self._observers(run, trainer=saved.trainer if saved else {})
-        self._tell_start(run)
-        return run
-
-    def _misfit(self, step: int, trainer: Mapping[str, Any]) -> str | None:
-        """Return on rank zero why the run cannot go on from a whole checkpoint with the ledger that there is."""
-        from harness.checkpoint.trainer import trainer_problems
-        from harness.observers.ledger import ledger_problem
-
-        if trainer_problems(trainer, step=step):
-            return None  # resuming says what is wrong with it
-        return ledger_problem(self.directory.path, trainer, run_id=self.directory.run_id)
-
-    def _note_broken(self, reason: str) -> None:
-        """Say at once, on rank zero, that a checkpoint is not used: this start may come to nothing."""
-        text = f"checkpoint not used, goes to quarantine/: {reason}"
-        append_event(self.directory.path, "notice", text=text)
-        print(text, file=sys.stderr, flush=True)
-
-    def _observers(self, run: Run, *, trainer: Mapping[str, Any]) -> Observers:
-        from harness.observers.base import Observers
-        from harness.observers.console import Console
-        from harness.observers.ledger import Ledger, is_of_another_run, kept_bytes
-
-        with self.ranks.together("opening the ledger"):
-            if self.ranks.rank != 0:
-                return Observers()
-            run_id = self.directory.run_id
-            ledger = Ledger(self.directory.path, keep_bytes=kept_bytes(trainer, run_id=run_id) if trainer else 0)
-        if is_of_another_run(trainer, run_id=run_id):
-            text = f"this run begins with a checkpoint of run {trainer['run_id']}: its ledger begins after update"
-            self.notices = [*self.notices, f"{text} {self.state.step:,}"]
-        console = Console(
-            self.directory.path,
-            agenda=run.agenda,
-            state=self.state,
-            samples_seen=trainer.get("samples_seen", 0),
-            command=self.command,
-            standings=run.judge.standings,
-            report=self.directory.path / "report.html" if self.config.tracking.report else None,
-            links=Observers(self.trackers).links,
-        )
-        for tracker in self.trackers:
-            tracker.follow()
-        return Observers([ledger, console, *self.trackers])
-
-    def _tell_start(self, run: Run) -> None:
-        config, plan, step = self.config, run.plan, self.state.step
-        num_parameters, num_trained = run.strategy.num_parameters, run.strategy.num_trained
-        parameters = f"{num_parameters:,} parameters" + (
-            f" ({num_trained:,} of them trained)" if num_trained < num_parameters else ""
-        )
-        hosts = self.ranks.gather_objects(socket.gethostname())
-        if plan.global_batch > plan.num_rows:
-            text = f"data.global_batch: {plan.global_batch:,} are more than the {plan.num_rows:,} training rows"
-            self.notices = [*self.notices, f"{text}; every update takes them all"]
-        for text in (*self.notices, *self.ranks.notices, *run.strategy.notices):
-            run.observers.happened("notice", text=text)
-        run.observers.happened(
-            "started",
-            step=step,
-            command=self.command,
-            world_size=self.ranks.world_size,
-            strategy=config.strategy.kind,
-            device=str(self.ranks.device),
-            precision=config.strategy.precision,
-            num_parameters=num_parameters,
-            num_trained_parameters=num_trained,
-            host=hosts[0],
-            hosts=sorted(set(hosts)),
-            python=platform.python_version(),
-            versions=versions() if self.ranks.rank == 0 else {},
-            git=git_state() if self.ranks.rank == 0 else None,
-            slurm=slurm_job(),
-        )
-        run.observers.happened(
-            "notice",
-            text=f"{f'resuming after update {step:,}' if step else 'starting'}: {config.run.name}, {config.model.kind} "
-            f"with {parameters}, {config.strategy.kind} on {self.ranks.world_size} "
-            f"rank{'s' if self.ranks.world_size > 1 else ''} ({self.ranks.device.type}); {plan.num_rows:,} training "
-            f"rows, {plan.steps_per_epoch:,} updates an epoch, {run.agenda.total_updates:,} in all",
-        )
-
-
-def _exit_code(result: FitResult) -> int:
-    return EXIT_INTERRUPTED if result.reason == "interrupted" else EXIT_DONE
-
-
-def _failure(error: Exception) -> dict[str, Any]:
-    if isinstance(error, HarnessError):
-        return {"code": error.exit_code, "reason": str(error)}
-    return {"code": 1, "reason": repr(error)}
 
 
 if __name__ == "__main__":

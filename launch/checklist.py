@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from harness.config import RunConfig
-from harness.config.gpt import GptModel
-from harness.config.models import SATURATING, CnnModel, HiddenLayers, MlpModel, PerceptronModel
-from harness.config.tasks import ClassificationTask
+from harness.catalogue.classification.section import ClassificationTask
+from harness.catalogue.cnn.section import CnnModel
+from harness.catalogue.gpt.section import GptModel
+from harness.catalogue.mlp.section import SATURATING, HiddenLayers, MlpModel, PerceptronModel
+from harness.config.run_config import RunConfig
 from harness.config.training import PlateauSchedule
 from harness.launch.known_rows import KnownRows
 

@@ -14,25 +14,25 @@ from typing import NoReturn
 from harness.config.io import load_config
 from harness.config.sweep import swept
 from harness.errors import ConfigError, HarnessError, RunInUseError
-from harness.exit_file import ExitFile
-from harness.launch import status as run_status
 from harness.launch import torchrun
-from harness.launch.cluster import load_cluster, with_options
 from harness.launch.examples import write_examples
 from harness.launch.look import look_at_data
 from harness.launch.plan import choose_ranks, launch_plan, this_machine
 from harness.launch.runs import SORT_KEYS, as_json, as_table, statuses
-from harness.launch.submit import TRAIN_MODULE, check_with_slurm, prepare
-from harness.launch.submit import submit as submit_job
+from harness.launch.slurm import status as run_status
+from harness.launch.slurm.cluster import load_cluster, with_options
+from harness.launch.slurm.submit import TRAIN_MODULE, check_with_slurm, prepare
+from harness.launch.slurm.submit import submit as submit_job
+from harness.launch.slurm.sweep import Sweep, runs_of, task_name
 from harness.launch.summary import summary
-from harness.launch.sweep import Sweep, runs_of, task_name
 from harness.launch.verify import checkpoint_lines
-from harness.process import pin_packages
-from harness.provenance import versions
-from harness.report_at_end import write_report
+from harness.ranks.process import pin_packages
+from harness.record.exit_file import ExitFile
+from harness.record.provenance import versions
+from harness.report.at_end import write_report
 
-EXPORT_MODULE, DATA_MODULE = "harness.export", "harness.data.prepare"
-REPORT_MODULE, TRACK_MODULE = "harness.report", "harness.track"
+EXPORT_MODULE, DATA_MODULE = "harness.export", "harness.examples.prepare"
+REPORT_MODULE, TRACK_MODULE = "harness.report", "harness.tracking.track"
 
 
 def command() -> NoReturn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.files import storage_errors
+from harness.record.files import storage_errors
 
 EXAMPLES = Path(__file__).parent / "example_files"
 PATTERNS = ("configs/*.yaml", "slurm/*.example.yaml", "slurm/README.md")

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.config import RunConfig
-from harness.config.data import MNIST_5K_ROWS, Mnist5kData, TableData, TextTableData
-from harness.config.tasks import ClassificationTask
+from harness.catalogue.classification.section import ClassificationTask
+from harness.catalogue.images.section import MNIST_5K_ROWS, Mnist5kData
+from harness.catalogue.table.section import TableData
+from harness.catalogue.text_table.section import TextTableData
+from harness.config.run_config import RunConfig
 
 MAX_NOTE_BYTES = 2**20
 

@@ -6,9 +6,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from harness.config import RunConfig
+from harness.config.run_config import RunConfig
 
-LOOK_MODULE = "harness.data.look"
+LOOK_MODULE = "harness.catalogue.look"
 LOOK_SECONDS = 2.0
 
 

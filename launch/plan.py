@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import ConfigError
-from harness.visible_gpus import count_gpus
+from harness.ranks.visible_gpus import count_gpus
 
 DEFAULT_CPU_RANKS = 2
 
@@ -50,7 +50,7 @@ class LaunchPlan:
     """Variables that are added."""
     dropped_variables: tuple[str, ...] = ()
     """Variables that are taken away, because torchrun would read options from them."""
-    agent: str = "harness.agent"
+    agent: str = "harness.ranks.agent"
     """The module that takes torchrun's options and starts the ranks."""
 
 

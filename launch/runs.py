@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import ConfigError
-from harness.run_status import RunStatus, duration, find_runs, run_status
+from harness.record.run_status import RunStatus, duration, find_runs, run_status
 
 SORT_KEYS: dict[str, Callable[[RunStatus], Any]] = {
     "run": lambda run: str(run.directory),

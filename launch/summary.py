@@ -3,13 +3,14 @@
 from collections.abc import Set
 from typing import Any
 
-from harness.config import RunConfig
+from harness.catalogue.mlp.section import HiddenLayers
 from harness.config.fields import Section
 from harness.config.io import LoadedConfig
-from harness.config.models import HiddenLayers, Model
+from harness.config.kinds import Model
+from harness.config.run_config import RunConfig
 from harness.launch.checklist import checklist
 from harness.launch.known_rows import known_rows
-from harness.run_directory import changes_since
+from harness.record.run_directory import changes_since
 
 
 def summary(loaded: LoadedConfig, *, ranks: int | None, command: str) -> str:

@@ -1,8 +1,8 @@
 """Run a plan under torchrun on this machine, with its signals, its restarts and the exit code of the run.
 
-torchrun is started as `harness.agent`, in a session of its own: Ctrl-C in the terminal reaches only this process, which
-passes it on once. The agent gets SIGTERM if this process dies and then stops its ranks as if it had been asked to;
-ranks get SIGKILL if the agent dies (`die_with_parent` in harness.train), and whatever is left is killed here.
+torchrun is started as `harness.ranks.agent`, in a session of its own: Ctrl-C in the terminal reaches only this process,
+which passes it on once. The agent gets SIGTERM if this process dies and then stops its ranks as if it had been asked
+to; ranks get SIGKILL if the agent dies (`die_with_parent` in harness.train), and whatever is left is killed here.
 """
 
 import os
@@ -15,10 +15,10 @@ from functools import partial
 from pathlib import Path
 
 from harness.errors import EXIT_DONE, EXIT_INTERRUPTED, HarnessError, PeerError, RunInUseError
-from harness.exit_file import ExitFile
-from harness.files import storage_errors
 from harness.launch.plan import LaunchPlan, child_environment
-from harness.process import adopt_orphans, die_with_parent
+from harness.ranks.process import adopt_orphans, die_with_parent
+from harness.record.exit_file import ExitFile
+from harness.record.files import storage_errors
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 SHUTDOWN_TIMEOUT_SECONDS = 300

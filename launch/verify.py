@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.checkpoint.directory import CheckpointDirectory
-from harness.checkpoint.manifest import checkpoint_problems, read_manifest
 from harness.errors import CheckpointError, ConfigError
+from harness.record.checkpoints import CheckpointDirectory
+from harness.record.manifest import checkpoint_problems, read_manifest
 
 
 def checkpoint_lines(run: Path) -> Iterator[str]:

@@ -43,7 +43,7 @@ def _of_torch() -> dict[str, Any]:
 
 
 _NOT_OF_A_TEST = {"PYTEST_CURRENT_TEST", "PYTORCH_NVML_BASED_CUDA_CHECK", "HF_HUB_OFFLINE"}
-"""Variables of pytest, and those that an import sets: of deepspeed, of harness.models.pretrained."""
+"""Variables of pytest, and those that an import sets: of deepspeed, of harness.catalogue.pretrained.network."""
 _IGNORED = {".git", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", "__pycache__", ".venv"}
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.agenda import Agenda
-from harness.config import RunConfig
+from harness.config.run_config import RunConfig
 from harness.state import StopReason, TrainState
 from tests.test_order import unhurried
 

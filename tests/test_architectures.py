@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from harness.config.models import PretrainedModel
-from harness.config.pretrained import num_positions
+from harness.catalogue.pretrained.directory import num_positions
+from harness.catalogue.pretrained.network import Pretrained, build, save, some_rows
+from harness.catalogue.pretrained.section import PretrainedModel
 from harness.errors import ConfigError
-from harness.models.pretrained import Pretrained, build, save, some_rows
 from tests.tiny_architectures import (
     CLASSIFIERS,
     LANGUAGE_MODELS,

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from harness.config.data import Mnist5kData
-from harness.config.tasks import ClassificationTask
-from harness.data.augment import Augmentation, changed
-from harness.data.batches import Columns, TrainingBatches
-from harness.data.order import BatchPlan
-from harness.data.sources import load
+from harness.catalogue.classification.section import ClassificationTask
+from harness.catalogue.images.augment import Augmentation, changed
+from harness.catalogue.images.section import Mnist5kData
+from harness.catalogue.sources import load
 from harness.errors import DataError
+from harness.rows.batches import Columns, TrainingBatches
+from harness.rows.order import BatchPlan
 
 CPU = torch.device("cpu")
 IMAGES = torch.rand(40, 2, 5, 7, generator=torch.Generator().manual_seed(0))

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.data import batches
-from harness.data.batches import Batch, Columns, TrainingBatches, ValidationBatches
-from harness.data.order import BatchPlan
 from harness.errors import DataError
+from harness.rows import batches
+from harness.rows.batches import Batch, Columns, TrainingBatches, ValidationBatches
+from harness.rows.order import BatchPlan
 from tests.test_order import plans, unhurried
 
 CPU = torch.device("cpu")

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from harness.config import RunConfig
+from harness.catalogue.cnn.section import CnnModel
+from harness.catalogue.mlp.section import MlpModel
+from harness.catalogue.networks import build_model
 from harness.config.io import load_config
-from harness.config.models import CnnModel, MlpModel
+from harness.config.run_config import RunConfig
 from harness.launch.checklist import checklist, num_layers
 from harness.launch.known_rows import KnownRows, known_rows
-from harness.models.registry import build_model
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

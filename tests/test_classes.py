@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from harness.config import RunConfig
-from harness.config.data import ImageFolderData, TableData
+from harness.catalogue.classification.classes import check_judges, class_notices, scored_class
+from harness.catalogue.classification.section import ClassificationTask
+from harness.catalogue.classification.task import Classification
+from harness.catalogue.images.section import ImageFolderData
+from harness.catalogue.sources import load
+from harness.catalogue.table.section import TableData
 from harness.config.io import load_config
-from harness.config.tasks import ClassificationTask
-from harness.data.batches import Columns
-from harness.data.classes import check_judges, class_notices, scored_class
-from harness.data.sources import load
+from harness.config.run_config import RunConfig
 from harness.errors import DataError
-from harness.tasks.base import Scores
-from harness.tasks.supervised import Classification
+from harness.rows.batches import Columns
+from harness.scores import Scores
 from tests.helpers import write_config
 
 

@@ -27,17 +27,20 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from harness import assemble
-from harness.config import RunConfig
-from harness.config.data import Data, TableData
-from harness.config.tasks import ClassificationTask, RegressionTask
-from harness.data.classes import check_judges
-from harness.data.preprocess import fit_features
-from harness.data.shards import ShardedColumns
-from harness.data.sources import DataSplits, load
-from harness.data.suspects import suspects
-from harness.data.tabular import Table
+from harness.catalogue.classification.classes import check_judges
+from harness.catalogue.classification.section import ClassificationTask
+from harness.catalogue.regression.section import RegressionTask
+from harness.catalogue.sources import load
+from harness.catalogue.table.preprocess import fit_features
+from harness.catalogue.table.read import Table
+from harness.catalogue.table.section import TableData
+from harness.catalogue.table.shards import ShardedColumns
+from harness.catalogue.table.suspects import suspects
+from harness.catalogue.tasks import build_task
+from harness.config.kinds import Data
+from harness.config.run_config import RunConfig
 from harness.errors import DataError
-from harness.tasks.build import build_task
+from harness.rows.splits import DataSplits
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main, train_main_and_listen
 from tests.helpers import write_config

@@ -16,9 +16,9 @@ import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from harness.config import RunConfig
 from harness.config.checks import contradictions
 from harness.config.io import LoadedConfig, dump_config, load_config
+from harness.config.run_config import RunConfig
 from harness.errors import ConfigError
 
 GOOD = """\

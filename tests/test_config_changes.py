@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from harness.config import RunConfig
 from harness.config.changes import VERDICTS, Change, Changes, compare
+from harness.config.run_config import RunConfig
 
 STORED: dict[str, Any] = {
     "run": {"name": "digits", "max_epochs": 2},

@@ -18,9 +18,9 @@ import pytest
 from rich.console import Console as RichConsole
 
 from harness.agenda import Agenda
-from harness.config import RunConfig
 from harness.config.io import load_config
 from harness.config.run import Best
+from harness.config.run_config import RunConfig
 from harness.launch.torchrun import stop_notice
 from harness.observers.console import Console
 from harness.observers.ledger import read_lines

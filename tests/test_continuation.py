@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 
 from harness.errors import ConfigError
-from harness.json_lines import read_events
-from harness.launch import job, slurm_client
-from harness.launch.job import Continuation, attempt, meeting, run_ranks
-from harness.launch.job_facts import Job, Outlook, lost_nodes
-from harness.launch.preflight import PREFLIGHT_FAILED
-from harness.launch.slurm_client import NO_ANSWER, ask_patiently, ask_slurm, environment, job_state
-from harness.launch.status import status_of
+from harness.launch.slurm import client as slurm_client
+from harness.launch.slurm import job
+from harness.launch.slurm.client import NO_ANSWER, ask_patiently, ask_slurm, environment, job_state
+from harness.launch.slurm.job import Continuation, attempt, meeting, run_ranks
+from harness.launch.slurm.job_facts import Job, Outlook, lost_nodes
+from harness.launch.slurm.preflight import PREFLIGHT_FAILED
+from harness.launch.slurm.status import status_of
+from harness.record.json_lines import read_events
 
 AWAY = "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1"
 JOB = Job(number=44, name="40_3", restart=2, nodes="n[1-2]", task=3)

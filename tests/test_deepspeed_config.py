@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.config import RunConfig
+from harness.config.run_config import RunConfig
 from harness.config.strategy import StrategySection, Zero3Strategy, ZeroStrategy
 from harness.errors import ConfigError
 from harness.strategy.deepspeed_config import deepspeed_config

@@ -29,14 +29,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from harness.config.data import TextData
-from harness.config.tasks import CausalLmTask
-from harness.config.text import ByteTokenizer
-from harness.data import text
-from harness.data.documents import CONTENTS, find_corpus
-from harness.data.look import look
-from harness.data.sources import prepare
-from harness.data.tokenizing_memory import free_memory, memory_wanted
+from harness.catalogue.causal_lm.section import CausalLmTask
+from harness.catalogue.look import look
+from harness.catalogue.sources import prepare
+from harness.catalogue.text import read as text
+from harness.catalogue.text.documents import CONTENTS, find_corpus
+from harness.catalogue.text.section import ByteTokenizer, TextData
+from harness.catalogue.text.tokenizing_memory import free_memory, memory_wanted
 from harness.errors import DataError
 from tests.test_text import splits_of, text_data, write_texts
 
@@ -222,9 +221,9 @@ def test_what_is_free_is_the_less_of_machine_and_container(tmp_path: Path) -> No
 def test_the_memory_that_is_said_is_what_tokens_want() -> None:
     program = """
 from pathlib import Path
-from harness.config.text import BpeTokenizer
-from harness.data.tokenizers import train_tokenizer
-from harness.data.tokenizing_memory import BYTES_FOR_A_BYTE
+from harness.catalogue.text.section import BpeTokenizer
+from harness.catalogue.text.tokenizers import train_tokenizer
+from harness.catalogue.text.tokenizing_memory import BYTES_FOR_A_BYTE
 words = [format(number * 7919 % 99991, "x") for number in range(4000)]
 document = " ".join(words[number * number % 4000] for number in range(300_000)).encode()
 made = train_tokenizer(BpeTokenizer(kind="bpe", vocab_size=300), [document[:20_000].decode()])

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from harness.json_lines import read_events
 from harness.observers.ledger import read_lines
+from harness.record.json_lines import read_events
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main, train_main_and_listen
 from tests.helpers import wait_until, write_config

@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from torch import nn
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
+from harness.catalogue.mlp.section import MlpModel
+from harness.catalogue.sources import load
 from harness.config.io import load_config
-from harness.config.models import MlpModel
-from harness.data.batches import Columns
-from harness.data.prepare import prepare
-from harness.data.sources import DataSplits, load
+from harness.examples.prepare import prepare
 from harness.launch.checklist import num_layers
 from harness.observers.ledger import read_lines
+from harness.rows.batches import Columns
+from harness.rows.splits import DataSplits
 from tests.benchmarks.fraud_variants import VARIANTS, Outcome, measure, train_cold
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.config.gpt import Experts, GptModel
-from harness.models.experts import MixtureOfExperts
-from harness.models.gpt import FeedForward
+from harness.catalogue.gpt.experts import MixtureOfExperts
+from harness.catalogue.gpt.network import FeedForward
+from harness.catalogue.gpt.section import Experts, GptModel
 from tests.test_gpt import a_config, a_gpt, some_ids
 
 WIDTH = 16

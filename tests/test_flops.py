@@ -8,11 +8,11 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from harness.config.gpt import Experts, GptModel, forward_flops_per_token
-from harness.config.models import Model
-from harness.models.flops import training_flops_per_row
-from harness.models.registry import build_model
-from harness.peak_flops import peak_flops
+from harness.catalogue.gpt.section import Experts, GptModel, forward_flops_per_token
+from harness.catalogue.networks import build_model
+from harness.config.kinds import Model
+from harness.watch.flops import training_flops_per_row
+from harness.watch.peak_flops import peak_flops
 from tests.tiny_models import write_model
 
 

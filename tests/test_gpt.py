@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.config.gpt import GptModel, forward_flops_per_token, num_parameters
-from harness.models.gpt import Attention, Gpt, attended
-from harness.models.registry import build_model
+from harness.catalogue.gpt.network import Attention, Gpt, attended
+from harness.catalogue.gpt.section import GptModel, forward_flops_per_token, num_parameters
+from harness.catalogue.networks import build_model
 from harness.optim import parameter_groups
 from tests.test_order import unhurried
 

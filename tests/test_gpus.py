@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from harness.errors import ConfigError
-from harness.strategy.build import backend_for, check_bf16, join_ranks, refuse_unusable_gpus
-from harness.strategy.env import Placement
+from harness.ranks.env import Placement
+from harness.ranks.join import backend_for, join_ranks, refuse_unusable_gpus
+from harness.strategy.build import check_bf16
 
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use the GPU of this machine")
 

@@ -23,8 +23,8 @@ def page_faults() -> int:
 
 def page_faults_of_ten_rounds(joins: bool) -> int:
     """Page faults after a first round of tensors, in a rank that has joined or in one that has not."""
-    from harness.strategy.build import join_ranks
-    from harness.strategy.env import placement
+    from harness.ranks.env import placement
+    from harness.ranks.join import join_ranks
 
     ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a huge page would be one fault, now and then
     # M_MMAP_THRESHOLD: give back what is freed, which glibc else does only at times.

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from harness.errors import ConfigError
-from harness.launch.attempts import Action, Attempt, Earlier, decide, earlier_attempts
-from harness.launch.job_facts import check_plan, job_of, newest_step, outlook
-from harness.launch.network import address_of, is_free, rendezvous_port
-from harness.launch.node import node_plan, rank_environment
+from harness.launch.slurm.attempts import Action, Attempt, Earlier, decide, earlier_attempts
+from harness.launch.slurm.job_facts import check_plan, job_of, newest_step, outlook
+from harness.launch.slurm.network import address_of, is_free, rendezvous_port
+from harness.launch.slurm.node import node_plan, rank_environment
 from harness.launch.torchrun import torchrun_command
-from harness.process import pending_signals
+from harness.ranks.process import pending_signals
 
 ROOT = Path(__file__).parents[1]
 
@@ -185,7 +185,10 @@ def test_a_task_that_is_a_rank_is_placed_by_slurm() -> None:
 
 def test_the_batch_script_needs_nothing_but_the_standard_library() -> None:
     names = ("pydantic", "yaml", "torch")
-    script = f"import sys, harness.launch.job, harness.launch.node; print([m for m in {names} if m in sys.modules])"
+    script = (
+        "import sys, harness.launch.slurm.job, harness.launch.slurm.node; "
+        f"print([m for m in {names} if m in sys.modules])"
+    )
     command = [sys.executable, "-S", "-c", script]  # without site-packages
     environment = {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -198,7 +201,7 @@ def test_a_signal_that_came_before_the_rank_could_take_it_is_not_lost(tmp_path: 
         "from harness.stopping import StopSignals; s = StopSignals(); s.install(second_interrupt_ends=True)\n"
         "print(s.received and s.received.name)\n"
     )
-    node = [sys.executable, "-m", "harness.launch.node", "--style", "srun", "--ranks-per-node", "2", "--", "rank"]
+    node = [sys.executable, "-m", "harness.launch.slurm.node", "--style", "srun", "--ranks-per-node", "2", "--", "rank"]
     environment = {
         **os.environ,
         "PYTHONPATH": f"{ROOT}:{tmp_path}",

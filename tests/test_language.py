@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.config.tasks import CausalLmTask
-from harness.tasks.base import Scores
-from harness.tasks.language import CausalLm
+from harness.catalogue.causal_lm.section import CausalLmTask
+from harness.catalogue.causal_lm.task import CausalLm
+from harness.scores import Scores
 
 TOKEN_BYTES = torch.tensor([1, 3, 2, 0])
 TARGETS = torch.tensor([[0, 1, 2], [3, 1, 1], [0, 0, 3]])  # 6 + 6 + 2 bytes

@@ -17,11 +17,8 @@ import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.run import get_args_parser
 
-from harness import agent
-from harness.agent import known_to_torchrun
 from harness.config.io import load_config
 from harness.errors import ConfigError
-from harness.json_lines import read_events
 from harness.launch import cli
 from harness.launch.plan import (
     LaunchPlan,
@@ -33,8 +30,11 @@ from harness.launch.plan import (
 )
 from harness.launch.torchrun import FINAL_CODES, exit_code_of, torchrun_command
 from harness.observers.ledger import read_lines
-from harness.run_directory import RunDirectory
-from harness.visible_gpus import count_visible_gpus
+from harness.ranks import agent
+from harness.ranks.agent import known_to_torchrun
+from harness.ranks.visible_gpus import count_visible_gpus
+from harness.record.json_lines import read_events
+from harness.record.run_directory import RunDirectory
 from tests.helpers import wait_until
 
 ROOT = Path(__file__).parents[1]
@@ -171,7 +171,7 @@ def test_a_broken_driver_is_an_error_and_not_a_machine_without_gpus(nvidia_smi: 
 def test_the_command_line_of_torchrun() -> None:
     plan = _plan("harness.train", "a b.yaml", "optim.peak_lr=3e-4", ranks=4, machine=Machine(num_gpus=4, num_cores=8))
     assert torchrun_command(plan) == [
-        *(sys.executable, "-m", "harness.agent"),
+        *(sys.executable, "-m", "harness.ranks.agent"),
         *("--nnodes", "1", "--nproc-per-node", "4"),
         *("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"),
         *("--max-restarts", "0"),
@@ -629,7 +629,7 @@ def test_a_process_that_was_there_before_is_left_alone(tmp_path: Path) -> None:
 def test_a_process_can_be_tied_to_its_parent(tmp_path: Path) -> None:
     child = f"""
 import os, pathlib, time
-from harness.process import die_with_parent
+from harness.ranks.process import die_with_parent
 die_with_parent()
 pathlib.Path({str(tmp_path / "new")!r}).write_text(str(os.getpid()))
 os.rename({str(tmp_path / "new")!r}, {str(tmp_path / "pid")!r})

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import StorageError
-from harness.json_lines import append_event, json_line, last_line, whole_lines
 from harness.observers.ledger import Ledger, ledger_problem, read_lines
+from harness.record.json_lines import append_event, json_line, last_line, whole_lines
 from harness.stopping import Patience
 from tests.test_order import unhurried
 

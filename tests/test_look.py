@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import TypeAdapter
 
-from harness.config.data import Data
-from harness.config.tasks import ClassificationTask, RegressionTask, Task
-from harness.data import look as looking
-from harness.data.look import look
-from harness.data.sources import load
+from harness.catalogue import look as looking
+from harness.catalogue.classification.section import ClassificationTask
+from harness.catalogue.look import look
+from harness.catalogue.regression.section import RegressionTask
+from harness.catalogue.sources import load
+from harness.config.kinds import Data, Task
 from harness.errors import DataError
 from harness.launch import cli
 from harness.launch import look as launch_look
@@ -248,7 +249,6 @@ def test_what_a_look_takes_does_not_follow_from_the_size_of_a_file_and_torch_is_
             assert "was not looked at" in said[-1]
         seconds[kind] = time.process_time() - start
     assert seconds["large"] < 10 * seconds["small"] + 0.2
-    program = (
-        "import sys; from harness.data import look; sys.exit(bool({'torch', 'datasets', 'pandas'} & set(sys.modules)))"
-    )
+    imports = "from harness.catalogue import look; import sys"
+    program = f"{imports}; sys.exit(bool({{'torch', 'datasets', 'pandas'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -14,10 +14,11 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from harness.config.data import TableData
-from harness.config.tasks import ClassificationTask, RegressionTask
-from harness.data import sources
-from harness.data.sources import load
+from harness.catalogue import sources
+from harness.catalogue.classification.section import ClassificationTask
+from harness.catalogue.regression.section import RegressionTask
+from harness.catalogue.sources import load
+from harness.catalogue.table.section import TableData
 from harness.errors import DataError
 from tests.distributed.ranks import run_ranks
 

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from torch import nn
 
-from harness.config.models import Model
+from harness.catalogue.layers import weight_std
+from harness.catalogue.networks import batch_norms, build_model
+from harness.config.kinds import Model
 from harness.errors import ConfigError
-from harness.models.layers import weight_std
-from harness.models.registry import batch_norms, build_model
 from tests.test_order import unhurried
 
 PARSER: TypeAdapter[Model] = TypeAdapter(Model)

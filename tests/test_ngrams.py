@@ -7,8 +7,8 @@ import itertools
 import pytest
 import torch
 
-from harness.config.gpt import Ngrams
-from harness.models.ngrams import MODULUS, MULTIPLIER, NgramEmbedding
+from harness.catalogue.gpt.ngrams import MODULUS, MULTIPLIER, NgramEmbedding
+from harness.catalogue.gpt.section import Ngrams
 from harness.optim import hidden_matrices
 from tests.test_gpt import a_config, a_gpt, some_ids
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data.order import BalancedRows, BatchPlan, permutation_key, permute
+from harness.rows.order import BalancedRows, BatchPlan, permutation_key, permute
 
 unhurried = settings(deadline=None)  # the machine may be busy
 

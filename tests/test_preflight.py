@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.launch import preflight
-from harness.launch.preflight import bad_node_file, bad_nodes, node_problems
+from harness.launch.slurm import preflight
+from harness.launch.slurm.preflight import bad_node_file, bad_nodes, node_problems
 
 SMI = """#!/bin/sh
 if [ "$1" = -L ]; then

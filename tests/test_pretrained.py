@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from harness.catalogue.pretrained.network import build
+from harness.catalogue.pretrained.section import PretrainedModel
+from harness.catalogue.sources import load
 from harness.config.io import load_config
-from harness.config.models import PretrainedModel
-from harness.data.sources import load
 from harness.errors import ConfigError, DataError
-from harness.models.pretrained import build
 from harness.optim import parameter_groups
 from tests.helpers import write_config
 from tests.tiny_architectures import change_config, write_architecture

@@ -530,7 +530,7 @@ def test_a_report_that_cannot_be_drawn_is_told_and_changes_no_exit_code(real_run
 def test_a_report_is_drawn_though_torchrun_ends_the_ranks_of_a_failed_run(run: Path) -> None:
     script = """
 import pathlib, sys
-from harness.report_at_end import write_report
+from harness.report.at_end import write_report
 from harness.stopping import StopSignals
 StopSignals().install(second_interrupt_ends=False)
 print("ready", flush=True)

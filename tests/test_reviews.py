@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.data.prepare import prepare
 from harness.errors import DataError
+from harness.examples.prepare import prepare
 from harness.observers.ledger import read_lines
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main

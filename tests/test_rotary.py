@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.models.gpt import Attention
-from harness.models.rotary import rotated
+from harness.catalogue.gpt.network import Attention
+from harness.catalogue.gpt.rotary import rotated
 from tests.test_gpt import a_config
 
 

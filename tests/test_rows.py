@@ -13,12 +13,12 @@ import pytest
 
 from harness.config.io import dump_config, load_config
 from harness.errors import ConfigError
-from harness.json_lines import read_lines
-from harness.observers.build import TRACKERS, build_tracker
-from harness.observers.rows import Row, Rows
-from harness.observers.tensorboard import TensorBoardTracker
-from harness.observers.tracker import Opened, TrackedRun, Tracker
-from harness.track import Projection, Silence, exit_code_of
+from harness.record.json_lines import read_lines
+from harness.tracking.build import TRACKERS, build_tracker
+from harness.tracking.points import Row, Rows
+from harness.tracking.tensorboard import TensorBoardTracker
+from harness.tracking.track import Projection, Silence, exit_code_of
+from harness.tracking.tracker import Opened, TrackedRun, Tracker
 from tests.children import start_python
 from tests.distributed.ranks import run_ranks
 
@@ -256,7 +256,7 @@ def test_how_a_run_ended_is_told_by_its_last_events() -> None:
 def test_what_libraries_print_does_not_reach_the_training_and_a_training_that_is_gone_ends_nothing() -> None:
     script = """
 import sys
-from harness.track import _take_standard_output
+from harness.tracking.track import _take_standard_output
 tell = _take_standard_output()
 print("noise")
 tell({"text": "heard"})
@@ -275,7 +275,7 @@ print("still here", flush=True)
 
 OWN = """
 import json
-from harness.observers.tracker import Opened, Tracker
+from harness.tracking.tracker import Opened, Tracker
 
 class Lines(Tracker):
     def open(self, *, offline):
@@ -338,7 +338,7 @@ def test_a_name_that_is_no_tracker_is_told(run: TrackedRun, name: str, problem: 
 def test_a_tracker_is_one_file_of_under_120_lines() -> None:
     for tracker in TRACKERS.values():
         assert len(Path(inspect.getfile(tracker)).read_text().splitlines()) < 120
-        assert tracker.__module__ == f"harness.observers.{tracker.name}"
+        assert tracker.__module__ == f"harness.tracking.{tracker.name}"
 
 
 def test_tensorboard_has_the_ledger_once_however_often_it_was_opened(run: TrackedRun) -> None:

@@ -19,21 +19,21 @@ from typing import Any
 import pytest
 
 from harness import __version__
-from harness.checkpoint.directory import CheckpointDirectory
-from harness.config import RunConfig
 from harness.config.io import dump_config, load_config
+from harness.config.run_config import RunConfig
 from harness.errors import ConfigError, NonFiniteError, RunInUseError, StorageError
 from harness.export import main as export
-from harness.json_lines import append_event
 from harness.launch import cli
 from harness.observers.ledger import Ledger
-from harness.rank_log import redirect_output
+from harness.ranks.env import Placement
+from harness.ranks.rank_log import redirect_output
+from harness.record.checkpoints import CheckpointDirectory
+from harness.record.json_lines import append_event
+from harness.record.run_directory import RunDirectory, stored_config
 from harness.report.__main__ import main as report
-from harness.run_directory import RunDirectory, stored_config
+from harness.session import Session
 from harness.stopping import StopSignals
-from harness.strategy.env import Placement
-from harness.track import tracked_run
-from harness.train import Session
+from harness.tracking.track import tracked_run
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main_and_listen
 
@@ -76,7 +76,7 @@ def another_holder(config: RunConfig, folder: Path) -> Iterator[subprocess.Popen
     program = (
         "import sys\n"
         "from harness.config.io import load_config\n"
-        "from harness.run_directory import RunDirectory\n"
+        "from harness.record.run_directory import RunDirectory\n"
         "with RunDirectory(load_config(sys.argv[1]).config):\n"
         "    print('held', flush=True)\n"
         "    sys.stdin.read()\n"

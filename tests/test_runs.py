@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from harness.checkpoint.manifest import TRAINER
 from harness.config.io import load_config
 from harness.launch import cli
-from harness.run_directory import RunDirectory
-from harness.run_status import END_BYTES, RunStatus, duration, find_runs, run_status
+from harness.record.manifest import TRAINER
+from harness.record.run_directory import RunDirectory
+from harness.record.run_status import END_BYTES, RunStatus, duration, find_runs, run_status
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:

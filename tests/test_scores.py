@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.config.tasks import ClassificationTask
-from harness.tasks.base import Scores
-from harness.tasks.supervised import Classification
+from harness.catalogue.classification.section import ClassificationTask
+from harness.catalogue.classification.task import Classification
+from harness.scores import Scores
 from tests.test_order import unhurried
 
 

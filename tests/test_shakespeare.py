@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.config.data import TextData
+from harness.catalogue.text.section import ByteTokenizer, TextData
 from harness.config.io import load_config
-from harness.config.text import ByteTokenizer
-from harness.data.prepare_text import describe, prepare_shakespeare
 from harness.errors import DataError
+from harness.examples.prepare_text import describe, prepare_shakespeare
 from harness.observers.ledger import read_lines
 from tests.benchmarks.ngram_baseline import baselines
 from tests.distributed.ranks import run_ranks

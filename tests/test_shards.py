@@ -15,13 +15,15 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from harness.config.data import Data, ShardedTableData
-from harness.config.tasks import ClassificationTask
-from harness.data.batches import TrainingBatches
-from harness.data.order import BatchPlan, ShardedRows
-from harness.data.shards import ShardedColumns
-from harness.data.sources import DataSplits, load
+from harness.catalogue.classification.section import ClassificationTask
+from harness.catalogue.sources import load
+from harness.catalogue.table.section import ShardedTableData
+from harness.catalogue.table.shards import ShardedColumns
+from harness.config.kinds import Data
 from harness.errors import DataError
+from harness.rows.batches import TrainingBatches
+from harness.rows.order import BatchPlan, ShardedRows
+from harness.rows.splits import DataSplits
 
 SIZES = (7, 1, 12, 5, 20)
 CPU = torch.device("cpu")

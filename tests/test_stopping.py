@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from harness.config import RunConfig
 from harness.config.run import Best
+from harness.config.run_config import RunConfig
 from harness.stopping import MARGIN_SECONDS, Judge, Patience, Standings, StopSignals, standings
 from tests.test_order import unhurried
 

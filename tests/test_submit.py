@@ -15,12 +15,12 @@ import yaml
 from harness.config.io import dump_config, load_config
 from harness.errors import ConfigError
 from harness.launch import cli
-from harness.launch.cluster import Cluster, load_cluster, with_options
-from harness.launch.job_facts import own_run
 from harness.launch.plan import LaunchPlan
-from harness.launch.slurm import Place, job_script, srun_command
-from harness.launch.slurm_client import sbatch
-from harness.launch.sweep import Sweep, load_grid
+from harness.launch.slurm.client import sbatch
+from harness.launch.slurm.cluster import Cluster, load_cluster, with_options
+from harness.launch.slurm.job_facts import own_run
+from harness.launch.slurm.script import Place, job_script, srun_command
+from harness.launch.slurm.sweep import Sweep, load_grid
 
 ROOT = Path(__file__).parents[1]
 MNIST = str(ROOT / "configs/mnist_cnn.yaml")
@@ -130,13 +130,13 @@ CPU_SCRIPT = """\
 #SBATCH --requeue
 
 # Written by `harness submit`, which submits these very bytes: change the cluster file instead. Slurm sends the signal
-# above to every rank; launch/job.py, which takes this shell's place, decides what comes after the ranks.
+# above to every rank; launch/slurm/job.py, which takes this shell's place, decides what comes after the ranks.
 set -e
 export PYTHONSAFEPATH=1
 export PYTHONPATH=/code"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS=1
 
-exec /venv/bin/python -m harness.launch.job \\
+exec /venv/bin/python -m harness.launch.slurm.job \\
   --run-directory /runs/a \\
   --script /runs/a/slurm/train.sbatch \\
   --max-crash-requeues 3 \\
@@ -145,7 +145,7 @@ exec /venv/bin/python -m harness.launch.job \\
   --expect SLURM_NTASKS_PER_NODE=1 \\
   -- \\
   srun --nodes=1 --ntasks-per-node=1 --cpus-per-task=4 --export=ALL --kill-on-bad-exit=1 --wait=0 \\
-  --open-mode=append /venv/bin/python -m harness.launch.node --style torchrun --ranks-per-node 4 -- \\
+  --open-mode=append /venv/bin/python -m harness.launch.slurm.node --style torchrun --ranks-per-node 4 -- \\
   harness.train /runs/a/slurm/config.yaml
 """
 
@@ -200,7 +200,7 @@ def test_the_script_asks_for_what_the_cluster_file_says() -> None:
             {"runtime": "pyxis", "image": "nvcr.io#x:1", "binds": ("/data:/d",)},
             GPU,
             "--container-image=nvcr.io#x:1 --container-mounts=/data:/d,/work:/work,/runs/a:/runs/a,/code:/code "
-            "--container-workdir=/work /venv/bin/python -m harness.launch.node",
+            "--container-workdir=/work /venv/bin/python -m harness.launch.slurm.node",
         ),
     ],
 )
@@ -262,7 +262,7 @@ def test_a_dry_run_needs_no_slurm_and_writes_nothing(
     assert cli.main(["submit", *arguments, "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert "#SBATCH --nodes=2\n" in text
-    assert f"exec {sys.executable} -m harness.launch.job" in text
+    assert f"exec {sys.executable} -m harness.launch.slurm.job" in text
     assert not (tmp_path / "runs").exists()
 
 

@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.config.tasks import ClassificationTask
-from harness.data.tokenizers import Bytes
-from harness.tasks.base import Scores, TaskLoss, evenly_spread
-from harness.tasks.language import SHOWN_TOKENS, CausalLm
-from harness.tasks.supervised import Classification, Regression
+from harness.catalogue.causal_lm.task import SHOWN_TOKENS, CausalLm
+from harness.catalogue.classification.section import ClassificationTask
+from harness.catalogue.classification.task import Classification
+from harness.catalogue.regression.task import Regression
+from harness.catalogue.text.tokenizers import Bytes
+from harness.scores import Scores, evenly_spread
+from harness.tasks.base import TaskLoss
 
 LABELS = ClassificationTask(kind="classification", num_classes=3)
 

@@ -15,16 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from harness.config.data import TextData
-from harness.config.tasks import CausalLmTask
-from harness.config.text import Tokenizer
-from harness.data.batches import Batch, Columns, TrainingBatches, ValidationBatches
-from harness.data.documents import Document, cut_at
-from harness.data.order import BatchPlan
-from harness.data.sources import DataSplits, load, prepare
-from harness.data.text import TRAIN, VALIDATION, documents_of, prepare_text, token_folder
-from harness.data.tokenizers import TextTokenizer, tokenizer_from_json, train_tokenizer
+from harness.catalogue.causal_lm.section import CausalLmTask
+from harness.catalogue.sources import load, prepare
+from harness.catalogue.text.documents import Document, cut_at
+from harness.catalogue.text.read import TRAIN, VALIDATION, documents_of, prepare_text, token_folder
+from harness.catalogue.text.section import TextData, Tokenizer
+from harness.catalogue.text.tokenizers import TextTokenizer, tokenizer_from_json, train_tokenizer
 from harness.errors import DataError, StorageError
+from harness.rows.batches import Batch, Columns, TrainingBatches, ValidationBatches
+from harness.rows.order import BatchPlan
+from harness.rows.splits import DataSplits
 from tests.test_order import unhurried
 
 TASK = CausalLmTask(kind="causal_lm")

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from harness.checkpoint.trainer import check_trainer, trainer_problems
 from harness.errors import CheckpointError
+from harness.record.progress import check_trainer, trainer_problems
 
 SCORE = {
     "metric": "val/loss",

@@ -15,12 +15,15 @@ import pytest
 from PIL import Image
 from pydantic import TypeAdapter
 
-from harness.config.data import Data
-from harness.config.tasks import ClassificationTask
-from harness.data import images, sources, tabular
-from harness.data.shards import ShardedColumns
-from harness.data.sources import DataSplits, load
+from harness.catalogue import sources
+from harness.catalogue.classification.section import ClassificationTask
+from harness.catalogue.images import read as images
+from harness.catalogue.sources import load
+from harness.catalogue.table import read as tabular
+from harness.catalogue.table.shards import ShardedColumns
+from harness.config.kinds import Data
 from harness.errors import DataError
+from harness.rows.splits import DataSplits
 
 TASK = ClassificationTask(kind="classification", num_classes=2)
 CHANGED = r"changed (while it was read|since the run looked at it)"

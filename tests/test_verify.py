@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.checkpoint import manifest
 from harness.launch import cli
 from harness.launch.verify import checkpoint_lines
+from harness.record import manifest
 from tests.distributed.scenarios import Spec, assemble_spec, save_now
 
 MODEL = "model-00000.safetensors"

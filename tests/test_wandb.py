@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 
 from harness.config.io import load_config
-from harness.json_lines import append_event, read_events
-from harness.observers import sidecar
 from harness.observers.ledger import read_lines
-from harness.run_directory import RunDirectory
+from harness.record.json_lines import append_event, read_events
+from harness.record.run_directory import RunDirectory
+from harness.tracking import sidecar
 from tests.distributed.ranks import Started, collect, free_port, start_rank
 from tests.helpers import wait_until
 from tests.wandb_server import WandbServer
@@ -50,7 +50,7 @@ class Meter:
 
     def attach(self) -> None:
         """Measure from here on every call that the loop makes to a tracker."""
-        from harness.observers.sidecar import Sidecar
+        from harness.tracking.sidecar import Sidecar
 
         for name in ("on_update", "on_settled", "on_evaluation", "on_event", "news"):
             setattr(Sidecar, name, self._measured(name, getattr(Sidecar, name)))
@@ -80,7 +80,7 @@ class Meter:
 
 def train_with(environment: dict[str, str], *arguments: str) -> tuple[int, bool]:
     """Train as one rank; return the exit code and whether this process has imported wandb."""
-    from harness.data.batches import TrainingBatches
+    from harness.rows.batches import TrainingBatches
     from harness.train import main
 
     at, hold, meter = TrainingBatches.at, Path(environment[MARK], "hold"), Meter()
@@ -187,7 +187,7 @@ class Trial:
 
     def sync(self, *options: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "harness.track", "sync", str(self.directory), *options],
+            [sys.executable, "-m", "harness.tracking.track", "sync", str(self.directory), *options],
             env={**os.environ, **self.environment},
             capture_output=True,
             text=True,
@@ -423,7 +423,7 @@ def test_the_best_checkpoint_and_the_code_are_artifacts_when_asked_for(tmp_path:
     trial = Trial(tmp_path)
     assert trial.train("tracking.wandb={log_checkpoints: true, save_code: true}", "run.max_steps=30") == [0]
     code, best = [record["artifact"] for record in trial.records() if record["type"] == "artifact"]
-    assert {"train.py", "observers/wandb.py"} <= {file["path"] for file in code["manifest"]["contents"]}
+    assert {"train.py", "tracking/wandb.py"} <= {file["path"] for file in code["manifest"]["contents"]}
     assert (best["name"], best["type"]) == ("t-checkpoint", "model")
     assert sorted(best["aliases"]) == ["best", "latest"], "wandb keeps them in a set"
     name = json.loads((trial.directory / "checkpoints/BEST").read_bytes())["directory"]
@@ -505,7 +505,7 @@ def test_a_run_whose_ranks_do_not_all_come_has_failed_and_its_tracker_ends_with_
     ended = json.loads((trial.directory / "exit.json").read_bytes())
     assert (ended["code"], ended["step"]) == (7, 0)
     assert "another rank died or did not answer in time" in ended["reason"]
-    assert not trial.processes("harness.track")
+    assert not trial.processes("harness.tracking.track")
     assert trial.train(world_size=2) == [0, 0]  # the same directory and the same run of wandb
     assert trial.steps() == DUE
 
@@ -525,9 +525,11 @@ def test_a_killed_run_that_goes_on_has_every_step_once_whether_its_tracker_was_k
         process.join()
         connection.close()
         if also_tracker:
-            trial.kill("harness.track")
+            trial.kill("harness.tracking.track")
             trial.kill("wandb-core")
-        wait_until(lambda: not trial.processes("harness.track") and not trial.processes("wandb-core"), "their end")
+        wait_until(
+            lambda: not trial.processes("harness.tracking.track") and not trial.processes("wandb-core"), "their end"
+        )
     trial.go_on()
     assert trial.train(*steps) == [0]
     assert len(trial.segments()) == 3
@@ -544,9 +546,9 @@ def test_a_tracker_that_is_killed_takes_nothing_with_it_and_makes_no_update_slow
     ranks = trial.start(1, *LONG)
     wait_until(trial.segments, "a tracker")
     trial.wait_for_step(30)
-    for pid in (*trial.processes("harness.track"), *trial.processes("wandb-core")):
+    for pid in (*trial.processes("harness.tracking.track"), *trial.processes("wandb-core")):
         assert os.getpriority(os.PRIO_PROCESS, pid) > os.getpriority(os.PRIO_PROCESS, ranks[0][0].pid)
-    for num_killed, victim in enumerate(("wandb-core", "harness.track"), start=1):
+    for num_killed, victim in enumerate(("wandb-core", "harness.tracking.track"), start=1):
         trial.kill(victim)
         trial.hold_after(35 + 40 * num_killed)  # with rows to log, a tracker learns that it has lost its core
         wait_until(lambda wanted=1 + num_killed: len(trial.segments()) == wanted, f"a tracker after a {victim}")
@@ -565,7 +567,7 @@ def test_a_signal_to_every_process_of_a_job_interrupts_the_run_and_is_told(
     ((process, connection),) = trial.start(1, *LONG)
     wait_until(trial.segments, "a tracker")
     trial.wait_for_step(20)
-    for pid in (process.pid, *trial.processes("harness.track"), *trial.processes("wandb-core")):
+    for pid in (process.pid, *trial.processes("harness.tracking.track"), *trial.processes("wandb-core")):
         with contextlib.suppress(ProcessLookupError):  # the end of one may be that of another
             os.kill(pid, number)  # as Slurm does
     trial.go_on()
@@ -637,7 +639,7 @@ def test_online_a_tracker_that_is_started_again_follows_and_alerts_nobody_twice(
     wait_until(lambda: any(run.rows for run in server.runs.values()), "rows")
     append_event(trial.directory, "save failed", step=1, reason="a full disk")
     wait_until(lambda: server.alerts, "an alert")
-    trial.kill("harness.track")
+    trial.kill("harness.tracking.track")
     trial.hold_after(85)
     wait_until(lambda: 70 in server.runs[trial.run_id].steps, "rows of another tracker")  # while the run goes on
     trial.go_on()
@@ -735,7 +737,7 @@ def test_an_interrupted_run_has_said_so_before_it_waits_for_a_server_and_does_no
     wait_until((trial.directory / "exit.json").exists, "how it ended")
     said = time.monotonic()
     assert process.is_alive()
-    assert trial.processes("harness.track")
+    assert trial.processes("harness.tracking.track")
     assert collect([(process, connection)], deadline_seconds=60) == [(75, False)]
     assert time.monotonic() - said < 16  # 8 s for the tracker; at other ends it has 20
 

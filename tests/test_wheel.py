@@ -18,7 +18,7 @@ from tests.neighbours import REPOSITORY
 pytestmark = pytest.mark.slow
 
 LINES = """
-from harness.observers.tracker import Opened, Tracker
+from harness.tracking.tracker import Opened, Tracker
 
 class Lines(Tracker):
     def open(self, *, offline): return Opened("lines")

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from math import isfinite
 from pathlib import Path
 
-from harness.checkpoint.manifest import COMMIT, Manifest
 from harness.checkpoint.tensors import FLOATING, TYPES, SavedState
 from harness.errors import CheckpointError
 from harness.optim import moment_shapes
+from harness.record.manifest import COMMIT, Manifest
 from harness.strategy.base import Strategy
 
 _MAX_TOLD = 5

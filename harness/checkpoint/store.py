@@ -16,9 +16,14 @@ from typing import Any
 from torch import Tensor
 
 from harness.checkpoint import rng
-from harness.checkpoint.directory import CheckpointDirectory, step_of
 from harness.checkpoint.layout import check_layout
-from harness.checkpoint.manifest import (
+from harness.checkpoint.snapshot import Snapshot
+from harness.checkpoint.tensors import SavedState, TensorFiles, tensor_digest, write_tensors
+from harness.config.run import Checkpoint
+from harness.errors import CheckpointError, StorageError
+from harness.record.checkpoints import CheckpointDirectory, step_of
+from harness.record.files import json_bytes, storage_errors, write_durably
+from harness.record.manifest import (
     COMMIT,
     KINDS,
     TRAINER,
@@ -30,11 +35,6 @@ from harness.checkpoint.manifest import (
     read_trainer,
     tensor_file,
 )
-from harness.checkpoint.snapshot import Snapshot
-from harness.checkpoint.tensors import SavedState, TensorFiles, tensor_digest, write_tensors
-from harness.config.run import Checkpoint
-from harness.errors import CheckpointError, StorageError
-from harness.files import json_bytes, storage_errors, write_durably
 from harness.strategy.base import Strategy
 
 SECONDS_BETWEEN_VOTES = 1.0

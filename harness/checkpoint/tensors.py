@@ -14,9 +14,9 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from harness.checkpoint.manifest import COMMIT, KINDS, FileEntry, Manifest
 from harness.errors import CheckpointError
-from harness.files import write_durably
+from harness.record.files import write_durably
+from harness.record.manifest import COMMIT, KINDS, FileEntry, Manifest
 
 _TYPES = {
     torch.float64: "F64",

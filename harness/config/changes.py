@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from harness.config import RunConfig
+from harness.catalogue.classification.section import ClassificationTask
 from harness.config.checks import judging_metrics
-from harness.config.tasks import ClassificationTask
+from harness.config.run_config import RunConfig
 
 Verdict = Literal["refused", "noticed", "allowed"]
 

@@ -1,12 +1,18 @@
 """What sections of a configuration cannot want at once; each problem is one `path: problem` line."""
 
-from harness.config import RunConfig
-from harness.config.data import Data, ShardedTableData, TableData, TextData, TextTableData
+from harness.catalogue.causal_lm.section import CausalLmTask
+from harness.catalogue.classification.section import ClassificationTask
+from harness.catalogue.cnn.section import CnnModel
+from harness.catalogue.gpt.section import GptModel
+from harness.catalogue.mlp.section import MlpModel, PerceptronModel
+from harness.catalogue.pretrained.section import PretrainedModel
+from harness.catalogue.regression.section import RegressionTask
+from harness.catalogue.table.section import ShardedTableData, TableData
+from harness.catalogue.text.section import PretrainedTokenizer, TextData
+from harness.catalogue.text_table.section import TextTableData
 from harness.config.fields import Mode
-from harness.config.gpt import GptModel
-from harness.config.models import CnnModel, MlpModel, Model, PerceptronModel, PretrainedModel
-from harness.config.tasks import HIGHER_IS_BETTER, CausalLmTask, ClassificationTask, RegressionTask, Task
-from harness.config.text import PretrainedTokenizer
+from harness.config.kinds import HIGHER_IS_BETTER, Data, Model, Task
+from harness.config.run_config import RunConfig
 from harness.config.training import AdafactorOptim, DecaySchedule, MuonOptim, PlateauSchedule, Schedule, WsdSchedule
 
 

@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
 
-from harness.config import RunConfig
-from harness.config.models import PretrainedModel
+from harness.catalogue.pretrained.section import PretrainedModel
+from harness.config.run_config import RunConfig
 
 DISTRIBUTION = "harness-train"
 

@@ -12,12 +12,12 @@ import yaml
 from pydantic import ValidationError
 
 from harness import __version__
-from harness.config import RunConfig
+from harness.catalogue.pretrained.directory import pretrained_problems
 from harness.config.checks import batch_problems, contradictions
 from harness.config.fields import Section
 from harness.config.installed import extras_used, version_problems
-from harness.config.pretrained import pretrained_problems
 from harness.config.problems import Schema, dotted, nearest_name, problem_sentence, resolved, schema_of, shown
+from harness.config.run_config import RunConfig
 from harness.config.tracking import tracking_problems
 from harness.config.yaml_reader import FLOAT, plain_data
 from harness.errors import ConfigError

@@ -99,7 +99,7 @@ class Tracking(Section):
     wandb: Wandb | None = None
     tensorboard: TensorBoard | None = None
     own: tuple[Annotated[str, Field(pattern=r"^([A-Za-z_]\w*\.)+[A-Za-z_]\w*$")], ...] = ()
-    """Trackers of yours, such as my_trackers.Lines: subclasses of `harness.observers.tracker.Tracker`."""
+    """Trackers of yours, such as my_trackers.Lines: subclasses of `harness.tracking.tracker.Tracker`."""
 
 
 def wandb_settings(tracking: Tracking, environment: Mapping[str, str] = os.environ) -> Wandb | None:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import StorageError
-from harness.files import own_file, storage_errors, sync_directory
-from harness.json_lines import (
+from harness.observers.base import Line, Observer
+from harness.record.files import own_file, storage_errors, sync_directory
+from harness.record.json_lines import (
     event_line,
     first_line,
     json_line,
@@ -22,7 +23,6 @@ from harness.json_lines import (
     read_lines,
     whole_lines,
 )
-from harness.observers.base import Line, Observer
 from harness.stopping import Standings
 
 __all__ = ["MEASURED", "Ledger", "read_lines"]

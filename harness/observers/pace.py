@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from harness.agenda import Agenda
-from harness.config import RunConfig
+from harness.config.run_config import RunConfig
 from harness.observers.base import Line
 from harness.schedule import learning_rate
 from harness.state import TrainState

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.errors import EXIT_DONE, ConfigError, HarnessError
-from harness.files import replace_durably, storage_errors
+from harness.record.files import replace_durably, storage_errors
 from harness.report.draw import png
 from harness.report.page import draw, page
 from harness.report.read import read_run

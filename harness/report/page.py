@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 
-from harness.json_lines import Line
+from harness.record.json_lines import Line
+from harness.record.run_status import duration
 from harness.report.accounting import wall_time
 from harness.report.charts import charts, throughput_of
 from harness.report.draw import svg
 from harness.report.read import Record
 from harness.report.shapes import SERIES, Chart
-from harness.run_status import duration
 
 MAX_INCIDENTS = 100
 _QUIET = ("gradients", "samples", "one answer", "saved", "verdict")

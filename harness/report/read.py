@@ -15,15 +15,15 @@ import numpy as np
 import yaml
 from pydantic import BaseModel
 
-from harness.checkpoint.directory import CheckpointDirectory, step_of
-from harness.checkpoint.manifest import read_json
 from harness.config.changes import leaves
 from harness.config.io import load_config
 from harness.config.run import Best
 from harness.errors import ConfigError
-from harness.json_lines import Line, has, whole_lines
-from harness.run_directory import SCHEMA
-from harness.run_status import RunStatus, run_status
+from harness.record.checkpoints import CheckpointDirectory, step_of
+from harness.record.json_lines import Line, has, whole_lines
+from harness.record.manifest import read_json
+from harness.record.run_directory import SCHEMA
+from harness.record.run_status import RunStatus, run_status
 from harness.stopping import Patience, Standings, standings
 
 COLUMNS = (

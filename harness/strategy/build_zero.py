@@ -14,10 +14,11 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
-from harness.config import RunConfig
+from harness.config.run_config import RunConfig
 from harness.config.training import NormClip
 from harness.errors import ConfigError
-from harness.strategy.base import Ranks, Strategy
+from harness.ranks.group import Ranks
+from harness.strategy.base import Strategy
 from harness.strategy.checks import check
 from harness.strategy.deepspeed_config import STAGES, deepspeed_config
 

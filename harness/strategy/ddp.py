@@ -9,9 +9,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from harness.config.training import Clip, NormClip, ValueClip
+from harness.ranks.group import Ranks
 from harness.state import GradNorm
 from harness.strategy.average import WeightAverage
-from harness.strategy.base import CLIP_EPSILON, Ranks, Strategy, model_tensors, moments_by_parameter
+from harness.strategy.base import CLIP_EPSILON, Strategy, model_tensors, moments_by_parameter
 from harness.strategy.noise import NoiseSource
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from harness.config import RunConfig
+from harness.config.run_config import RunConfig
 from harness.config.strategy import Zero3Strategy, ZeroSection, ZeroStrategy
 from harness.config.training import NormClip
 from harness.errors import ConfigError

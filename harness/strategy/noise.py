@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from harness.config.training import GradientNoise
-from harness.data.order import permutation_key
+from harness.rows.order import permutation_key
 
 
 class NoiseSource:

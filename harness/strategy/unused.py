@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import ConfigError
-from harness.models.graph import parameters_behind
-from harness.strategy.base import Ranks
+from harness.ranks.group import Ranks
+from harness.strategy.graph import parameters_behind
 
 FEW = 2
 """Rows that are looked at first, since more only matter where these leave something out."""

@@ -11,9 +11,10 @@ from deepspeed.utils import safe_get_full_grad
 from torch import Tensor
 
 from harness.config.training import Clip, NormClip, ValueClip
+from harness.ranks.group import Ranks
 from harness.state import GradNorm
 from harness.strategy.average import WeightAverage
-from harness.strategy.base import CLIP_EPSILON, Ranks, Strategy, model_tensors, moments_by_parameter
+from harness.strategy.base import CLIP_EPSILON, Strategy, model_tensors, moments_by_parameter
 from harness.strategy.zero_fragments import fragment_of, group_index, local_gradient, partitions, wait_for_offload
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.config.io import load_config
-from harness.data.prepare import prepare
+from harness.examples.prepare import prepare
 from harness.observers.ledger import read_lines
 
 REPOSITORY = Path(__file__).parents[2]

@@ -21,11 +21,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.config.data import TextData
+from harness.catalogue.text.read import load_text, prepare_text
+from harness.catalogue.text.section import ByteTokenizer, TextData
 from harness.config.io import load_config
-from harness.config.text import ByteTokenizer
-from harness.data.batches import Columns
-from harness.data.text import load_text, prepare_text
+from harness.rows.batches import Columns
 
 Ids = NDArray[np.int64]
 

@@ -19,13 +19,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.assemble import assemble
-from harness.config import RunConfig
-from harness.data.batches import Columns
-from harness.data.sources import DataSplits
+from harness.catalogue.networks import build_model
+from harness.config.run_config import RunConfig
 from harness.loop import fit
-from harness.models.registry import build_model
 from harness.observers.base import Observer, Observers
 from harness.observers.ledger import Ledger
+from harness.rows.batches import Columns
+from harness.rows.splits import DataSplits
 from harness.state import TrainState
 from harness.stopping import StopSignals
 from tests.distributed.ranks import run_ranks

@@ -20,17 +20,17 @@ from typing import Any, Self
 import torch
 
 from harness.assemble import assemble
+from harness.catalogue.networks import build_model
 from harness.config.tracking import Tracking, Wandb
-from harness.data.sources import DataSplits
 from harness.loop import fit
-from harness.models.registry import build_model
 from harness.observers.base import Line, Observer, Observers
-from harness.observers.build import start_trackers
 from harness.observers.ledger import Ledger
-from harness.observers.sidecar import Sidecar
-from harness.run_directory import RunDirectory
+from harness.record.run_directory import RunDirectory
+from harness.rows.splits import DataSplits
 from harness.state import TrainState
 from harness.stopping import StopSignals
+from harness.tracking.build import start_trackers
+from harness.tracking.sidecar import Sidecar
 from tests.benchmarks.step_cost import LOG_EVERY, WORKLOADS, Clock, columns_of, config_of
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import join

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness.config import RunConfig
+from harness.config.run_config import RunConfig
 from harness.loop import train_step
 from harness.run import Run
 from tests.distributed.ranks import run_ranks

@@ -38,8 +38,8 @@ PRELOAD = (
     "harness.loop",
     "harness.observers.console",
     "harness.observers.ledger",
-    "harness.data.sources",
-    "harness.models.registry",
+    "harness.catalogue.sources",
+    "harness.catalogue.networks",
     "harness.strategy.ddp",
     "tests.distributed.warm_deepspeed",
     "transformers.models.bert.modeling_bert",
@@ -204,7 +204,7 @@ def _child(
     import torch
     import torch.distributed as dist
 
-    from harness.process import die_with_parent
+    from harness.ranks.process import die_with_parent
 
     die_with_parent()
     os.environ.update(environment)

@@ -16,22 +16,23 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from harness.assemble import assemble
+from harness.catalogue.networks import build_model
+from harness.catalogue.text.tokenizers import Bytes
 from harness.checkpoint.store import CheckpointStore
-from harness.config import RunConfig
-from harness.config.models import Model
+from harness.config.kinds import Model
 from harness.config.run import Diagnostics
+from harness.config.run_config import RunConfig
 from harness.config.tracking import Tracking
-from harness.data.batches import Columns
-from harness.data.order import BatchPlan
-from harness.data.sources import DataSplits
-from harness.data.tokenizers import Bytes
 from harness.loop import train_step
-from harness.models.registry import build_model
+from harness.ranks.env import placement
+from harness.ranks.group import Ranks
+from harness.ranks.join import join_ranks
+from harness.rows.batches import Columns
+from harness.rows.order import BatchPlan
+from harness.rows.splits import DataSplits
 from harness.run import Run
 from harness.stopping import StopSignals
-from harness.strategy.base import Ranks
-from harness.strategy.build import AUTOCAST, DTYPES, join_ranks
-from harness.strategy.env import placement
+from harness.strategy.build import AUTOCAST, DTYPES
 from harness.strategy.loss_scale import LossScale
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -611,7 +612,7 @@ def load_and_train(
 def evaluate_with_a_liar(spec: Spec) -> dict[str, float]:
     """Evaluate where every rank but zero computes other scores."""
     from harness import loop
-    from harness.tasks.base import Scores
+    from harness.scores import Scores
 
     class Liar(Scores):
         def compute(self, gather: Any) -> dict[str, float]:

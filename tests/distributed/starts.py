@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from harness import train
+from harness.ranks import join as joining
+from harness.ranks.env import Placement
+from harness.ranks.group import Ranks
 from harness.stopping import StopSignals
-from harness.strategy import build
-from harness.strategy.base import Ranks
-from harness.strategy.env import Placement
 from tests.distributed.ranks import run_standing_ranks
 from tests.distributed.scenarios import join, train_main_and_listen
 
@@ -27,8 +27,8 @@ def train_on_standing_ranks(world_size: int, *arguments: str) -> list[Answer]:
 def _train(*arguments: str) -> Answer:
     handlers = {number: signal.getsignal(number) for number in StopSignals.NUMBERS}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "join_ranks", _join)
-        patch.setattr(build, "leave_ranks", lambda: None)
+        patch.setattr(joining, "join_ranks", _join)
+        patch.setattr(joining, "leave_ranks", lambda: None)
         patch.setattr(train, "SECONDS_FOR_RANK_ZERO", 0.0)  # nobody ends all ranks here when the first one ends
         answer = train_main_and_listen(*arguments)
     for number, handler in handlers.items():

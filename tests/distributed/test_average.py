@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.catalogue.sources import load
 from harness.config.io import load_config
-from harness.data.sources import load
 from harness.errors import CheckpointError
 from harness.export import load_exported, main
 from harness.loop import evaluate

@@ -22,19 +22,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from harness.checkpoint import manifest, rng
+from harness.checkpoint import rng
 from harness.checkpoint.store import CheckpointStore, Loaded
 from harness.checkpoint.tensors import tensor_digest
-from harness.config import RunConfig
 from harness.config.run import Checkpoint
-from harness.data.order import BatchPlan
-from harness.data.sources import DataSplits
+from harness.config.run_config import RunConfig
 from harness.errors import CheckpointError, StorageError
 from harness.loop import fit, train_step
 from harness.optim import moment_shapes
+from harness.ranks.group import Ranks
+from harness.record import manifest
+from harness.rows.order import BatchPlan
+from harness.rows.splits import DataSplits
 from harness.run import Run
 from harness.state import TrainState
-from harness.strategy.base import Ranks, Strategy
+from harness.strategy.base import Strategy
 from harness.strategy.build import build_strategy
 from tests.distributed.ranks import run_standing_ranks
 from tests.distributed.scenarios import Spec, assemble_spec, save_now

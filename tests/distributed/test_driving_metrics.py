@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from harness.config.tasks import HIGHER_IS_BETTER, CausalLmTask, ClassificationTask, RegressionTask
+from harness.catalogue.causal_lm.section import CausalLmTask
+from harness.catalogue.classification.section import ClassificationTask
+from harness.catalogue.regression.section import RegressionTask
+from harness.config.kinds import HIGHER_IS_BETTER
 from harness.observers.ledger import read_lines
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main

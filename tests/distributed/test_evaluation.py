@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.data.batches import Columns
-from harness.data.sources import DataSplits
+from harness.catalogue.classification.metrics import Auc, AveragePrecision
 from harness.loop import evaluate, train_step
+from harness.rows.batches import Columns
+from harness.rows.splits import DataSplits
 from harness.strategy.build import DTYPES
-from harness.tasks.metrics import Auc, AveragePrecision
 from tests.distributed.ranks import run_standing_ranks
 from tests.distributed.scenarios import Spec, assemble_spec
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness.data.order import BatchPlan
+from harness.rows.order import BatchPlan
 from tests.distributed.ranks import run_standing_ranks
 from tests.distributed.scenarios import Spec, Trace, harness_trace
 from tests.distributed.test_reference import assert_ranks_agree, assert_same

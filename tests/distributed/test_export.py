@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 import harness.export
+from harness.catalogue.sources import load
 from harness.config.io import load_config
-from harness.data.sources import load
 from harness.export import find_checkpoint, load_exported, main
 from tests import helpers
 from tests.distributed.ranks import run_ranks

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 
+from harness.catalogue.causal_lm.task import BitsPerByte
+from harness.catalogue.sources import load
+from harness.catalogue.text.read import prepare_text
 from harness.config.io import load_config
-from harness.data.sources import load
-from harness.data.text import prepare_text
 from harness.export import load_exported
 from harness.export import main as export
 from harness.observers.ledger import read_lines
 from harness.sample import load as load_model
 from harness.sample import write
-from harness.tasks.language import BitsPerByte
 from tests import helpers
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main, train_main_and_listen
@@ -125,6 +125,15 @@ def test_an_exported_language_model_scores_as_it_did_and_writes_text(world_size:
         generator=torch.Generator(),
     )
     assert tokenizer.decode(ids).startswith(b"7 and 8 are ")
-    command = [sys.executable, "-m", "harness.sample", str(out), "--prompt", "7 and 8", "--temperature", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "harness.sample",
+        str(out),
+        "--prompt",
+        "7 and 8",
+        "--temperature",
+        "0",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("7 and 8 are ")

@@ -13,14 +13,15 @@ import torch
 from torch import nn
 
 from harness.agenda import Agenda
-from harness.config import RunConfig
 from harness.config.run import Evaluation
-from harness.data.order import BatchPlan
+from harness.config.run_config import RunConfig
 from harness.observers.ledger import read_lines
-from harness.process import let_go_of_frames
+from harness.ranks import join as joining
+from harness.ranks.group import Ranks
+from harness.ranks.process import let_go_of_frames
+from harness.rows.order import BatchPlan
 from harness.schedule import learning_rate
 from harness.strategy import build
-from harness.strategy.base import Ranks
 from tests.distributed.ranks import run_ranks, run_standing_ranks
 from tests.distributed.scenarios import (
     PoisonedSpec,
@@ -344,7 +345,7 @@ def test_class_weights_cost_one_small_collective_an_update_and_no_read(tmp_path:
 
 def diverge_and_look_who_lives(config: str) -> tuple[int, list[bool]]:
     """Train to an error; return the exit code, and whether what DDP wrapped lives when the rank leaves the others."""
-    wrap, leave = build._wrap, build.leave_ranks
+    wrap, leave = build._wrap, joining.leave_ranks
     wrapped: list[weakref.ref[nn.Module]] = []
     lives: list[bool] = []
 
@@ -357,7 +358,8 @@ def diverge_and_look_who_lives(config: str) -> tuple[int, list[bool]]:
         lives.extend(model() is not None for model in wrapped)
         leave()
 
-    build._wrap, build.leave_ranks = wrap_and_note, look_and_leave  # type: ignore[assignment]
+    build._wrap = wrap_and_note
+    joining.leave_ranks = look_and_leave
     return train_main(config), lives
 
 

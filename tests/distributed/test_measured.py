@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import harness
-from harness.data.batches import TrainingBatches
 from harness.observers.ledger import MEASURED, read_lines
-from harness.provenance import git_state, slurm_job, versions
+from harness.record.provenance import git_state, slurm_job, versions
+from harness.rows.batches import TrainingBatches
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import BLOCK, Spec, fit_spec
 
@@ -133,7 +133,7 @@ def test_slurm_ids_and_versions_are_what_is_there(monkeypatch: pytest.MonkeyPatc
     assert slurm_job({"PATH": "/bin"}) is None
     assert slurm_job({"SLURM_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}) == {"job_id": "7", "array_task_id": "3"}
     assert versions()["harness"] == harness.__version__
-    monkeypatch.setattr("harness.provenance.PACKAGES", ("torch", "no-such-package"))
+    monkeypatch.setattr("harness.record.provenance.PACKAGES", ("torch", "no-such-package"))
     assert versions().keys() == {"harness", "torch"}
 
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
+from harness.catalogue.networks import build_model
+from harness.catalogue.sources import load, prepare
+from harness.catalogue.text.tokenizers import ModelTokens, tokenizer_from_json
 from harness.config.io import load_config
-from harness.data.sources import load, prepare
-from harness.data.tokenizers import ModelTokens, tokenizer_from_json
 from harness.errors import ConfigError, DataError
 from harness.export import load_exported
 from harness.export import main as export
-from harness.models.registry import build_model
 from harness.sample import main as sample
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main
@@ -232,7 +232,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path: Path) 
 
 
 def test_another_tokenizer_builds_the_tokens_again(tmp_path: Path) -> None:
-    from harness.data.text import token_folder
+    from harness.catalogue.text.read import token_folder
 
     directory = write_language_model(tmp_path / "model", TEXTS)
     data: Any = load_config(str(write_run(tmp_path))).config.data

@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.config import RunConfig
+from harness.catalogue.pretrained.network import build
+from harness.catalogue.pretrained.section import PretrainedModel
+from harness.catalogue.sources import load
 from harness.config.io import load_config
-from harness.config.models import PretrainedModel
-from harness.data.batches import Columns
-from harness.data.order import BatchPlan
-from harness.data.sources import load
+from harness.config.run_config import RunConfig
 from harness.export import load_exported, main
-from harness.json_lines import read_events
-from harness.models.pretrained import build
+from harness.record.json_lines import read_events
+from harness.rows.batches import Columns
+from harness.rows.order import BatchPlan
 from tests import helpers
 from tests.distributed.ranks import run_ranks, run_standing_ranks
 from tests.distributed.scenarios import Spec, harness_trace, load_and_train, save_after, train_main

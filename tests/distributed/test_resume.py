@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from harness.config.io import load_config
 from harness.observers.ledger import read_lines
-from harness.run_status import run_status
+from harness.record.run_status import run_status
 from tests.distributed.ranks import collect, free_port, run_ranks, start_rank
 from tests.distributed.scenarios import train_main
 from tests.distributed.starts import train_on_standing_ranks

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.strategy import roll_call
+from harness.ranks import roll_call
 from tests.distributed.ranks import free_port, run_ranks
 
 pytestmark = pytest.mark.slow

@@ -25,16 +25,16 @@ from torch import Tensor
 
 from harness import loop
 from harness.checkpoint import snapshot, store
-from harness.checkpoint.manifest import checkpoint_problems
 from harness.checkpoint.store import CheckpointStore
-from harness.config import RunConfig
 from harness.config.run import Checkpoint
+from harness.config.run_config import RunConfig
 from harness.errors import CheckpointError, HarnessError, StorageError
 from harness.loop import fit
 from harness.observers.base import Line, Observer, Observers
 from harness.observers.ledger import Ledger, read_lines
-from harness.resume import changed_settings, finish_saving, resume, save
+from harness.record.manifest import checkpoint_problems
 from harness.run import Run
+from harness.saving import changed_settings, finish_saving, resume, save
 from harness.state import TrainState
 from tests.distributed.ranks import collect, free_port, run_ranks, run_standing_ranks, start_rank
 from tests.distributed.scenarios import Spec, assemble_spec, save_now, train_main, train_updates

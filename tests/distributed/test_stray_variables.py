@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from harness.strategy.build import _meet
-from harness.strategy.env import Placement
+from harness.ranks.env import Placement
+from harness.ranks.join import _meet
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main
 from tests.helpers import plain_ledger, write_small_table

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness.json_lines import read_lines
+from harness.record.json_lines import read_lines
 from tests.distributed.ranks import run_ranks
 from tests.helpers import plain_ledger, wait_until
 from tests.slurm.jobs import train_in

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import ConfigError
-from harness.json_lines import read_events
+from harness.record.json_lines import read_events
 from harness.strategy.unused import freeze_unused
 from tests import helpers
 from tests.distributed.ranks import run_ranks, run_standing_ranks
@@ -90,7 +90,7 @@ def test_what_only_one_rank_uses_is_refused_on_all_ranks_by_name() -> None:
 
 
 def test_looking_for_them_leaves_no_trace_in_the_module_or_the_random_numbers() -> None:
-    from harness.strategy.base import Ranks
+    from harness.ranks.group import Ranks
 
     module = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5), nn.BatchNorm1d(2))
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
@@ -104,7 +104,7 @@ def test_looking_for_them_leaves_no_trace_in_the_module_or_the_random_numbers() 
 
 
 def test_a_model_of_which_nothing_would_be_trained_is_refused() -> None:
-    from harness.strategy.base import Ranks
+    from harness.ranks.group import Ranks
 
     module = nn.Linear(2, 2).requires_grad_(False)
     with pytest.raises(ConfigError, match="nothing would be trained"):
@@ -114,7 +114,7 @@ def test_a_model_of_which_nothing_would_be_trained_is_refused() -> None:
 def train_padding_at_the_end(*arguments: str) -> int:
     """Train as the versions before did, which padded every model at the end of its rows."""
     from harness import assemble
-    from harness.models import pretrained
+    from harness.catalogue.pretrained import network as pretrained
 
     pretrained._choose_padding = lambda model, config: None  # type: ignore[assignment]
     assemble.READING = 1

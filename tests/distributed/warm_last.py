@@ -2,9 +2,9 @@
 
 import gc
 
-from harness.config import RunConfig
 from harness.config.problems import schema_of
-from harness.process import die_with_parent
+from harness.config.run_config import RunConfig
+from harness.ranks.process import die_with_parent
 
 die_with_parent()  # or it lives on, with its ranks, after a worker that was killed
 schema_of(RunConfig)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from harness.strategy.base import Ranks
+from harness.ranks.group import Ranks
 from tests.distributed.ranks import free_port, run_ranks, start_rank
 from tests.distributed.scenarios import train_main
 from tests.helpers import plain_ledger, write_config

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.checkpoint import snapshot
-from harness.checkpoint.manifest import checkpoint_problems
 from harness.checkpoint.store import CheckpointStore
 from harness.config.run import Checkpoint
+from harness.record.manifest import checkpoint_problems
 from tests.distributed.ranks import free_port, run_ranks, start_rank
 from tests.distributed.scenarios import Spec, assemble_spec, save_now, train_updates
 from tests.faults.corruption import Digests, digests

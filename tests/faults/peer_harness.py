@@ -12,9 +12,9 @@ from harness.assemble import assemble
 from harness.checkpoint import rng, snapshot
 from harness.checkpoint.store import CheckpointStore
 from harness.config.run import Checkpoint
+from harness.ranks.env import placement
+from harness.ranks.join import join_ranks
 from harness.stopping import StopSignals
-from harness.strategy.build import join_ranks
-from harness.strategy.env import placement
 from tests.distributed.scenarios import Spec, train_updates
 from tests.faults.jobs import COLLECTIVES_TIME_OUT, ROWS, System, network
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.models.gpt import Attention
+from harness.catalogue.gpt.network import Attention
 from harness.run import Run
 from harness.state import TrainState
 from tests.gpu.large import Gpt, running

@@ -93,7 +93,7 @@ def read_the_norm_in_every_update() -> None:
 
 def leave_validation_rows_on_the_host() -> None:
     """Forget to copy a batch to the device."""
-    from harness.data.batches import ValidationBatches
+    from harness.rows.batches import ValidationBatches
 
     iterate = ValidationBatches.__iter__
 

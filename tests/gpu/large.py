@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from harness.assemble import assemble
-from harness.config import RunConfig
-from harness.config.gpt import GptModel, num_parameters
-from harness.data.batches import Columns
-from harness.data.sources import DataSplits
-from harness.data.tokenizers import Bytes
-from harness.models.registry import build_model
+from harness.catalogue.gpt.section import GptModel, num_parameters
+from harness.catalogue.networks import build_model
+from harness.catalogue.text.tokenizers import Bytes
+from harness.config.run_config import RunConfig
+from harness.rows.batches import Columns
+from harness.rows.splits import DataSplits
 from harness.run import Run
 from harness.stopping import StopSignals
 from tests.gpu.small import joined

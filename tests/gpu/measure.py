@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 from torch.autograd import DeviceType
 
+from harness.catalogue.gpt.section import GptModel, forward_flops_per_token
 from harness.checkpoint.store import CheckpointStore
-from harness.config.gpt import GptModel, forward_flops_per_token
-from harness.data import batches
-from harness.data.batches import Columns, TrainingBatches
-from harness.data.order import BatchPlan
 from harness.interval import Interval
 from harness.loop import train_step
-from harness.peak_flops import peak_flops
+from harness.ranks.join import leave_ranks
+from harness.rows import batches
+from harness.rows.batches import Columns, TrainingBatches
+from harness.rows.order import BatchPlan
 from harness.run import Run
 from harness.state import TrainState
-from harness.strategy.build import leave_ranks
+from harness.watch.peak_flops import peak_flops
 from tests.gpu.large import GPT_350M, Gpt, running
 from tests.gpu.small import Job, assembled, device, make_updates
 
@@ -239,8 +239,8 @@ def _save_and_train_on(run: Run, state: TrainState, *, is_held: bool) -> tuple[d
 
 
 def _compare_with_disk(store: CheckpointStore, directory: Path, kept: dict[str, Tensor]) -> None:
-    from harness.checkpoint.manifest import read_manifest
     from harness.checkpoint.tensors import tensor_digest
+    from harness.record.manifest import read_manifest
 
     saved = dict(read_manifest(directory).tensors)
     assert saved.keys() == kept.keys(), "the checkpoint has other tensors"

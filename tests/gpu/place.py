@@ -42,8 +42,8 @@ def packages() -> Figures:
 
 def machine() -> Figures:
     """Say what there is, and refuse a GPU that nvidia-smi lists and torch cannot use."""
-    from harness.strategy.build import refuse_unusable_gpus
-    from harness.visible_gpus import count_gpus
+    from harness.ranks.join import refuse_unusable_gpus
+    from harness.ranks.visible_gpus import count_gpus
 
     figures: Figures = {"torch": torch.__version__, "cores": len(os.sched_getaffinity(0))}
     figures["compiler"] = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), "none")
@@ -85,9 +85,9 @@ def placement() -> Figures:
 
 def _place(path: Path, folder: Path) -> int:
     from harness.assemble import assemble
+    from harness.catalogue.networks import build_model
+    from harness.catalogue.sources import load, prepare
     from harness.config.io import load_config
-    from harness.data.sources import load, prepare
-    from harness.models.registry import build_model
     from harness.state import TrainState
     from harness.stopping import StopSignals
     from tests.gpu.small import device, joined, make_updates
@@ -133,8 +133,8 @@ def _tensors(run: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _digits() -> Any:
-    from harness.data.batches import Columns
-    from harness.data.sources import DataSplits
+    from harness.rows.batches import Columns
+    from harness.rows.splits import DataSplits
 
     generator = torch.Generator().manual_seed(0)
     columns = Columns(torch.rand(ROWS, 1, 28, 28, generator=generator), torch.arange(ROWS) % 10)
@@ -255,7 +255,7 @@ def _train(config: Path, *overrides: str) -> None:
 
 def _saved(directory: Path) -> dict[str, str]:
     """Return a digest of everything that a checkpoint holds of the state of training."""
-    from harness.checkpoint.manifest import read_manifest
+    from harness.record.manifest import read_manifest
 
     manifest = read_manifest(directory)
     random_states = {entry.name: entry.sha256 for entry in manifest.files if entry.name in manifest.names("rng")}

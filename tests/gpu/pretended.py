@@ -13,9 +13,9 @@ from unittest.mock import patch
 import torch
 
 from harness import assemble
-from harness.models.flops import training_flops_per_row
-from harness.peak_flops import peak_flops
-from harness.strategy.base import Ranks
+from harness.ranks.group import Ranks
+from harness.watch.flops import training_flops_per_row
+from harness.watch.peak_flops import peak_flops
 from tests.gpu import measure
 from tests.gpu.faults import FAULTS
 from tests.gpu.large import Gpt

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from harness.process import pin_packages
+from harness.ranks.process import pin_packages
 
 REPOSITORY = Path(__file__).parents[2]
 LINES_KEPT = 40

@@ -14,22 +14,23 @@ import torch
 from torch import Tensor, nn
 
 from harness.assemble import assemble
-from harness.config import RunConfig
-from harness.data.batches import Columns
-from harness.data.order import BatchPlan
-from harness.data.sources import DataSplits
-from harness.data.tokenizers import Bytes
+from harness.catalogue.networks import build_model
+from harness.catalogue.text.tokenizers import Bytes
+from harness.config.run_config import RunConfig
 from harness.interval import Interval
 from harness.loop import fit, train_step
-from harness.models.registry import build_model
 from harness.observers.base import Observer, Observers
+from harness.ranks.env import Placement, placement
+from harness.ranks.group import Ranks
+from harness.ranks.join import join_ranks
+from harness.rows.batches import Columns
+from harness.rows.order import BatchPlan
+from harness.rows.splits import DataSplits
 from harness.run import Run
 from harness.state import TrainState
 from harness.stopping import StopSignals
 from harness.strategy import build
-from harness.strategy.base import Ranks
-from harness.strategy.build import AUTOCAST, DTYPES, join_ranks
-from harness.strategy.env import Placement, placement
+from harness.strategy.build import AUTOCAST, DTYPES
 from harness.strategy.loss_scale import LossScale
 
 NETWORKS: dict[str, dict[str, Any]] = {

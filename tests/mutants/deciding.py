@@ -5,10 +5,11 @@ from tests.mutants.mutant import Mutant
 _STOPPING, _SCHEDULE, _AGENDA = "harness/stopping.py", "harness/schedule.py", "harness/agenda.py"
 _CHANGES, _CHECKS, _PROBLEMS = (f"harness/config/{name}.py" for name in ("changes", "checks", "problems"))
 _IO, _RUN, _TRACKING = (f"harness/config/{name}.py" for name in ("io", "run", "tracking"))
-_ROWS, _SIDECAR, _WANDB = (f"harness/observers/{name}.py" for name in ("rows", "sidecar", "wandb"))
-_TRACK = "harness/track.py"
-_ATTEMPTS, _FACTS, _JOB = (f"launch/{name}.py" for name in ("attempts", "job_facts", "job"))
-_SLURM, _CLIENT, _SUBMIT, _TORCHRUN = (f"launch/{name}.py" for name in ("slurm", "slurm_client", "submit", "torchrun"))
+_ROWS, _SIDECAR, _WANDB = (f"harness/tracking/{name}.py" for name in ("points", "sidecar", "wandb"))
+_TRACK = "harness/tracking/track.py"
+_ATTEMPTS, _FACTS, _JOB = (f"launch/slurm/{name}.py" for name in ("attempts", "job_facts", "job"))
+_SLURM, _CLIENT, _SUBMIT = (f"launch/slurm/{name}.py" for name in ("script", "client", "submit"))
+_TORCHRUN = "launch/torchrun.py"
 
 STOPPING = (
     Mutant(
@@ -329,7 +330,7 @@ SLURM = (
     ),
     Mutant(
         "what_the_command_starts_is_looked_for_in_the_working_directory_first",
-        "harness/process.py",
+        "harness/ranks/process.py",
         'environment["PYTHONSAFEPATH"] = "1"',
         'environment.pop("PYTHONSAFEPATH", None)',
         ("test_launch.py::test_what_the_command_starts_is_of_its_own_package_wherever_that_is",),

@@ -9,7 +9,7 @@ import sys
 from types import FrameType
 
 from harness.launch.torchrun import _kill_leftovers
-from harness.process import adopt_orphans, die_with_parent
+from harness.ranks.process import adopt_orphans, die_with_parent
 
 RAN_OUT = 124
 """The exit code where the time was over, as of timeout(1)."""

@@ -2,13 +2,13 @@
 
 from tests.mutants.mutant import Mutant
 
-_STOPPING, _RESUME, _TRAIN = "harness/stopping.py", "harness/resume.py", "harness/train.py"
+_STOPPING, _RESUME, _TRAIN = "harness/stopping.py", "harness/saving.py", "harness/session.py"
 _DIRECTORY, _BUILD, _STORE = (
-    "harness/checkpoint/directory.py",
-    "harness/strategy/build.py",
+    "harness/record/checkpoints.py",
+    "harness/ranks/join.py",
     "harness/checkpoint/store.py",
 )
-_INSTALLED, _CLASSES = "harness/config/installed.py", "harness/data/classes.py"
+_INSTALLED, _CLASSES = "harness/config/installed.py", "harness/catalogue/classification/classes.py"
 _RESUMED = "distributed/test_resume.py"
 
 JUDGING = (
@@ -65,7 +65,7 @@ JUDGING = (
     ),
     Mutant(
         "a_start_that_is_refused_leaves_its_config_behind",
-        "harness/run_directory.py",
+        "harness/record/run_directory.py",
         'if (self.path / "config.yaml").exists() or not has_saves(self.path):',
         "if True:",
         (f"{_RESUMED}::test_another_order_of_rows_is_refused_even_where_the_stored_config_is_lost",),

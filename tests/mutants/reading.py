@@ -2,11 +2,24 @@
 
 from tests.mutants.mutant import Mutant
 
-_TABULAR, _COLUMNS, _SHARDS, _SOURCES = (
-    f"harness/data/{name}.py" for name in ("tabular", "columns", "shards", "sources")
+_TABULAR, _COLUMNS, _SHARDS, _SOURCES, _DOCUMENTS, _TEXT, _IMAGES, _LOOK = (
+    f"harness/catalogue/{name}.py"
+    for name in (
+        "table/read",
+        "table/columns",
+        "table/shards",
+        "sources",
+        "text/documents",
+        "text/read",
+        "images/read",
+        "look",
+    )
 )
-_DOCUMENTS, _TEXT, _IMAGES, _LOOK = (f"harness/data/{name}.py" for name in ("documents", "text", "images", "look"))
-_SUSPECTS, _PREPROCESS, _RESUME = "harness/data/suspects.py", "harness/data/preprocess.py", "harness/resume.py"
+_SUSPECTS, _PREPROCESS, _RESUME = (
+    "harness/catalogue/table/suspects.py",
+    "harness/catalogue/table/preprocess.py",
+    "harness/saving.py",
+)
 _TESTS, _UNCHANGED = ("test_columns.py",), ("test_unchanged.py",)
 
 READING = (
@@ -134,7 +147,7 @@ READING = (
     ),
     Mutant(
         "r2_of_a_target_that_never_changes_is_minus_infinity",
-        "harness/tasks/metrics.py",
+        "harness/catalogue/regression/metrics.py",
         "if output not in constant]",
         "]",
         _TESTS,

@@ -3,11 +3,12 @@
 from tests.mutants.mutant import Mutant
 
 _CHECKPOINT = "harness/checkpoint/"
-_STORE, _DIRECTORY, _MANIFEST = (f"{_CHECKPOINT}{name}.py" for name in ("store", "directory", "manifest"))
+_STORE = f"{_CHECKPOINT}store.py"
+_DIRECTORY, _MANIFEST = "harness/record/checkpoints.py", "harness/record/manifest.py"
 _LAYOUT, _TENSORS, _SNAPSHOT = (f"{_CHECKPOINT}{name}.py" for name in ("layout", "tensors", "snapshot"))
-_RNG, _TRAINER = f"{_CHECKPOINT}rng.py", f"{_CHECKPOINT}trainer.py"
-_RESUME, _TRAIN = "harness/resume.py", "harness/train.py"
-_LEDGER, _LINES, _RUN = "harness/observers/ledger.py", "harness/json_lines.py", "harness/run_directory.py"
+_RNG, _TRAINER = f"{_CHECKPOINT}rng.py", "harness/record/progress.py"
+_RESUME, _TRAIN = "harness/saving.py", "harness/session.py"
+_LEDGER, _LINES, _RUN = "harness/observers/ledger.py", "harness/record/json_lines.py", "harness/record/run_directory.py"
 
 CHECKPOINT = (
     Mutant(

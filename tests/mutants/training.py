@@ -2,11 +2,11 @@
 
 from tests.mutants.mutant import Mutant
 
-_LOOP, _INTERVAL, _TRAIN = "harness/loop.py", "harness/interval.py", "harness/train.py"
+_LOOP, _INTERVAL, _TRAIN = "harness/loop.py", "harness/interval.py", "harness/session.py"
 _DDP, _ZERO, _FRAGMENTS = "harness/strategy/ddp.py", "harness/strategy/zero.py", "harness/strategy/zero_fragments.py"
 _BUILD_ZERO, _DEEPSPEED = "harness/strategy/build_zero.py", "harness/strategy/deepspeed_config.py"
 _AVERAGE, _NOISE, _SCALE = (f"harness/strategy/{name}.py" for name in ("average", "noise", "loss_scale"))
-_ORDER, _BATCHES, _ASSEMBLE = "harness/data/order.py", "harness/data/batches.py", "harness/assemble.py"
+_ORDER, _BATCHES, _ASSEMBLE = "harness/rows/order.py", "harness/rows/batches.py", "harness/assemble.py"
 
 _NOISY = """\
         if self._noise is not None:

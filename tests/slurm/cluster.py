@@ -31,7 +31,7 @@ PROGRAMS = {
 CPUS_PER_NODE, GPUS_PER_NODE = 16, 4
 PREEMPTION_GRACE_SECONDS = 10
 PORTS, PORTS_PER_CLUSTER = range(32_000, 32_768), 8
-"""Above those of jobs (launch/network.py), below those that the kernel gives to outgoing connections."""
+"""Above those of jobs (launch/slurm/network.py), below those that the kernel gives to outgoing connections."""
 JOBS_PER_CLUSTER = 200
 # Run with the name of a host and its hosts file in force; the node's first process reaps and ends with slurmd.
 _ENTER = 'hostname "$1"; mount --bind "$2" /etc/hosts; shift 2; '

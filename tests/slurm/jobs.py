@@ -15,9 +15,9 @@ from typing import Any
 
 import yaml
 
-from harness.json_lines import read_lines
 from harness.launch import cli
-from harness.launch.slurm_client import field
+from harness.launch.slurm.client import field
+from harness.record.json_lines import read_lines
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main
 from tests.helpers import plain_ledger, wait_until
@@ -122,7 +122,7 @@ class Run:
                 words = path.read_bytes().split(b"\0")
             except OSError:
                 continue  # it has just ended
-            starters = {b"srun", b"harness.launch.node"}
+            starters = {b"srun", b"harness.launch.slurm.node"}
             if b"harness.train" in words and config in words and starters.isdisjoint(words):
                 os.kill(int(path.parent.name), number)
                 return

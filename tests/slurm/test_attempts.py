@@ -10,7 +10,7 @@ import time
 import pytest
 
 from harness.errors import ConfigError
-from harness.launch.status import cancel, newest_log, status_of
+from harness.launch.slurm.status import cancel, newest_log, status_of
 from tests.slurm.jobs import LONG, Site, interrupt
 
 

@@ -11,7 +11,7 @@ from itertools import product
 import pytest
 
 from harness.launch import cli
-from harness.launch.network import FIRST_PORT
+from harness.launch.slurm.network import FIRST_PORT
 from tests.slurm.jobs import LONG, Run, Site
 
 
@@ -138,7 +138,7 @@ def test_a_node_whose_disk_hangs_is_named_and_left_out(site: Site) -> None:
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(
         "import os, sys, time\n"
-        "while os.uname().nodename == 'node2' and 'harness.strategy.roll_call' in sys.orig_argv:\n"
+        "while os.uname().nodename == 'node2' and 'harness.ranks.roll_call' in sys.orig_argv:\n"
         "    time.sleep(1)\n"
     )
     setup = [f"export PYTHONPATH={shlex.quote(str(folder))}:$PYTHONPATH"]

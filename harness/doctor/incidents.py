@@ -1,0 +1,29 @@
+"""Finding the rank that brought a NaN or infinity into the gradient although its loss was finite."""
+
+from collections.abc import Sequence
+
+import torch
+
+from harness.rows.batches import Batch
+from harness.strategy.base import Strategy
+from harness.tasks.base import TaskLoss
+
+
+def ranks_with_nonfinite_gradient(strategy: Strategy, task: TaskLoss, micro_batches: Sequence[Batch]) -> list[int]:
+    """Compute each rank's own gradient again, unreduced, and return the ranks where it is not finite. Collective.
+
+    The weights are still those of the update in question if none was applied since. Dropout draws other masks, so an
+    empty list is possible.
+    """
+    parameters = [parameter for parameter in strategy.module.parameters() if parameter.requires_grad]
+    is_finite = True
+    for batch in micro_batches:
+        if batch.is_padding:
+            continue
+        loss = task.loss_sum(strategy.predict(batch.inputs), batch.targets)
+        # autograd.grad goes round the hooks that would reduce over ranks.
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        is_finite &= all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)
+    strategy.release()
+    verdicts = strategy.gather_objects(is_finite)
+    return [rank for rank, finite in enumerate(verdicts) if not finite]

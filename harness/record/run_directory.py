@@ -1,0 +1,189 @@
+"""The directory of a run: made, locked and described by rank zero."""
+
+import fcntl
+import json
+import os
+import socket
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from harness.config.changes import compare
+from harness.config.fields import RUN_ID
+from harness.config.io import dump_config, load_config, other_version, shown
+from harness.config.run_config import RunConfig
+from harness.errors import ConfigError, RunInUseError, StorageError
+from harness.record.checkpoints import CheckpointDirectory
+from harness.record.files import json_bytes, make_directory_durably, own_file, replace_durably, storage_errors
+from harness.record.manifest import checkpoint_problems, read_json, read_trainer
+
+SCHEMA = 1
+
+
+class RunDirectory:
+    """Holds the lock of a run directory from `__enter__` to `__exit__`; the kernel frees it if this process dies.
+
+    Args:
+        new_id: of a run that has none yet, if somebody else has chosen one.
+    """
+
+    def __init__(self, config: RunConfig, *, new_id: str | None = None) -> None:
+        self._config, self._new_id = config, new_id
+        self.path = config.run_directory
+        self.run_id = ""
+        """What trackers know the run by; known to who has described the directory."""
+
+    def __enter__(self) -> "RunDirectory":
+        """Make and lock the directory.
+
+        Raises:
+            StorageError: it cannot be written.
+            RunInUseError: another process trains in it.
+        """
+        try:
+            make_directory_durably(self.path)
+            self._lock = open(self.path / "lock", "a+", opener=own_file)
+        except OSError as error:
+            raise StorageError(
+                f"cannot write to {self.path}: {error.strerror}. "
+                "Mend it, or set run.output_root to a folder you can write"
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "an unknown process"
+            self._lock.close()
+            raise RunInUseError(
+                f"{self.path} is in use by {holder}. Wait for it, stop it, or give this run another run.name"
+            ) from error
+        with storage_errors("write", self.path / "lock"):
+            self._lock.truncate(0)
+            self._lock.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+            self._lock.flush()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.close()
+
+    def describe(self) -> list[str]:
+        """Write run.json once and config.yaml; return what changed since the run was last started and is worth a word.
+
+        Where config.yaml was lost, nobody has compared this configuration with the run: `keep_config` writes it later.
+
+        Raises:
+            ConfigError: the directory holds a run that this config, or this version, cannot continue.
+        """
+        notices = changes_since(self.path, self._config)
+        identity = self.path / "run.json"
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        with storage_errors("write in", self.path):
+            if not identity.exists():
+                run_id = self._saved_id() or self._new_id or uuid.uuid4().hex[:8]
+                replace_durably(identity, json_bytes({"id": run_id, "created": created, "schema": SCHEMA}))
+            (self.path / "exit.json").unlink(missing_ok=True)
+        if (self.path / "config.yaml").exists() or not has_saves(self.path):
+            self.keep_config()
+        self.run_id = str(read_identity(self.path)["id"])
+        return notices
+
+    def keep_config(self) -> None:
+        """Write config.yaml."""
+        with storage_errors("write in", self.path):
+            replace_durably(self.path / "config.yaml", dump_config(self._config).encode())
+
+    def _saved_id(self) -> str | None:
+        """Return the id that a checkpoint knows this run by, where run.json is lost.
+
+        Without a ledger nothing is lost: then somebody has put checkpoints of another run here to begin with.
+        """
+        if not (self.path / "ledger.jsonl").exists():
+            return None
+        checkpoints = CheckpointDirectory(self.path / "checkpoints")
+        for checkpoint in checkpoints.steps() if checkpoints.path.is_dir() else ():
+            if checkpoint_problems(checkpoint) == []:
+                run_id = read_trainer(checkpoint).get("run_id")
+                return run_id if is_run_id(run_id) else None
+        return None
+
+    def write_exit(self, *, code: int, reason: str, step: int) -> None:
+        """Write how the run ended, since torchrun itself exits with 1 for everything."""
+        with storage_errors("write", self.path / "exit.json"):
+            replace_durably(self.path / "exit.json", json_bytes({"code": code, "reason": reason, "step": step}))
+
+
+def has_saves(directory: Path) -> bool:
+    """Whether a run directory has a checkpoint, be it a broken one."""
+    patterns = ("checkpoints/step-*", "checkpoints/quarantine/step-*")
+    return any(any(directory.glob(pattern)) for pattern in patterns)
+
+
+def changes_since(directory: Path, config: RunConfig) -> list[str]:
+    """Return what changed since a run was last started and is worth a word; writes nothing.
+
+    Raises:
+        ConfigError: the directory holds a run that this config, or this version, cannot continue.
+    """
+    if (directory / "run.json").exists():
+        read_identity(directory)
+    # Before anything was saved there is no run to continue: a first start may be mended in any way.
+    if not (directory / "config.yaml").exists() or not has_saves(directory):
+        return []
+    changes = compare(stored_config(directory), config)
+    if changes.refused:
+        raise ConfigError(f"{directory} holds another run: {changes.refusal_message()}")
+    return [f"changed since the run was last started: {change}" for change in changes.noticed]
+
+
+def read_identity(directory: Path) -> dict[str, Any]:
+    """Return what run.json says: `id`, `created` and `schema`.
+
+    Raises:
+        ConfigError: there is none, it is broken, or another version of this harness wrote it.
+    """
+    path = directory / "run.json"
+    if not path.exists():
+        raise ConfigError(f"{directory} is not a run directory: it has no run.json. Give one such as runs/mnist-cnn")
+    try:
+        identity = read_json(path)
+        problem = "" if isinstance(identity, dict) and "schema" in identity else "it is no object with a schema"
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    if not problem and identity["schema"] != SCHEMA:
+        raise ConfigError(
+            f"{path} is of schema {shown(identity['schema'])}, this harness knows {SCHEMA}; use the version that wrote "
+            "it, or another run.name. harness report draws what it can of any"
+        )
+    if not problem and not is_run_id(identity.get("id")):
+        problem = f"its id is {shown(identity.get('id'))}"
+    if problem:
+        raise ConfigError(
+            f"{path} is broken: {problem}. Put it back from a copy, or remove it: the checkpoints have the run's id too"
+        )
+    return dict(identity)
+
+
+def stored_config(directory: Path) -> RunConfig:
+    """Return the configuration that a run was last started with.
+
+    Raises:
+        ConfigError: its config.yaml is damaged or gone.
+    """
+    try:
+        return load_config(directory / "config.yaml").config
+    except ConfigError as error:
+        advice = (
+            "\n  The run wrote it when it was started. Put it back from a copy; or remove it and start "
+            "the run's command again, which writes it anew"
+        )
+        is_whole = other_version(directory / "config.yaml")  # then it is not the file that is to be mended
+        raise ConfigError(f"{error.args[0]}{'' if is_whole else advice}") from error
+
+
+def is_run_id(value: Any) -> bool:
+    """Whether something that was read may be the id of a run."""
+    return isinstance(value, str) and RUN_ID.fullmatch(value) is not None

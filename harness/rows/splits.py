@@ -1,0 +1,73 @@
+"""What a run trains on and what it is judged by, and how rows are set aside for that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.catalogue.table.shards import ShardedColumns
+from harness.catalogue.text.tokenizers import TextTokenizer
+from harness.config.data import DataSection
+from harness.errors import DataError
+from harness.rows.batches import Columns
+from harness.rows.order import permutation_key, permute
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """What a run trains on, what it is judged by, and the sizes that the model follows from."""
+
+    train: Columns | ShardedColumns
+    validation: Columns
+    input_shape: tuple[int, ...]
+    """Of one row: (F,), (C, H, W), or (T,) tokens."""
+    num_outputs: int
+    """Classes, numbers to predict, or different tokens."""
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    """Plain data: how rows became `inputs` ("features", see preprocess.py) and names labels ("classes")."""
+    notices: tuple[str, ...] = ()
+    """Sentences for whoever started the run."""
+    tokenizer: TextTokenizer | None = None
+    """Of running text."""
+    read_otherwise: tuple[str, ...] = ()
+    """What is done with the columns here that was not in the version before, see `tabular.read_otherwise`."""
+
+
+def split_rows(targets: NDArray[Any], data: DataSection, *, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the (training, validation) rows in ascending order; which is which follows from seed and labels alone.
+
+    Args:
+        targets: (N,) labels, or (N, K) numbers, which are not stratified.
+    Raises:
+        DataError: one of them would have no row.
+    """
+    fraction, num_rows = data.validation_fraction, len(targets)
+    num_validation = round(fraction * num_rows)
+    if not 0 < num_validation < num_rows:
+        raise DataError(
+            f"data.validation_fraction: {fraction:g} of {num_rows} rows leaves {num_rows - num_validation} to train "
+            f"and {num_validation} to validate; "
+            + (f"use {1 / num_rows:.2g} to {1 - 1 / num_rows:.2g}" if num_rows > 1 else "at least 2 rows are wanted")
+        )
+    order = permute(np.arange(num_rows), size=num_rows, key=permutation_key(seed, 0, "split"))
+    is_validation = np.arange(num_rows) < num_validation  # in this order
+    if data.stratify and targets.ndim == 1:
+        is_validation = _first_of_each_class(targets[order], num_validation)
+    return np.sort(order[~is_validation]), np.sort(order[is_validation])
+
+
+def _first_of_each_class(labels: NDArray[np.int64], num_wanted: int) -> NDArray[np.bool_]:
+    """Return which rows are the first of their class, `num_wanted` in all, each class its share to within one row."""
+    counts = np.bincount(labels)
+    shares = num_wanted * counts / len(labels)
+    quotas = np.floor(shares).astype(np.int64)
+    # The largest remainders get the rows that are left over (Hamilton's method).
+    largest = np.argsort(quotas - shares, kind="stable")
+    quotas[largest[: num_wanted - quotas.sum()]] += 1
+    by_class = np.argsort(labels, kind="stable")
+    place_in_class = np.empty_like(labels)
+    place_in_class[by_class] = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels[by_class]]
+    return place_in_class < quotas[labels]
