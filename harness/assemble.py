@@ -9,24 +9,26 @@ from harness.agenda import Agenda
 from harness.catalogue.classification.classes import check_judges
 from harness.catalogue.images.augment import Augmentation
 from harness.catalogue.images.section import ImageSection
-from harness.catalogue.networks import batch_norms
 from harness.catalogue.table.columns import READING
 from harness.catalogue.table.shards import ShardedColumns
 from harness.catalogue.tasks import build_task
 from harness.checkpoint.store import CheckpointStore
 from harness.config.run_config import RunConfig
+from harness.config.training import AdafactorOptim, MuonOptim
+from harness.doctor.promises import look
 from harness.errors import ConfigError
+from harness.fits import check_batch_norm
 from harness.observers.base import Observers
 from harness.ranks.group import Ranks
-from harness.rows.batches import TrainingBatches, ValidationBatches
+from harness.rows.batches import TrainingBatches, ValidationBatches, labels_of
 from harness.rows.order import BalancedRows, BatchPlan, RowOrder, ShardedRows
 from harness.rows.splits import DataSplits
 from harness.run import Run
 from harness.schedule import check_fits
 from harness.stopping import Judge, StopSignals
 from harness.strategy.build import AUTOCAST, DTYPES, build_strategy
-from harness.strategy.unused import freeze_unused
-from harness.watch.flops import training_flops_per_row
+from harness.tasks.base import TaskLoss
+from harness.watch.flops import NUM_ROWS, training_flops_per_row
 from harness.watch.peak_flops import peak_flops
 from harness.watch.stopwatch import Stopwatch
 
@@ -49,24 +51,26 @@ def assemble(
         order=_row_order(config, splits),
     )
     agenda = Agenda(config, plan.steps_per_epoch)
+    device, dtype = ranks.device, DTYPES[config.strategy.precision]
     with ranks.together("putting the run together"):
         check_fits(config.schedule, total_updates=agenda.total_updates)
         check_judges(config, splits.validation, splits.preprocessing.get("classes"))
-        check_batch_norm(model, plan, input_shape=splits.input_shape)
-    share_of_peak_per_row = _share_of_peak_per_row(config, ranks, splits, model)
-    device, dtype = ranks.device, DTYPES[config.strategy.precision]
+        task = build_task(config.task, splits, device=device, dtype=dtype)
     batches = TrainingBatches(
         splits.train, plan, rank=ranks.rank, device=device, dtype=dtype, augmentation=_augmentation(config)
     )
-    inputs = batches.at(0)[0].inputs
+    model.to(device=device, dtype=dtype)
     pads_left = getattr(model, "pads_left", False)
+    with ranks.together("looking for BatchNorm"):
+        check_batch_norm(model, plan, lambda: task.forward(model, batches.some([0]).data))
+    share_of_peak_per_row = _share_of_peak_per_row(config, ranks, task, batches, model)
     autocast = AUTOCAST[config.strategy.precision]
-    notices = freeze_unused(model.to(device=device, dtype=dtype), inputs, ranks, autocast=autocast)
-    strategy = build_strategy(config, model, ranks)
-    strategy.notices = (*strategy.notices, *notices)
-    with ranks.together("preparing the task"):
-        task = build_task(config.task, splits, device=device, dtype=dtype)
-    strategy.warm_up(inputs)
+    found = look(model, task, splits.train, batches, ranks, autocast=autocast, only_ddp=_only_ddp(config))
+    with ranks.together("reading the groups of parameters"):
+        groups = task.parameter_groups(model)
+    strategy = build_strategy(config, model, ranks, groups=groups)
+    strategy.notices = (*strategy.notices, *found.notices)
+    strategy.warm_up(lambda: task.forward(strategy.forward, batches.at(0)[0].data))
     return Run(
         config=config,
         strategy=strategy,
@@ -97,46 +101,43 @@ def assemble(
         observers=Observers(),
         stopwatch=Stopwatch(device, tells_reduction=strategy.tells_reduction),
         share_of_peak_per_row=share_of_peak_per_row,
+        promises=found.promises,
+        seconds_looked=found.seconds,
     )
 
 
-def check_batch_norm(model: nn.Module, plan: BatchPlan, *, input_shape: tuple[int, ...]) -> None:
-    """Refuse a batch arithmetic that would give BatchNorm a single row to take the variance of.
-
-    Raises:
-        ConfigError: names the layer and the batch that is too small.
-    """
-    layers = batch_norms(model, input_shape=input_shape)
-    if not layers:
-        return
-    for position in {0, plan.steps_per_epoch - 1}:
-        for rank in range(plan.world_size):
-            sizes = [stop - start for start, stop in plan.micro_batches(position, rank)]
-            if 1 in sizes:
-                raise ConfigError(
-                    f"data.global_batch: batch {position + 1:,} of an epoch has {plan.rows_at(position)} rows, which "
-                    f"leaves rank {rank} of {plan.world_size} a micro-batch of one row, and BatchNorm (layer "
-                    f"{layers[0]}) wants two or more; with {plan.num_rows:,} training rows use another "
-                    "data.global_batch, strategy.micro_batch or number of ranks, or model.norm=none"
-                )
-
-
-def _share_of_peak_per_row(config: RunConfig, ranks: Ranks, splits: DataSplits, model: nn.Module) -> float | None:
+def _share_of_peak_per_row(
+    config: RunConfig, ranks: Ranks, task: TaskLoss, batches: TrainingBatches, model: nn.Module
+) -> float | None:
     if ranks.device.type != "cuda":
         return None
     name, allows_tf32 = torch.cuda.get_device_name(ranks.device), torch.backends.cuda.matmul.allow_tf32
     peak = peak_flops(name, precision=config.strategy.precision, allows_tf32=allows_tf32)
     if peak is None:
         return None
-    return training_flops_per_row(model, splits.validation.inputs[:1]) / (peak * ranks.world_size)
+    rows = batches.some([0] * NUM_ROWS)  # BatchNorm refuses to train on one
+    return training_flops_per_row(model, task.forward, rows) / (peak * ranks.world_size)
+
+
+def _only_ddp(config: RunConfig) -> str:
+    """Return why no other strategy could train this run, if that is so."""
+    if isinstance(config.optim, AdafactorOptim | MuonOptim):
+        return f"{config.optim.kind} looks at whole weight matrices: ddp only"
+    return "gradient_noise is of the clipped gradient: ddp only" if config.gradient_noise else ""
 
 
 def _row_order(config: RunConfig, splits: DataSplits) -> RowOrder | None:
     if isinstance(splits.train, ShardedColumns):
         return ShardedRows(splits.train.rows_per_shard, seed=config.run.seed)
-    if config.data.sampling == "balanced":
-        return BalancedRows(splits.train.targets.numpy(), seed=config.run.seed)
-    return None
+    if config.data.sampling == "uniform":
+        return None
+    labels = labels_of(splits.train)
+    if labels is None:
+        raise ConfigError(
+            "data.sampling: balanced wants a label of every row, in memory and beforehand; these rows have no column "
+            "`targets` of whole numbers in memory, so use data.sampling=uniform and weights in the task"
+        )
+    return BalancedRows(labels.numpy(), seed=config.run.seed)
 
 
 def _augmentation(config: RunConfig) -> Augmentation | None:

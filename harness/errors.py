@@ -8,6 +8,8 @@ class HarnessError(Exception):
     """A problem that its reader can mend; the message says how."""
 
     exit_code = 1
+    is_of_one_rank = False
+    """Whether the other ranks cannot know of it, so that it is said by the one that does."""
 
     def __str__(self) -> str:
         return f"{type(self).__name__}: {super().__str__()}"
@@ -23,6 +25,12 @@ class DataError(HarnessError):
     """The data are missing, unreadable, or not what the task needs."""
 
     exit_code = 3
+
+
+class RowError(DataError):
+    """A row could not be had, on one rank."""
+
+    is_of_one_rank = True
 
 
 class CheckpointError(HarnessError):

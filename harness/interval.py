@@ -18,6 +18,7 @@ from harness.saving import hear_of_save
 from harness.state import TrainState, UpdateReport
 from harness.stopping import StopSignals
 from harness.strategy.loss_scale import LEAST
+from harness.tasks.base import LOSS
 
 _BALLOT = 7
 
@@ -73,7 +74,9 @@ class Interval:
                 figures = {"grad_norm": norm, "clip_coefficient": coefficient, "learning_rate": rate}
                 figures |= {"loss_scale": scale[0]} if scale else {}
                 figures |= of_interval if report is self._reports[-1] else {}
-                if self._settle_one(report, [row[_BALLOT + index] for row in rows], figures, seconds=seconds):
+                first = _BALLOT + index * len(report.terms)
+                parts = {name: [row[first + place] for row in rows] for place, name in enumerate(report.terms)}
+                if self._settle_one(report, parts, figures, seconds=seconds):
                     rate = next(rates, math.nan)
         finally:
             run.observers.settled()  # also of the updates that led to giving up
@@ -100,7 +103,7 @@ class Interval:
         return {**figures, **known, **rest}
 
     def _read(self) -> tuple[list[list[float]], list[float]]:
-        """Return the ballot and the losses of every rank; norm, coefficient and, in fp16, loss scale of every update.
+        """Return the ballot and the terms of the loss of every rank, and norm, coefficient and scale of every update.
 
         A ballot is (stop vote, next interval, whether the save in flight may advance, most bytes of memory in use so
         far, share of the interval that was spent waiting for rows, and of the rest computing and reducing).
@@ -113,8 +116,8 @@ class Interval:
         waited = (self._run.batches.seconds_waited - self._seconds_waited) / (time.perf_counter() - self._started)
         measured = [strategy.peak_memory_bytes(), waited, *self._run.stopwatch.parts()]
         ballot = strategy.tensor([*votes, *measured], dtype=torch.float64)
-        losses = torch.stack([report.loss for report in self._reports])
-        mine = torch.cat([ballot, losses])  # (_BALLOT + updates,) in float64, which holds every float32
+        terms = torch.stack([term for report in self._reports for term in report.terms.values()])
+        mine = torch.cat([ballot, terms])  # (_BALLOT + updates x terms,) in float64, which holds every float32
         gradients = [report.gradient for report in self._reports]
         figures = [x for norm in gradients for x in (norm.total, norm.coefficient, norm.loss_scale) if x is not None]
         replicated = torch.stack(figures)
@@ -124,20 +127,20 @@ class Interval:
         return rows, numbers[strategy.world_size * width :]
 
     def _settle_one(
-        self, report: UpdateReport, parts: list[float], figures: dict[str, float], *, seconds: float
+        self, report: UpdateReport, terms: dict[str, list[float]], figures: dict[str, float], *, seconds: float
     ) -> bool:
         """Count one update and tell of it; return whether it was applied.
 
         Args:
-            parts: of the loss, one a rank.
+            terms: the parts of each, one a rank.
         """
-        run, state = self._run, self._state
+        run, state, parts = self._run, self._state, terms[LOSS]
         step, position = state.step + 1, state.position
         applied = math.isfinite(figures["grad_norm"])  # what was not finite, the optimizer has skipped
         line: dict[str, Any] = {
             "event": "update",
             "step": step,
-            "loss": math.fsum(parts),
+            **{name: math.fsum(of_ranks) for name, of_ranks in terms.items()},
             **figures,
             "num_targets": run.plan.rows_at(position) * run.task.targets_per_row,
             "samples_seen": run.plan.samples_before(position + 1),

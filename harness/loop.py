@@ -11,6 +11,8 @@ from harness.run import Run
 from harness.saving import finish_saving, save
 from harness.scores import Scores, evenly_spread
 from harness.state import FitResult, TrainState, UpdateReport
+from harness.strategy.graph import zero_of
+from harness.tasks.base import LOSS
 
 
 def fit(run: Run, state: TrainState) -> FitResult:
@@ -44,41 +46,43 @@ def train_step(run: Run, position: int, learning_rate: Tensor) -> UpdateReport:
     micro_batches = run.batches.at(position)
     weight = weight_of_global_batch(run, position, micro_batches)
     run.stopwatch.start(position)  # in one update an interval; it reads nothing either
-    losses = []
+    parts = []
     for index, batch in enumerate(micro_batches, start=1):
         is_last = index == len(micro_batches)
         with strategy.accumulate(is_last=is_last):
-            loss = loss_sum(run, batch) / weight
+            terms = {name: total / weight for name, total in loss_sums(run, batch).items()}
             if is_last:
-                run.stopwatch.note_gradients_of(loss)
-            strategy.backward(loss)
-        losses.append(loss.detach())
+                run.stopwatch.note_gradients_of(terms[LOSS])
+            strategy.backward(terms[LOSS])
+        parts.append({name: term.detach() for name, term in terms.items()})
     # Gradients are now the sum over micro-batches and ranks, whole and unclipped; update() measures, clips and applies.
     run.stopwatch.note()
     gradient = strategy.update(learning_rate, position=position)
     run.stopwatch.note()
-    return UpdateReport(loss=sum(losses[1:], start=losses[0]), gradient=gradient)
+    terms = {name: sum((part[name] for part in parts[1:]), start=term) for name, term in parts[0].items()}
+    return UpdateReport(terms, gradient)
 
 
 def weight_of_global_batch(run: Run, position: int, micro_batches: list[Batch]) -> Tensor | int:
     """Return what the sum of the loss over every target on every rank is divided by. Collective with class weights."""
     if not run.task.is_weighted:
         return run.plan.rows_at(position) * run.task.targets_per_row
-    mine = [torch.as_tensor(run.task.weight_sum(batch.targets)) * (not batch.is_padding) for batch in micro_batches]
+    mine = [torch.as_tensor(run.task.weight_sum(batch)) * (not batch.is_padding) for batch in micro_batches]
     return run.strategy.sum(torch.stack(mine)).sum()
 
 
-def loss_sum(run: Run, batch: Batch) -> Tensor:
-    """Return the () sum of the loss over the targets of a batch; 0 where this rank only keeps the others company."""
+def loss_sums(run: Run, batch: Batch) -> dict[str, Tensor]:
+    """Return the () sum of the loss, and of what else is told, over the targets of a batch; 0 for a row that only keeps
+    the other ranks company."""
     if not batch.is_padding:
-        loss = run.task.loss_sum(run.strategy.forward(batch.inputs), batch.targets)
+        sums = run.task.loss_sums(run.task.forward(run.strategy.forward, batch.data), batch)
         penalty = run.strategy.penalty()  # of experts that are unevenly loaded
-        return loss if penalty is None else loss + penalty * run.task.weight_sum(batch.targets)
+        return sums if penalty is None else {**sums, LOSS: sums[LOSS] + penalty * run.task.weight_sum(batch)}
     model = run.strategy.model
     model.eval()  # so that a row that does not count leaves no trace in BatchNorm
-    loss = 0.0 * run.task.loss_sum(run.strategy.forward(batch.inputs), batch.targets)
+    nothing = zero_of(run.task.forward(run.strategy.forward, batch.data))
     model.train()
-    return loss
+    return dict.fromkeys(run.task.terms, nothing)
 
 
 @torch.no_grad()
@@ -91,9 +95,9 @@ def evaluate(run: Run, *, step: int) -> dict[str, Any]:
     scores = Scores(run.task, device=strategy.device, shown_rows=shown_rows, first_row=run.validation.first_row)
     with strategy.averaged():
         for batch in run.validation:
-            outputs = strategy.predict(batch.inputs)
+            outputs = run.task.forward(strategy.predict, batch.data)
             if not batch.is_padding:
-                scores.update(outputs, batch.targets)
+                scores.update(outputs, batch)
     if examples := scores.examples(strategy.gather_objects):
         run.observers.happened("samples", step=step, **examples)
     strategy.release()

@@ -10,30 +10,36 @@ from torch.optim import SGD, Adafactor, Adam, AdamW, Muon, Optimizer
 
 from harness.config.training import AdafactorOptim, AdamOptim, AdamWOptim, MuonOptim, Optim, SgdOptim
 
+OfParameters = Mapping[str, Mapping[str, float]]
+"""Settings by parameter name, where they are not those of all: `lr_factor` and `weight_decay`."""
+
 
 def parameter_groups(
-    model: nn.Module, *, weight_decay: float, left_out: Sequence[nn.Parameter] = ()
+    model: nn.Module, *, weight_decay: float, own: OfParameters | None = None, left_out: Sequence[nn.Parameter] = ()
 ) -> list[dict[str, object]]:
     """Split trainable parameters into those that decay and those that do not (biases, norms: fewer than 2 dimensions).
 
-    A model that has `lr_factors`, {parameter name: factor of the learning rate}, has groups for each factor, which
-    carry it as `lr_factor`. Empty groups are left out, and without decay nothing is split by dimensions, since every
-    group costs a kernel launch an update.
+    Empty groups are left out, and without decay nothing is split by dimensions, since every group costs a kernel launch
+    an update.
+
+    Args:
+        own: parameters with settings of their own; those with the same ones make a group. `lr_factor` is what the
+            learning rate is multiplied by.
     """
-    factors: Mapping[str, float] = getattr(model, "lr_factors", {})
-    others = set(left_out)
-    members: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    settings, others = own or {}, set(left_out)
+    members: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter not in others:
-            decays = bool(weight_decay) and parameter.dim() >= 2
-            members.setdefault((factors.get(name, 1.0), decays), []).append(parameter)
+            of_this = settings.get(name, {})
+            decay = of_this.get("weight_decay", weight_decay if parameter.dim() >= 2 else 0.0)
+            members.setdefault((of_this.get("lr_factor", 1.0), decay), []).append(parameter)
     return [
         {
-            "params": members[factor, decays],
-            "weight_decay": weight_decay if decays else 0.0,
+            "params": members[factor, decay],
+            "weight_decay": decay,
             **({"lr_factor": factor} if factor != 1.0 else {}),
         }
-        for factor, decays in sorted(members, reverse=True)  # from the head downwards, the decayed ones first
+        for factor, decay in sorted(members, reverse=True)  # from the head downwards, the decayed ones first
     ]
 
 
@@ -102,28 +108,31 @@ class SkippingOptimizer(Optimizer):
             member.step()
 
 
-def build_optimizer(model: nn.Module, config: Optim) -> Optimizer:
+def build_optimizer(model: nn.Module, config: Optim, own: OfParameters | None = None) -> Optimizer:
     """Return an optimizer of torch that skips an update where its `found_inf` is 1; the loop sets its rate.
 
     The fused ones do so on the device. Adafactor and Muon have no fused form: they launch kernels for every parameter
     (Adafactor for all at once where torch has foreach kernels, on GPUs), and read to the host once an update.
+
+    Args:
+        own: see `parameter_groups`; not of the hidden matrices that Muon has.
     """
     lr, fused = torch.tensor(config.peak_lr, dtype=torch.float64), True
     decay = 0.0 if isinstance(config, AdamOptim) else config.weight_decay
     match config:
         case AdamWOptim():
-            groups = parameter_groups(model, weight_decay=decay)
+            groups = parameter_groups(model, weight_decay=decay, own=own)
             return AdamW(groups, lr=lr, betas=config.betas, eps=config.eps, fused=fused)
         case AdamOptim():
-            groups = parameter_groups(model, weight_decay=decay)
+            groups = parameter_groups(model, weight_decay=decay, own=own)
             return Adam(groups, lr=lr, betas=config.betas, eps=config.eps, fused=fused)
         case AdafactorOptim():
-            groups = parameter_groups(model, weight_decay=decay)
+            groups = parameter_groups(model, weight_decay=decay, own=own)
             beta2_decay, threshold = config.beta2_decay, config.clip_threshold
             return SkippingOptimizer([Adafactor(groups, lr=config.peak_lr, beta2_decay=beta2_decay, d=threshold)])
         case MuonOptim():
             matrices = hidden_matrices(model)
-            groups = parameter_groups(model, weight_decay=decay, left_out=matrices)
+            groups = parameter_groups(model, weight_decay=decay, own=own, left_out=matrices)
             adamw = AdamW(groups, lr=config.peak_lr, betas=config.betas, eps=config.eps, fused=fused)
             if not matrices:
                 return SkippingOptimizer([adamw])
@@ -137,5 +146,5 @@ def build_optimizer(model: nn.Module, config: Optim) -> Optimizer:
             )
             return SkippingOptimizer([muon, adamw])
         case _:
-            groups = parameter_groups(model, weight_decay=decay)
+            groups = parameter_groups(model, weight_decay=decay, own=own)
             return SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)

@@ -1,11 +1,13 @@
 """Everything one run consists of; `train.py` constructs it, the loop only uses it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from harness.agenda import Agenda
 from harness.checkpoint.store import CheckpointStore
 from harness.config.run_config import RunConfig
+from harness.doctor.promises import Promise
 from harness.observers.base import Observers
 from harness.rows.batches import TrainingBatches, ValidationBatches
 from harness.rows.order import BatchPlan
@@ -39,6 +41,10 @@ class Run:
     """What is done with columns of the data that the version before did not."""
     observers: Observers
     stopwatch: Stopwatch
+    promises: Sequence[Promise] = ()
+    """What this run keeps, with the parts that it was given."""
+    seconds_looked: float = 0.0
+    """What it took to find that out."""
     share_of_peak_per_row: float | None = None
     """What share of its device's peak each rank uses when the run trains one row a second; None where it is unknown."""
 

@@ -31,8 +31,9 @@ class GradNorm(NamedTuple):
 class UpdateReport(NamedTuple):
     """What one update knows of itself, on the device: reading it is left to the interval."""
 
-    loss: Tensor
-    """() this rank's part of the loss; the parts of all ranks add up to the mean over every target."""
+    terms: dict[str, Tensor]
+    """() each: this rank's part of the loss, and of what else is told; the parts of all ranks add up to the mean over
+    every target."""
     gradient: GradNorm
 
 

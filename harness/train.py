@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
             return error.exit_code
         except HarnessError as error:
-            if rank == 0:  # what all ranks know, rank zero says
+            if rank == 0 or error.is_of_one_rank:  # what all ranks know, rank zero says
                 print(error, file=sys.stderr, flush=True)
             else:
                 time.sleep(SECONDS_FOR_RANK_ZERO)

@@ -31,8 +31,8 @@ def global_batch(plan: BatchPlan, position: int, augmentation: Augmentation | No
         batches = TrainingBatches(columns, plan, rank=rank, device=CPU, dtype=torch.float32, augmentation=augmentation)
         for batch in batches.at(position):
             if not batch.is_padding:
-                ids += batch.targets.tolist()
-                inputs.append(batch.inputs)
+                ids += batch.data["targets"].tolist()
+                inputs.append(batch.data["inputs"])
     return ids, torch.cat(inputs)
 
 

@@ -46,13 +46,13 @@ def validation_batches(num_rows: int, rank: int, world_size: int, batch_rows: in
 
 
 def real_rows(micro_batches: list[Batch]) -> list[int]:
-    return [row for batch in micro_batches if not batch.is_padding for row in batch.targets.tolist()]
+    return [row for batch in micro_batches if not batch.is_padding for row in batch.data["targets"].tolist()]
 
 
 def assert_is_padding(batch: Batch) -> None:
     assert batch.is_padding
-    assert batch.inputs.tolist() == [[0, 0]], "padding is row 0"
-    assert batch.targets.tolist() == [0]
+    assert batch.data["inputs"].tolist() == [[0, 0]], "padding is row 0"
+    assert batch.data["targets"].tolist() == [0]
 
 
 # ---------------------------------------------------------------- training
@@ -91,7 +91,7 @@ def test_ids_are_computed_again_where_a_block_ends_and_where_the_run_jumps_back(
 
 def test_inputs_and_targets_of_a_row_stay_together() -> None:
     [batch] = training_batches(a_plan(num_rows=20, global_batch=20), 0).at(0)
-    assert batch.inputs.tolist() == [[row, -row] for row in batch.targets.tolist()]
+    assert batch.data["inputs"].tolist() == [[row, -row] for row in batch.data["targets"].tolist()]
 
 
 def test_every_rank_has_as_many_micro_batches_and_pads_those_without_rows() -> None:
@@ -117,11 +117,11 @@ def test_a_rank_without_any_row_still_has_a_batch() -> None:
 def test_floats_are_converted_once_and_labels_never(dtype: torch.dtype) -> None:
     plan = a_plan(num_rows=4, global_batch=2)
     labelled = TrainingBatches(numbered_columns(4), plan, rank=0, device=CPU, dtype=dtype).at(0)[0]
-    assert (labelled.inputs.dtype, labelled.targets.dtype) == (dtype, torch.int64)
+    assert (labelled.data["inputs"].dtype, labelled.data["targets"].dtype) == (dtype, torch.int64)
     numbers = Columns(torch.ones(4, 2, dtype=torch.float64), torch.ones(4, 3, dtype=torch.float64))
     regression = TrainingBatches(numbers, plan, rank=0, device=CPU, dtype=dtype).at(0)[0]
-    assert (regression.inputs.dtype, regression.targets.dtype) == (dtype, dtype)
-    assert regression.targets.shape == (2, 3)
+    assert (regression.data["inputs"].dtype, regression.data["targets"].dtype) == (dtype, dtype)
+    assert regression.data["targets"].shape == (2, 3)
 
 
 def test_a_number_too_large_for_the_type_is_refused_instead_of_becoming_infinite() -> None:
@@ -135,7 +135,7 @@ def test_a_number_too_large_for_the_type_is_refused_instead_of_becoming_infinite
 
 
 def test_a_plan_for_other_rows_is_our_bug() -> None:
-    with pytest.raises(AssertionError, match="plan for 5 rows met columns of 4"):
+    with pytest.raises(AssertionError, match="plan for 5 rows met 4 rows"):
         TrainingBatches(numbered_columns(4), a_plan(5, 2), rank=0, device=CPU, dtype=torch.float32)
 
 
@@ -170,13 +170,13 @@ def test_on_a_gpu_the_same_rows_arrive_from_the_device_and_from_the_host(
     rows = TrainingBatches(numbered_columns(8), plan, rank=0, device=device, dtype=torch.float32)
     for position in (0, 1, 2, 0):
         for batch, expected in zip(rows.at(position), training_batches(plan, 0).at(position), strict=True):
-            assert batch.inputs.device == device
-            assert torch.equal(batch.inputs.cpu(), expected.inputs)
-            assert torch.equal(batch.targets.cpu(), expected.targets)
+            assert batch.data["inputs"].device == device
+            assert torch.equal(batch.data["inputs"].cpu(), expected.data["inputs"])
+            assert torch.equal(batch.data["targets"].cpu(), expected.data["targets"])
     validation = ValidationBatches(
         numbered_columns(5), rank=0, world_size=3, batch_rows=1, device=device, dtype=torch.float32
     )
-    assert [batch.targets.tolist() for batch in validation] == [[0], [0]]
+    assert [batch.data["targets"].tolist() for batch in validation] == [[0], [0]]
 
 
 # ---------------------------------------------------------------- validation
@@ -190,7 +190,7 @@ def test_validation_visits_every_row_once_in_order_with_as_many_batches_on_every
     ranks = [validation_batches(num_rows, rank, world_size, batch_rows) for rank in range(world_size)]
     assert [row for of_rank in ranks for row in real_rows(of_rank)] == list(range(num_rows))
     assert len({len(of_rank) for of_rank in ranks}) == 1
-    assert all(len(batch.targets) <= batch_rows for of_rank in ranks for batch in of_rank)
+    assert all(len(batch.data["targets"]) <= batch_rows for of_rank in ranks for batch in of_rank)
 
 
 def test_a_rank_that_runs_out_of_validation_rows_pads() -> None:

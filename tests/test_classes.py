@@ -21,6 +21,7 @@ from harness.errors import DataError
 from harness.rows.batches import Columns
 from harness.scores import Scores
 from tests.helpers import write_config
+from tests.pairs import pair
 
 
 def of(labels: list[int]) -> Columns:
@@ -100,14 +101,14 @@ def test_the_name_that_the_notice_says_to_type_is_that_class(name: str, tmp_path
 def test_a_network_that_answers_everything_alike_is_told(answers: list[int], only: str | None) -> None:
     classification = Classification(task(2), class_weights=None, classes=["bad", "good"], scored_class=1)
     scores = Scores(classification, device=torch.device("cpu"))
-    scores.update(torch.eye(2)[answers], torch.tensor([0, 1, 1]))
+    scores.update(torch.eye(2)[answers], pair(torch.eye(2)[answers], torch.tensor([0, 1, 1])))
     scores.compute(lambda vector: vector[None])
     assert scores.only_answer() == only
 
 
 def test_where_all_rows_are_of_one_class_it_is_no_fault_to_say_so() -> None:
     scores = Scores(Classification(task(2), class_weights=None), device=torch.device("cpu"))
-    scores.update(torch.eye(2)[[1, 1]], torch.tensor([1, 1]))
+    scores.update(torch.eye(2)[[1, 1]], pair(torch.eye(2), torch.tensor([1, 1])))
     scores.compute(lambda vector: vector[None])
     assert scores.only_answer() is None
 

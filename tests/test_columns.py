@@ -201,7 +201,7 @@ def test_rows_dealt_over_shards_are_those_of_one_file_whatever_validates(
     one = read("parquet", write(tmp_path / "one.parquet", rows), other, num_classes=len(labels))
     many = read("parquet_shards", str(tmp_path / "rows/*.parquet"), other, num_classes=len(labels))
     assert isinstance(many.train, ShardedColumns)
-    inputs, targets = many.train.take(np.arange(count))
+    inputs, targets = many.train.take(np.arange(count)).values()
     assert (inputs.tolist(), targets.tolist()) == (one.train.inputs.tolist(), one.train.targets.tolist())
     assert many.validation.digest() == one.validation.digest()
     assert many.preprocessing == one.preprocessing

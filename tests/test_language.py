@@ -11,6 +11,7 @@ from torch import Tensor
 from harness.catalogue.causal_lm.section import CausalLmTask
 from harness.catalogue.causal_lm.task import CausalLm
 from harness.scores import Scores
+from tests.pairs import pair
 
 TOKEN_BYTES = torch.tensor([1, 3, 2, 0])
 TARGETS = torch.tensor([[0, 1, 2], [3, 1, 1], [0, 0, 3]])  # 6 + 6 + 2 bytes
@@ -19,7 +20,8 @@ TARGETS = torch.tensor([[0, 1, 2], [3, 1, 1], [0, 0, 3]])  # 6 + 6 + 2 bytes
 def scores(outputs: Tensor, targets: Tensor, *, rows_at_once: int = 2) -> dict[str, float]:
     counted = Scores(CausalLm(targets.shape[1], TOKEN_BYTES, decode=bytes), device=torch.device("cpu"))
     for start in range(0, len(targets), rows_at_once):
-        counted.update(outputs[start : start + rows_at_once], targets[start : start + rows_at_once])
+        part = slice(start, start + rows_at_once)
+        counted.update(outputs[part], pair(outputs[part], targets[part]))
     return counted.compute(lambda own: own.unsqueeze(0))
 
 
@@ -48,4 +50,6 @@ def test_early_stopping_may_ask_for_each_score_and_for_no_other() -> None:
 def test_the_loss_of_an_update_counts_every_token() -> None:
     task = CausalLm(3, TOKEN_BYTES, decode=bytes)
     assert task.targets_per_row * len(TARGETS) == TARGETS.numel()
-    assert task.loss_sum(torch.zeros(3, 3, 4), TARGETS).item() == pytest.approx(9 * math.log(4))
+    assert task.loss_sums(torch.zeros(3, 3, 4), pair(torch.zeros(3, 3), TARGETS))["loss"].item() == pytest.approx(
+        9 * math.log(4)
+    )

@@ -48,7 +48,7 @@ LAYERS = {
     ),
     3: ("harness/ranks/", "harness/strategy/"),
     4: ("harness/checkpoint/", "harness/observers/", "harness/doctor/", "harness/watch/"),
-    5: ("harness/loop.py", "harness/interval.py", "harness/saving.py", "harness/run.py"),
+    5: ("harness/fits.py", "harness/loop.py", "harness/interval.py", "harness/saving.py", "harness/run.py"),
     6: (
         "harness/train.py",
         "harness/session.py",

@@ -17,9 +17,10 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from harness.catalogue.layers import weight_std
-from harness.catalogue.networks import batch_norms, build_model
+from harness.catalogue.networks import build_model
 from harness.config.kinds import Model
 from harness.errors import ConfigError
+from harness.fits import batch_norms
 from tests.test_order import unhurried
 
 PARSER: TypeAdapter[Model] = TypeAdapter(Model)
@@ -372,8 +373,8 @@ def test_a_residual_block_of_images_adds_its_input() -> None:
 def test_batch_norm_is_an_option_of_every_hidden_layer(kind: str, keys: dict[str, Any], norms: list[str]) -> None:
     with_norms = a_model(kind, input_shape=(1, 4, 4), hidden=[5, 5], norm="batch", **keys)
     without = a_model(kind, input_shape=(1, 4, 4), hidden=[5, 5], **keys)
-    assert batch_norms(without, input_shape=(1, 4, 4)) == []
-    assert batch_norms(with_norms, input_shape=(1, 4, 4)) == norms
+    assert batch_norms(without, lambda: without(torch.zeros(1, 1, 4, 4))) == []
+    assert batch_norms(with_norms, lambda: with_norms(torch.zeros(1, 1, 4, 4))) == norms
     assert any(isinstance(layer, nn.BatchNorm2d) for layer in with_norms.modules()) == (kind == "cnn")
 
 
@@ -391,7 +392,7 @@ def test_the_layers_named_as_unable_to_train_on_one_row_are_those_that_torch_ref
 ) -> None:
     model = a_model("cnn", input_shape=shape, norm="batch", **keys)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    names = batch_norms(model, input_shape=shape)
+    names = batch_norms(model, lambda: model(torch.zeros(1, *shape)))
     assert names
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(module.training for module in model.modules())

@@ -24,6 +24,7 @@ from harness.catalogue.sources import load
 from harness.config.io import load_config
 from harness.errors import ConfigError, DataError
 from harness.optim import parameter_groups
+from harness.tasks.base import PairTask
 from tests.helpers import write_config
 from tests.tiny_architectures import change_config, write_architecture
 from tests.tiny_models import (
@@ -161,7 +162,7 @@ def test_the_rate_falls_by_a_factor_a_block_from_the_head_to_the_embeddings(bert
     model = a_model(bert, layer_lr_decay=0.5)
     factor_of = {
         id(parameter): (group.get("lr_factor", 1.0), group["weight_decay"])
-        for group in parameter_groups(model, weight_decay=0.1)
+        for group in parameter_groups(model, weight_decay=0.1, own=PairTask().parameter_groups(model))
         for parameter in group["params"]  # type: ignore[attr-defined]
     }
     for name, parameter in model.named_parameters():

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from harness.catalogue.classification.section import ClassificationTask
 from harness.catalogue.classification.task import Classification
 from harness.scores import Scores
+from tests.pairs import pair
 from tests.test_order import unhurried
 
 
@@ -72,7 +73,7 @@ def test_scores_are_those_of_their_definitions(
     outputs, targets = torch.tensor(logits, dtype=torch.float64), torch.tensor(labels)
     for rank, scores in enumerate(ranks):
         for row in range(rank, len(labels), num_ranks):
-            scores.update(outputs[row : row + 1], targets[row : row + 1])
+            scores.update(outputs[row : row + 1], pair(outputs[row : row + 1], targets[row : row + 1]))
     found = computed(ranks)
 
     predictions = outputs.argmax(dim=1).tolist()

@@ -79,9 +79,9 @@ def seen(data: ShardedTableData, position: int, **plan_options: Any) -> list[int
         )
         for batch in batches.at(position):
             if not batch.is_padding:
-                assert torch.equal(batch.inputs[:, 0] * 2, batch.inputs[:, 1])
-                assert torch.equal(batch.inputs[:, 1] % 2, batch.targets.float())  # no 0, yes 1
-                found += batch.inputs[:, 1].int().tolist()
+                assert torch.equal(batch.data["inputs"][:, 0] * 2, batch.data["inputs"][:, 1])
+                assert torch.equal(batch.data["inputs"][:, 1] % 2, batch.data["targets"].float())  # no 0, yes 1
+                found += batch.data["inputs"][:, 1].int().tolist()
     return found
 
 
@@ -99,7 +99,7 @@ def test_rows_come_a_file_after_another_and_no_file_is_opened_twice_in_an_epoch(
     original = ShardedColumns._read
     monkeypatch.setattr(ShardedColumns, "_read", lambda self, name: (read.append(name), original(self, name))[1])
     batches = TrainingBatches(splits.train, plan_of(splits), rank=0, device=CPU, dtype=torch.float32)
-    order = [int(row) for position in range(6) for batch in batches.at(position) for row in batch.inputs[:, 1]]
+    order = [int(row) for position in range(6) for batch in batches.at(position) for row in batch.data["inputs"][:, 1]]
     assert len(read) == len(set(read)) == len(SIZES)
     shard_of = np.repeat(np.arange(len(SIZES)), SIZES)[order]
     assert np.count_nonzero(np.diff(shard_of)) == len(SIZES) - 1
@@ -139,7 +139,7 @@ def test_numbers_come_as_they_stand_in_a_file_and_one_too_large_for_the_precisio
     for dtype in (torch.float64, torch.float32):
         batches = TrainingBatches(splits.train, plan_of(splits), rank=0, device=CPU, dtype=dtype)
         if dtype == torch.float64:
-            assert sorted(batches.at(0)[0].inputs[:, 0].tolist()) == [0.1, 1e39]
+            assert sorted(batches.at(0)[0].data["inputs"][:, 0].tolist()) == [0.1, 1e39]
         else:
             with pytest.raises(DataError, match=r"1 numbers are too large for torch\.float32, the first 1e\+39"):
                 batches.at(0)

@@ -14,6 +14,7 @@ from harness.catalogue.regression.task import Regression
 from harness.catalogue.text.tokenizers import Bytes
 from harness.scores import Scores, evenly_spread
 from harness.tasks.base import TaskLoss
+from tests.pairs import pair
 
 LABELS = ClassificationTask(kind="classification", num_classes=3)
 
@@ -24,7 +25,8 @@ def shown(task: TaskLoss, outputs: Tensor, targets: Tensor, *, rows: Sequence[in
     for first, last in ((0, 2), (2, len(targets))):
         scores = Scores(task, device=torch.device("cpu"), shown_rows=rows, first_row=first)
         for start in range(first, last, 2):
-            scores.update(outputs[start : min(start + 2, last)], targets[start : min(start + 2, last)])
+            part = slice(start, min(start + 2, last))
+            scores.update(outputs[part], pair(outputs[part], targets[part]))
         shares.append(scores._examples)
     return scores.examples(lambda _: shares)
 

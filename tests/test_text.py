@@ -210,8 +210,14 @@ def test_ids_reach_the_model_as_int64_whatever_the_precision(tmp_path: Path) -> 
         batches = TrainingBatches(splits.train, plan, rank=rank, device=torch.device("cpu"), dtype=torch.float64)
         seen += [batch for position in range(plan.steps_per_epoch) for batch in batches.at(position)]
     rows = [batch for batch in seen if not batch.is_padding]
-    assert {batch.inputs.dtype for batch in rows} == {batch.targets.dtype for batch in rows} == {torch.int64}
-    found = sorted(row for batch in rows for row in torch.cat([batch.inputs, batch.targets], dim=1).tolist())
+    assert (
+        {batch.data["inputs"].dtype for batch in rows}
+        == {batch.data["targets"].dtype for batch in rows}
+        == {torch.int64}
+    )
+    found = sorted(
+        row for batch in rows for row in torch.cat([batch.data["inputs"], batch.data["targets"]], dim=1).tolist()
+    )
     wanted = torch.cat([splits.train.inputs, splits.train.targets], dim=1).tolist()
     assert found == sorted(wanted), "an epoch has every block once"
 
@@ -224,7 +230,7 @@ def test_every_validation_block_is_visited_once(tmp_path: Path, world_size: int)
         batches = ValidationBatches(
             columns, rank=rank, world_size=world_size, batch_rows=4, device=torch.device("cpu"), dtype=torch.float32
         )
-        rows += [row for batch in batches if not batch.is_padding for row in batch.targets.tolist()]
+        rows += [row for batch in batches if not batch.is_padding for row in batch.data["targets"].tolist()]
     assert rows == columns.targets.tolist()
 
 

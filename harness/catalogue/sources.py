@@ -41,7 +41,7 @@ from harness.catalogue.text_table.read import NAMES_ARE_TEXT, read_texts, tokeni
 from harness.catalogue.text_table.section import TextTableData
 from harness.config.kinds import Data, Task
 from harness.errors import DataError
-from harness.rows.batches import Columns
+from harness.rows.batches import AnyRows, Columns
 from harness.rows.mapped import Facts, cached, open_columns, write_columns
 from harness.rows.splits import DataSplits, split_rows
 from harness.rows.unchanged import check_unchanged, file_states
@@ -93,6 +93,7 @@ def load(data: Data, task: Task, *, seed: int) -> DataSplits:
             f"data.source: {data.source} has a class for each image, but task.kind is {task.kind}. Set task.kind: "
             "classification, or take numbers to predict from a table (csv, parquet, json)."
         )
+    assert isinstance(splits.validation, Columns), "what validates is in memory"
     shape, other_shape = splits.input_shape, tuple(splits.validation.inputs.shape[1:])
     if shape != other_shape:
         raise DataError(f"a training row has shape {shape}, a validation row {other_shape}; bring them to one size")
@@ -104,7 +105,7 @@ def load(data: Data, task: Task, *, seed: int) -> DataSplits:
     return replace(splits, notices=tuple(notices))
 
 
-def _same_rows(train: Columns | ShardedColumns, validation: Columns) -> tuple[str, ...]:
+def _same_rows(train: AnyRows, validation: Columns) -> tuple[str, ...]:
     """Return a sentence where what validates is what trains, whatever the files are called."""
     if not isinstance(train, Columns) or train.inputs.shape != validation.inputs.shape:
         return ()

@@ -6,7 +6,7 @@ import torch
 
 from harness.rows.batches import Batch
 from harness.strategy.base import Strategy
-from harness.tasks.base import TaskLoss
+from harness.tasks.base import LOSS, TaskLoss
 
 
 def ranks_with_nonfinite_gradient(strategy: Strategy, task: TaskLoss, micro_batches: Sequence[Batch]) -> list[int]:
@@ -20,7 +20,7 @@ def ranks_with_nonfinite_gradient(strategy: Strategy, task: TaskLoss, micro_batc
     for batch in micro_batches:
         if batch.is_padding:
             continue
-        loss = task.loss_sum(strategy.predict(batch.inputs), batch.targets)
+        loss = task.loss_sums(task.forward(strategy.predict, batch.data), batch)[LOSS]
         # autograd.grad goes round the hooks that would reduce over ranks.
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         is_finite &= all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)

@@ -1,21 +1,21 @@
-"""Columns of numbers, and the batches a rank takes from them."""
+"""Rows in memory and rows that are read, and the batches a rank takes from them."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.catalogue.images.augment import Augmentation, changed
-from harness.errors import DataError
+from harness.errors import DataError, RowError
 from harness.rows.order import BatchPlan
+from harness.rows.tree import leaves, map_tree
 
 RESIDENT_BYTES = 2**30  # columns up to this size live on the GPU; larger ones are copied there batch by batch
 LOOK_AHEAD_ROWS = 65_536  # an id of the permutation costs 60 ns in blocks of this size, 5 us in blocks of 64
@@ -48,7 +48,30 @@ class Columns:
         return digest.hexdigest()
 
 
-class TakenColumns(Protocol):
+@dataclass(frozen=True)
+class ColumnTree:
+    """All rows of one split, in memory: any tree of tensors, rows first."""
+
+    tree: Any
+
+    def __post_init__(self) -> None:
+        assert len({len(column) for column in leaves(self.tree)}) == 1, "columns are to have as many rows each"
+
+    def __len__(self) -> int:
+        return len(next(leaves(self.tree)))
+
+    def digest(self) -> str:
+        """Return 16 hexadecimal digits that change with the number of rows, or one of 1,024 rows."""
+        digest = hashlib.blake2b(digest_size=8)
+        every = -(-len(self) // 1024)
+        for column in leaves(self.tree):
+            digest.update(f"{tuple(column.shape)} {column.dtype}".encode())
+            digest.update(column[::every].contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+@runtime_checkable
+class TakenRows(Protocol):
     """All rows of one split, read when they are wanted."""
 
     def __len__(self) -> int: ...
@@ -57,8 +80,42 @@ class TakenColumns(Protocol):
         """Return what changes with the rows."""
         ...
 
-    def take(self, ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Return the inputs and targets of some rows, on the CPU."""
+    def take(self, ids: NDArray[np.int64], *, epoch: int) -> Any:
+        """Return some rows, on the CPU: a tree of tensors, rows first.
+
+        Args:
+            epoch: which pass over the rows this is; what is drawn at random for a row follows from both.
+        """
+        ...
+
+
+AnyRows = Columns | ColumnTree | TakenRows
+
+
+def targets_of(rows: AnyRows) -> Tensor | None:
+    """Return the (N, ...) column `targets` of rows in memory; None where there is none."""
+    if isinstance(rows, Columns):
+        return rows.targets
+    tree = rows.tree if isinstance(rows, ColumnTree) else None
+    targets = tree.get("targets") if isinstance(tree, dict) else None
+    return targets if isinstance(targets, Tensor) else None
+
+
+def labels_of(rows: AnyRows) -> Tensor | None:
+    """Return the (N,) whole numbers that rows in memory have as `targets`; None where there are none."""
+    targets = targets_of(rows)
+    return targets if targets is not None and targets.dim() == 1 and not targets.is_floating_point() else None
+
+
+class Augmentation(Protocol):
+    """Random changes of rows that follow from the seed and the place in training alone."""
+
+    def draw(self, places: NDArray[np.int64], *, epoch: int) -> Tensor:
+        """Return (n, ...) what is drawn for places in an epoch."""
+        ...
+
+    def changed(self, data: Any, draws: Tensor) -> Any:
+        """Return the rows of a batch as they were drawn, on their device."""
         ...
 
 
@@ -69,8 +126,11 @@ class Batch(NamedTuple):
     collective. The batch then holds one real row, whose loss counts zero and whose outputs are ignored.
     """
 
-    inputs: Tensor
-    targets: Tensor
+    data: Any
+    """A tree of tensors, rows first, and of what stays on the host; only the task looks inside."""
+    num_rows: int
+    ids: Tensor
+    """(num_rows,) which rows of the split these are."""
     is_padding: bool
 
 
@@ -78,19 +138,19 @@ class TrainingBatches:
     """This rank's micro-batches of any position of the plan, in the numbers' final type and place.
 
     Args:
-        columns: floats are converted to `dtype` here, once; integers come out as int64.
+        rows: floats become `dtype`, in memory once; integers of `Columns` come out as int64.
         plan: which rows each position and rank has.
         rank: of this process.
         device: where the model is.
         dtype: of the model's inputs.
-        augmentation: of inputs that are images; on the device.
+        augmentation: is applied on the device.
     Raises:
         DataError: a number is too large for `dtype`.
     """
 
     def __init__(
         self,
-        columns: Columns | TakenColumns,
+        rows: AnyRows,
         plan: BatchPlan,
         *,
         rank: int,
@@ -98,16 +158,12 @@ class TrainingBatches:
         dtype: torch.dtype,
         augmentation: Augmentation | None = None,
     ) -> None:
-        assert plan.num_rows == len(columns), f"a plan for {plan.num_rows} rows met columns of {len(columns)}"
-        self._rows = (
-            _Rows(columns, device=device, dtype=dtype)
-            if isinstance(columns, Columns)
-            else _RowsTaken(columns, device=device, dtype=dtype)
-        )
+        assert plan.num_rows == len(rows), f"a plan for {plan.num_rows} rows met {len(rows)} rows"
+        self._rows = _rows_on(device, rows, dtype=dtype, rank=rank)
         self.seconds_waited = 0.0
         """What the host has spent in `at` so far."""
         self._plan = plan
-        self._rank = rank
+        self._rank, self._device = rank, device
         self._augmentation = augmentation
         self._ahead = range(0)  # positions whose ids are known
         self._ids: tuple[Tensor, ...] = ()  # of these positions' micro-batches, one after another
@@ -120,16 +176,22 @@ class TrainingBatches:
         self.seconds_waited += time.perf_counter() - began
         return batches
 
+    def some(self, ids: Sequence[int]) -> Batch:
+        """Return some rows by their number, as they are in the first epoch and not augmented."""
+        return self._rows.batch(torch.tensor(ids, device=self._rows.home), epoch=0)
+
     def _at(self, position: int) -> list[Batch]:
         if position not in self._ahead:
             self._look_ahead(position)
         first = (position - self._ahead.start) * self._micro_batches
-        batches = [self._rows.batch(ids) for ids in self._ids[first : first + self._micro_batches]]
+        epoch = self._plan.epoch_of(position)
+        batches = [self._rows.batch(ids, epoch=epoch) for ids in self._ids[first : first + self._micro_batches]]
         if self._augmentation is None:
             return batches
+        changed = self._augmentation.changed
         draws = self._draws[first : first + self._micro_batches]
         return [
-            batch if batch.is_padding else batch._replace(inputs=changed(batch.inputs, drawn.to(batch.inputs.device)))
+            batch if batch.is_padding else batch._replace(data=changed(batch.data, drawn.to(self._device)))
             for batch, drawn in zip(batches, draws, strict=True)
         ]
 
@@ -156,7 +218,7 @@ class ValidationBatches:
     """Every row once over all ranks, in order, and on every rank the same number of batches.
 
     Args:
-        columns: floats are converted to `dtype` here, once; integers come out as int64.
+        rows: floats become `dtype`, in memory once; integers of `Columns` come out as int64.
         rank, world_size: which contiguous share of the rows is visited here.
         batch_rows: rows of one batch; the last one of a rank may have fewer, or be padding.
         device: where the model is.
@@ -167,7 +229,7 @@ class ValidationBatches:
 
     def __init__(
         self,
-        columns: Columns,
+        rows: AnyRows,
         *,
         rank: int,
         world_size: int,
@@ -175,13 +237,13 @@ class ValidationBatches:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self._rows = _Rows(columns, device=device, dtype=dtype)
+        self._rows = _rows_on(device, rows, dtype=dtype, rank=rank)
         # One global batch of everything is divided among ranks exactly as validation wants it.
         plan = BatchPlan(
-            num_rows=len(columns), global_batch=len(columns), world_size=world_size, micro_batch=batch_rows, seed=0
+            num_rows=len(rows), global_batch=len(rows), world_size=world_size, micro_batch=batch_rows, seed=0
         )
         self._pieces = plan.micro_batches(0, rank)
-        self.num_rows = len(columns)
+        self.num_rows = len(rows)
         """Over all ranks."""
 
     @property
@@ -194,50 +256,69 @@ class ValidationBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         for start, stop in self._pieces:
-            yield self._rows.batch(torch.arange(start, stop, device=self._rows.home))
+            yield self._rows.batch(torch.arange(start, stop, device=self._rows.home), epoch=0)
 
 
-class _Rows:
-    """Columns in their final type, on the device if they are small, from which batches are taken."""
+def _rows_on(device: torch.device, rows: AnyRows, *, dtype: torch.dtype, rank: int) -> _InMemory | _Taken:
+    if isinstance(rows, Columns):
+        return _InMemory({"inputs": rows.inputs, "targets": rows.targets}, device=device, dtype=dtype, widen=True)
+    if isinstance(rows, ColumnTree):
+        return _InMemory(rows.tree, device=device, dtype=dtype)
+    return _Taken(rows, device=device, dtype=dtype, rank=rank)
 
-    def __init__(self, columns: Columns, *, device: torch.device, dtype: torch.dtype) -> None:
-        inputs, targets = (converted(column, dtype) for column in (columns.inputs, columns.targets))
-        is_resident = inputs.nbytes + targets.nbytes <= RESIDENT_BYTES
+
+class _InMemory:
+    """Columns in their final type, on the device if they are small, from which batches are taken.
+
+    Args:
+        widen: ids come out as int64, which embeddings and cross-entropy want; all are kept in the type they came in.
+    """
+
+    def __init__(self, tree: Any, *, device: torch.device, dtype: torch.dtype, widen: bool = False) -> None:
+        columns = [converted(column, dtype) for column in leaves(tree)]
+        is_resident = sum(column.nbytes for column in columns) <= RESIDENT_BYTES
         self.home = home = device if is_resident else torch.device("cpu")
-        self.inputs, self.targets = inputs.to(home), targets.to(home)
+        self._columns = [column.to(home) for column in columns]
+        self._is_widened = [widen and not column.is_floating_point() for column in columns]
+        places = iter(range(len(columns)))
+        self._tree = map_tree(lambda _: next(places), tree)  # of places in _columns
+        self._is_flat = type(tree) is dict and len(tree) == len(columns)
         self._padding = torch.zeros(1, dtype=torch.int64, device=home)
         self._copy_to = None if home.type == device.type else device
 
-    def batch(self, ids: Tensor) -> Batch:
+    def batch(self, ids: Tensor, *, epoch: int) -> Batch:
         """Return the rows `ids`, which are where the columns are; without any, padding."""
         is_padding = ids.numel() == 0
         if is_padding:
             ids = self._padding
-        inputs, targets = self.inputs.index_select(0, ids), self.targets.index_select(0, ids)
+        taken = [column.index_select(0, ids) for column in self._columns]
         if self._copy_to is not None:
-            inputs = inputs.pin_memory().to(self._copy_to, non_blocking=True)
-            targets = targets.pin_memory().to(self._copy_to, non_blocking=True)
-        return Batch(_widened(inputs), _widened(targets), is_padding)
+            taken = [column.pin_memory().to(self._copy_to, non_blocking=True) for column in taken]
+        taken = [column.long() if wide else column for column, wide in zip(taken, self._is_widened, strict=True)]
+        data = dict(zip(self._tree, taken, strict=True)) if self._is_flat else map_tree(taken.__getitem__, self._tree)
+        return Batch(data, len(ids), ids, is_padding)
 
 
-def _widened(numbers: Tensor) -> Tensor:
-    """Return ids as int64, which embeddings and cross-entropy want; all rows are kept in the type they came in."""
-    return numbers if numbers.is_floating_point() else numbers.long()
-
-
-class _RowsTaken:
+class _Taken:
     """Rows that are read when a batch wants them."""
 
-    def __init__(self, columns: TakenColumns, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, rows: TakenRows, *, device: torch.device, dtype: torch.dtype, rank: int) -> None:
         self.home = torch.device("cpu")
-        self._columns, self._device, self._dtype = columns, device, dtype
+        self._rows, self._device, self._dtype, self._rank = rows, device, dtype, rank
 
-    def batch(self, ids: Tensor) -> Batch:
+    def batch(self, ids: Tensor, *, epoch: int) -> Batch:
         """Return the rows `ids`; without any, padding."""
         is_padding = ids.numel() == 0
-        rows = torch.zeros(1, dtype=torch.int64) if is_padding else ids
-        inputs, targets = (converted(column, self._dtype) for column in self._columns.take(rows.numpy()))
-        return Batch(inputs.to(self._device), targets.to(self._device), is_padding)
+        if is_padding:
+            ids = torch.zeros(1, dtype=torch.int64)
+        try:
+            data = map_tree(self._on_device, self._rows.take(ids.numpy(), epoch=epoch))
+        except DataError as error:
+            raise RowError(f"{error.args[0]} (on rank {self._rank})") from error
+        return Batch(data, len(ids), ids, is_padding)
+
+    def _on_device(self, leaf: Any) -> Any:
+        return converted(leaf, self._dtype).to(self._device) if isinstance(leaf, Tensor) else leaf
 
 
 def converted(column: Tensor, dtype: torch.dtype) -> Tensor:

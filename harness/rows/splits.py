@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.catalogue.table.shards import ShardedColumns
 from harness.catalogue.text.tokenizers import TextTokenizer
 from harness.config.data import DataSection
 from harness.errors import DataError
-from harness.rows.batches import Columns
+from harness.rows.batches import AnyRows
 from harness.rows.order import permutation_key, permute
 
 
@@ -20,8 +19,8 @@ from harness.rows.order import permutation_key, permute
 class DataSplits:
     """What a run trains on, what it is judged by, and the sizes that the model follows from."""
 
-    train: Columns | ShardedColumns
-    validation: Columns
+    train: AnyRows
+    validation: AnyRows
     input_shape: tuple[int, ...]
     """Of one row: (F,), (C, H, W), or (T,) tokens."""
     num_outputs: int
@@ -32,19 +31,32 @@ class DataSplits:
     """Sentences for whoever started the run."""
     tokenizer: TextTokenizer | None = None
     """Of running text."""
+    own_facts: dict[str, Any] = field(default_factory=dict)
+    """JSON that the data of a user say of themselves."""
     read_otherwise: tuple[str, ...] = ()
     """What is done with the columns here that was not in the version before, see `tabular.read_otherwise`."""
 
 
 def split_rows(targets: NDArray[Any], data: DataSection, *, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the (training, validation) rows in ascending order; which is which follows from seed and labels alone.
+    """Return the (training, validation) rows of a data section in ascending order; see `set_aside`.
 
     Args:
         targets: (N,) labels, or (N, K) numbers, which are not stratified.
+    """
+    labels = targets if data.stratify and targets.ndim == 1 else None
+    return set_aside(len(targets), data.validation_fraction, seed=seed, labels=labels)
+
+
+def set_aside(
+    num_rows: int, fraction: float, *, seed: int, labels: NDArray[Any] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the (training, validation) rows in ascending order; which is which follows from seed and labels alone.
+
+    Args:
+        labels: (N,) of which each class has its share in both.
     Raises:
         DataError: one of them would have no row.
     """
-    fraction, num_rows = data.validation_fraction, len(targets)
     num_validation = round(fraction * num_rows)
     if not 0 < num_validation < num_rows:
         raise DataError(
@@ -54,8 +66,8 @@ def split_rows(targets: NDArray[Any], data: DataSection, *, seed: int) -> tuple[
         )
     order = permute(np.arange(num_rows), size=num_rows, key=permutation_key(seed, 0, "split"))
     is_validation = np.arange(num_rows) < num_validation  # in this order
-    if data.stratify and targets.ndim == 1:
-        is_validation = _first_of_each_class(targets[order], num_validation)
+    if labels is not None:
+        is_validation = _first_of_each_class(labels[order], num_validation)
     return np.sort(order[~is_validation]), np.sort(order[is_validation])
 
 

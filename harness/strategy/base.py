@@ -1,7 +1,7 @@
 """The seam: everything that differs between DDP and ZeRO, and how ranks agree."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from math import prod
 from typing import Any
@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from harness.ranks.group import Ranks
+from harness.rows.tree import map_tree
 from harness.state import GradNorm
 from harness.strategy.average import WeightAverage
 from harness.strategy.loss_scale import LossScale
@@ -41,13 +42,13 @@ class Strategy(Ranks, ABC):
     average: WeightAverage | None = None
     """Of the weights, if one is kept."""
 
-    def warm_up(self, inputs: Tensor) -> None:
+    def warm_up(self, forward: Callable[[], Any]) -> None:
         """Settle what a library settles in its first pass, so that the first update of a launch is as all others.
 
         Leaves no trace in weights, buffers, gradients or random numbers. Collective.
 
         Args:
-            inputs: some rows of this rank.
+            forward: sends some rows of this rank through `self.forward`.
         """
         return
 
@@ -65,21 +66,20 @@ class Strategy(Ranks, ABC):
         self.loss_scale.settle(applied)
         return scale
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return the network's outputs for training, at least fp32. Collective under ZeRO-3."""
-        return self._call(self.model, inputs)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the network returns for training, floats at least fp32. Collective under ZeRO-3."""
+        return self._call(self.model, *args, **kwargs)
 
-    def predict(self, inputs: Tensor) -> Tensor:
-        """Return the network's outputs for evaluation. Collective under ZeRO-3."""
-        return self._call(self.module, inputs)
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the network returns for evaluation, floats at least fp32. Collective under ZeRO-3."""
+        return self._call(self.module, *args, **kwargs)
 
-    def _call(self, network: nn.Module, inputs: Tensor) -> Tensor:
+    def _call(self, network: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if self.autocast_dtype is None:
-            outputs: Tensor = network(inputs)
-            return outputs
+            return network(*args, **kwargs)
         with torch.autocast(self.device.type, dtype=self.autocast_dtype):
-            outputs = network(inputs)
-        return outputs.float()
+            outputs = network(*args, **kwargs)
+        return map_tree(at_least_fp32, outputs)
 
     def penalty(self) -> Tensor | None:
         """Return what the network itself adds to the mean loss of the rows that last went forward, (), or None."""
@@ -195,6 +195,11 @@ class Strategy(Ranks, ABC):
         if self.world_size > 1:
             for buffer in self.module.buffers():
                 dist.broadcast(buffer, src=0)
+
+
+def at_least_fp32(leaf: Any) -> Any:
+    """Return a tensor of floats in fp32 if it is in less, and anything else as it is."""
+    return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype in (torch.bfloat16, torch.float16) else leaf
 
 
 def _plain(value: Any) -> Any:

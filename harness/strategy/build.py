@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from harness.config.run_config import RunConfig
 from harness.errors import ConfigError
-from harness.optim import build_optimizer
+from harness.optim import OfParameters, build_optimizer
 from harness.ranks.group import Ranks
 from harness.strategy.activation_checkpointing import recompute_blocks
 from harness.strategy.base import Strategy
@@ -23,21 +23,27 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp16": torch.float32, "
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": None}
 
 
-def build_strategy(config: RunConfig, module: nn.Module, ranks: Ranks) -> Strategy:
+def build_strategy(
+    config: RunConfig, module: nn.Module, ranks: Ranks, *, groups: OfParameters | None = None
+) -> Strategy:
     """Wrap `module` with its optimizer in the strategy of `config`. Collective.
+
+    Args:
+        groups: settings of the optimizer by parameter name, where they differ.
 
     Raises:
         ConfigError: what came out is not what was asked for.
     """
-    strategy = _build(config, module.to(device=ranks.device, dtype=DTYPES[config.strategy.precision]), ranks)
+    module = module.to(device=ranks.device, dtype=DTYPES[config.strategy.precision])
+    strategy = _build(config, module, ranks, groups)
     if config.ema is not None:
         strategy.keep_average(decay=config.ema.decay)
     return strategy
 
 
-def _build(config: RunConfig, module: nn.Module, ranks: Ranks) -> Strategy:
+def _build(config: RunConfig, module: nn.Module, ranks: Ranks, groups: OfParameters | None) -> Strategy:
     module = _with_options(module, config, ranks)
-    optimizer = build_optimizer(module, config.optim)
+    optimizer = build_optimizer(module, config.optim, groups)
     strategy: Strategy
     if config.strategy.kind != "ddp":
         from harness.strategy.build_zero import build_zero  # DeepSpeed takes seconds to import, and may not be there

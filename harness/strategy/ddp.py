@@ -1,7 +1,8 @@
 """DistributedDataParallel: every rank holds the whole model and optimizer."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from harness.ranks.group import Ranks
 from harness.state import GradNorm
 from harness.strategy.average import WeightAverage
 from harness.strategy.base import CLIP_EPSILON, Strategy, model_tensors, moments_by_parameter
+from harness.strategy.graph import zero_of
 from harness.strategy.noise import NoiseSource
 
 
@@ -63,14 +65,14 @@ class DdpStrategy(Strategy):
             for parameter in group["params"] if group.get("momentum") else ():
                 self.optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
-    def warm_up(self, inputs: Tensor) -> None:
+    def warm_up(self, forward: Callable[[], Any]) -> None:
         # After its first backward pass DDP puts the gradients into other buckets, in the order of their arrival. Over
         # more than two ranks the place in a bucket decides the order of summation, so a resumed run would not come
         # back to the same bits.
         if not isinstance(self.model, DistributedDataParallel):
             return
         self.model.eval()
-        self.backward(0.0 * self.forward(inputs).sum())
+        self.backward(zero_of(forward()))
         self.model.train()  # type: ignore[no-untyped-call]
         for parameter in self._parameters:
             parameter.grad = None

@@ -1,11 +1,14 @@
-"""Which parameters an output depends on, read from the graph that its backward pass would walk."""
+"""What an output depends on: the graph that its backward pass would walk."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from harness.rows.tree import leaves
 
 
 def parameters_behind(outputs: Iterable[Tensor | None]) -> set[nn.Parameter]:
@@ -22,3 +25,14 @@ def parameters_behind(outputs: Iterable[Tensor | None]) -> set[nn.Parameter]:
             found.add(node.variable)
         waiting += [before for before, _ in node.next_functions]
     return found
+
+
+def differentiable(outputs: Any) -> list[Tensor]:
+    """Return the tensors of a tree that a backward pass can begin at."""
+    return [leaf for leaf in leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad]
+
+
+def zero_of(outputs: Any) -> Tensor:
+    """Return a () zero whose backward pass goes to everything that a network's outputs depend on, with zeros."""
+    sums = [leaf.sum(dtype=torch.promote_types(leaf.dtype, torch.float32)) for leaf in differentiable(outputs)]
+    return 0.0 * torch.stack(sums).sum()

@@ -1,36 +1,41 @@
-"""Parameters that nothing a network returns depends on: DDP would wait for their gradients for ever."""
+"""Parameters that the loss does not depend on: DDP would wait for their gradients for ever."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from harness.errors import ConfigError
 from harness.ranks.group import Ranks
 from harness.strategy.graph import parameters_behind
 
-FEW = 2
-"""Rows that are looked at first, since more only matter where these leave something out."""
+Losses = Callable[[], Any]
+"""Computes the () sums of the loss of some rows, from which a backward pass could begin."""
 
 
-def freeze_unused(
-    module: nn.Module, inputs: Tensor, ranks: Ranks, *, autocast: torch.dtype | None = None
-) -> tuple[str, ...]:
-    """Freeze the trainable parameters that no output depends on, and return what there is to say of them. Collective.
+def freeze_unused(module: nn.Module, losses: Sequence[Losses], ranks: Ranks) -> tuple[str, ...]:
+    """Freeze the trainable parameters that no loss depends on, and return what there is to say of them. Collective.
 
-    Leaves no trace in weights, buffers, gradients or random numbers.
+    The network is looked at in both of its modes: a head may be used in training only, and a layer that is left out at
+    random may be missing there.
 
     Args:
         module: on its device, not wrapped yet.
-        inputs: some rows of this rank.
-        autocast: what the run computes in, if in less than the type of its weights.
+        losses: are asked one after the other for as long as some parameter is not found, first those of few rows.
     Raises:
-        ConfigError: no parameter is left to train, or outputs depend on some on one rank and not on another.
+        ConfigError: no parameter is left to train, or the loss depends on some on one rank and not on another.
     """
     trainable = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     unused = list(trainable)
-    for rows in (inputs[:FEW], inputs):
-        if unused:
-            used = _used(module, rows, ranks.device, autocast)
-            unused = [name for name in unused if trainable[name] not in used]
+    for loss in losses:
+        for is_training in (False, True):
+            if unused:
+                module.train(is_training)
+                with torch.enable_grad():
+                    used = parameters_behind([loss()])
+                unused = [name for name in unused if trainable[name] not in used]
+    module.train()
     found = ranks.gather_objects(unused)
     nowhere = [name for name in found[0] if all(name in names for names in found)]
     sometimes = sorted({name for names in found for name in names} - {*nowhere})
@@ -41,24 +46,14 @@ def freeze_unused(
         )
     if len(nowhere) == len(trainable):
         raise ConfigError(
-            f"model: none of its {len(trainable)} trainable parameters reaches what it returns, so nothing would be "
-            "trained; freeze less"
+            f"model: none of its {len(trainable)} trainable parameters reaches the loss, so nothing would be trained; "
+            "freeze less"
         )
     for name in nowhere:
         trainable[name].requires_grad_(False)
     if not nowhere:
         return ()
     return (
-        f"nothing that the model returns depends on {len(nowhere)} of its parameters, which stay as they are: "
+        f"the loss does not depend on {len(nowhere)} of the model's parameters, which stay as they are: "
         f"{', '.join(nowhere[:4])}{', ...' if len(nowhere) > 4 else ''}",
     )
-
-
-def _used(module: nn.Module, rows: Tensor, device: torch.device, autocast: torch.dtype | None) -> set[nn.Parameter]:
-    was_training = module.training
-    module.eval()
-    own_numbers = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-    with torch.enable_grad(), own_numbers, torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-        used = parameters_behind([module(rows)])
-    module.train(was_training)
-    return used

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from harness.config.training import Clip, NormClip, ValueClip
 from harness.ranks.group import Ranks
+from harness.rows.tree import map_tree
 from harness.state import GradNorm
 from harness.strategy.average import WeightAverage
-from harness.strategy.base import CLIP_EPSILON, Strategy, model_tensors, moments_by_parameter
+from harness.strategy.base import CLIP_EPSILON, Strategy, at_least_fp32, model_tensors, moments_by_parameter
 from harness.strategy.zero_fragments import fragment_of, group_index, local_gradient, partitions, wait_for_offload
 
 
@@ -43,9 +44,8 @@ class ZeroStrategy(Strategy):
         # DeepSpeed averages over ranks; a loss that is world_size times as large makes that the sum.
         self._scale = float(self.world_size)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        outputs: Tensor = self.model(inputs)  # the engine does its own autocast
-        return outputs.float()
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return map_tree(at_least_fp32, self.model(*args, **kwargs))  # the engine does its own autocast
 
     def accumulate(self, *, is_last: bool) -> AbstractContextManager[object]:
         self._engine.set_gradient_accumulation_boundary(is_last)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.loop import loss_sum, train_step
+from harness.loop import loss_sums, train_step
 from harness.run import Run
 from harness.state import GradNorm, UpdateReport
 
@@ -50,14 +50,14 @@ def loss_averaged_per_rank(run: Run, model: torch.nn.Module) -> Step:
     def step(run: Run, position: int, learning_rate: Tensor) -> UpdateReport:
         strategy = run.strategy
         batches = run.batches.at(position)
-        rows = sum(len(batch.inputs) for batch in batches if not batch.is_padding)
+        rows = sum(len(batch.data["inputs"]) for batch in batches if not batch.is_padding)
         losses = []
         for index, batch in enumerate(batches, start=1):
             with strategy.accumulate(is_last=index == len(batches)):
-                loss = loss_sum(run, batch) / (max(1, rows) * run.task.targets_per_row * strategy.world_size)
+                loss = loss_sums(run, batch)["loss"] / (max(1, rows) * run.task.targets_per_row * strategy.world_size)
                 strategy.backward(loss)
             losses.append(loss.detach())
-        return UpdateReport(torch.stack(losses).sum(), strategy.update(learning_rate, position=position))
+        return UpdateReport({"loss": torch.stack(losses).sum()}, strategy.update(learning_rate, position=position))
 
     return step
 
@@ -65,7 +65,8 @@ def loss_averaged_per_rank(run: Run, model: torch.nn.Module) -> Step:
 def _local_coefficient(run: Run, model: torch.nn.Module) -> float:
     """What clipping to the largest norm would do to this rank's own gradient of the first update."""
     scale = run.plan.rows_at(0) * run.task.targets_per_row / run.strategy.world_size
-    loss = sum(run.task.loss_sum(model(batch.inputs), batch.targets) for batch in run.batches.at(0)) / scale
+    sums = [run.task.loss_sums(run.task.forward(model, batch.data), batch)["loss"] for batch in run.batches.at(0)]
+    loss = sum(sums) / scale
     gradients = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
     norm = torch.nn.utils.get_total_norm(gradients).item()
     return min(1.0, run.config.clip.max_norm / (norm + 1e-6))  # type: ignore[union-attr]

@@ -359,7 +359,7 @@ def harness_trace(spec: Spec, updates: int | None = None) -> Trace:
         applied += int(report.gradient.applied)
         if report.gradient.loss_scale is not None:
             trace.scales.append(report.gradient.loss_scale.item())
-        trace.losses.append(strategy.sum(report.loss.double().reshape(1)).item())
+        trace.losses.append(strategy.sum(report.terms["loss"].double().reshape(1)).item())
         trace.norms.append(report.gradient.total.item())
         trace.coefficients.append(report.gradient.coefficient.item())
     state = dict(strategy.state())
@@ -501,7 +501,7 @@ def neuron_update(learning_rate: float, rows: int) -> dict[str, float]:
     run.strategy.update = look_then_update  # type: ignore[method-assign]
     report = train_step(run, 0, run.strategy.tensor(learning_rate, dtype=torch.float64))
     return {
-        "loss": run.strategy.sum(report.loss.reshape(1)).item(),
+        "loss": run.strategy.sum(report.terms["loss"].reshape(1)).item(),
         "gradient": gradients["0.weight"].item(),
         "weight": model[0].weight.item(),
     }
@@ -605,7 +605,7 @@ def load_and_train(
     for position in range(loaded.step, updates):
         rate = run.strategy.tensor(run.learning_rate(position + 1), dtype=torch.float64)
         report = train_step(run, position, rate)
-        losses.append(run.strategy.sum(report.loss.double().reshape(1)).item())
+        losses.append(run.strategy.sum(report.terms["loss"].double().reshape(1)).item())
     return first, {key: tensor.detach().cpu().clone() for key, tensor in run.strategy.state()}, losses
 
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from harness.doctor.promises import no_trace
 from harness.errors import ConfigError
+from harness.ranks.group import Ranks
 from harness.record.json_lines import read_events
 from harness.strategy.unused import freeze_unused
 from tests import helpers
@@ -17,6 +19,8 @@ from tests.distributed.ranks import run_ranks, run_standing_ranks
 from tests.distributed.scenarios import join, train_main, train_main_and_listen
 from tests.tiny_architectures import write_architecture
 from tests.tiny_models import NUM_TOKENS, config_values, write_reviews, write_tokenizer
+
+ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
 
 
 def write_run(folder: Path, family: str, **sections: Any) -> str:
@@ -35,7 +39,7 @@ def test_two_ranks_train_a_model_with_parameters_that_no_loss_uses_and_name_them
     config = write_run(tmp_path, family, strategy={"kind": strategy})
     assert run_ranks(2, train_main, config, "run.max_steps=3") == [0, 0]
     notices = [event["text"] for event in read_events(tmp_path / "runs/tiny") if event["event"] == "notice"]
-    (said,) = [text for text in notices if "nothing that the model returns depends on" in text]
+    (said,) = [text for text in notices if "the loss does not depend on" in text]
     assert name in said
     ledger = helpers.plain_ledger(tmp_path / "runs/tiny/ledger.jsonl")
     assert len([line for line in ledger if line["event"] == "update"]) == 3
@@ -67,7 +71,8 @@ class Halves(nn.Module):
 def frozen(signs: list[list[float]]) -> tuple[list[str], tuple[str, ...]]:
     ranks = join()
     module = Halves()
-    notices = freeze_unused(module, torch.tensor([[sign, 1.0] for sign in signs[ranks.rank]]), ranks)
+    rows = torch.tensor([[sign, 1.0] for sign in signs[ranks.rank]])
+    notices = freeze_unused(module, [lambda: module(rows[:2]).sum(), lambda: module(rows).sum()], ranks)
     return [name for name, parameter in module.named_parameters() if not parameter.requires_grad], notices
 
 
@@ -90,13 +95,11 @@ def test_what_only_one_rank_uses_is_refused_on_all_ranks_by_name() -> None:
 
 
 def test_looking_for_them_leaves_no_trace_in_the_module_or_the_random_numbers() -> None:
-    from harness.ranks.group import Ranks
-
     module = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5), nn.BatchNorm1d(2))
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     state = torch.get_rng_state()
-    ranks = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
-    assert freeze_unused(module, torch.ones(3, 2), ranks) == ()
+    with no_trace(module, ALONE.device):
+        assert freeze_unused(module, [lambda: module(torch.ones(3, 2)).sum()] * 2, ALONE) == ()
     assert torch.equal(torch.get_rng_state(), state)
     assert module.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
@@ -104,11 +107,9 @@ def test_looking_for_them_leaves_no_trace_in_the_module_or_the_random_numbers() 
 
 
 def test_a_model_of_which_nothing_would_be_trained_is_refused() -> None:
-    from harness.ranks.group import Ranks
-
     module = nn.Linear(2, 2).requires_grad_(False)
     with pytest.raises(ConfigError, match="nothing would be trained"):
-        freeze_unused(module, torch.ones(3, 2), Ranks(rank=0, world_size=1, device=torch.device("cpu")))
+        freeze_unused(module, [lambda: module(torch.ones(3, 2)).sum()], ALONE)
 
 
 def train_padding_at_the_end(*arguments: str) -> int:

@@ -99,7 +99,7 @@ def leave_validation_rows_on_the_host() -> None:
 
     def on_the_host(self: ValidationBatches) -> Any:
         for batch in iterate(self):
-            yield batch._replace(inputs=batch.inputs.to("meta"))
+            yield batch._replace(data={**batch.data, "inputs": batch.data["inputs"].to("meta")})
 
     ValidationBatches.__iter__ = on_the_host  # type: ignore[method-assign]
 

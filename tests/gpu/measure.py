@@ -268,10 +268,10 @@ def copies_ahead() -> Figures:
         seconds = time.perf_counter() - began
         was_busy = not busy.query()
         torch.cuda.synchronize()
-    for position, batch_found in enumerate(found, start=1):
+    for position, batch in enumerate(found, start=1):
         wanted = torch.from_numpy(plan.sample_ids(position, 0))
-        assert torch.equal(batch_found.targets.cpu(), wanted), f"batch {position} has other targets"
-        assert torch.equal(batch_found.inputs[:, -1].cpu(), wanted.float()), f"batch {position} has other inputs"
+        assert torch.equal(batch.data["targets"].cpu(), wanted), f"batch {position} has other targets"
+        assert torch.equal(batch.data["inputs"][:, -1].cpu(), wanted.float()), f"batch {position} has other inputs"
     figures = {"host_ms_a_batch": 1e3 * seconds / len(found), "mb_a_batch": 4 * batch * width / 1e6}
     assert was_busy, f"the host waited for the device: {figures}"
     return figures

@@ -125,9 +125,9 @@ def _tensors(run: Any) -> Iterator[tuple[str, Tensor]]:
                 yield f"moment {moment} of parameter {index}", value
     for split, rows in (("training", run.batches.at(1)), ("validation", list(run.validation)[:1])):
         for batch in rows:
-            yield f"inputs of a {split} batch", batch.inputs
-            yield f"targets of a {split} batch", batch.targets
-            yield "outputs", strategy.predict(batch.inputs)
+            yield f"inputs of a {split} batch", batch.data["inputs"]
+            yield f"targets of a {split} batch", batch.data["targets"]
+            yield "outputs", strategy.predict(batch.data["inputs"])
     if isinstance(getattr(run.task, "_class_weights", None), Tensor):
         yield "class weights", run.task._class_weights
 

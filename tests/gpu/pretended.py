@@ -49,10 +49,10 @@ def pretended(*, stays: float = 0.0, peak: float = 0.0) -> Iterator[None]:
         yield
 
 
-def _share_of_peak(config: Any, ranks: Any, splits: Any, model: Any) -> float:
+def _share_of_peak(config: Any, ranks: Any, task: Any, batches: Any, model: Any) -> float:
     peak = peak_flops(NAME, precision="bf16", allows_tf32=False)
     assert peak is not None
-    return training_flops_per_row(model, splits.validation.inputs[:1]) / peak
+    return training_flops_per_row(model, task.forward, batches.some([0, 0])) / peak
 
 
 def answer_of(check: str, *, wanted_mfu: float = 0.0, fault: str | None = None, **bytes_used: float) -> Any:

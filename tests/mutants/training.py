@@ -28,8 +28,8 @@ LOOP = (
     Mutant(
         "only_the_loss_of_the_last_micro_batch_is_told",
         _LOOP,
-        "loss=sum(losses[1:], start=losses[0])",
-        "loss=losses[-1]",
+        "sum((part[name] for part in parts[1:]), start=term)",
+        "parts[-1][name]",
         ("distributed/test_reference.py",),
     ),
     Mutant(
@@ -42,15 +42,15 @@ LOOP = (
     Mutant(
         "a_rank_that_had_no_row_goes_on_in_eval_mode",
         _LOOP,
-        "    model.train()\n    return loss\n",
-        "    return loss\n",
+        "    model.train()\n    return dict.fromkeys",
+        "    return dict.fromkeys",
         ("distributed/test_loop.py::test_a_rank_without_rows_takes_no_statistics_of_that_update_and_of_every_other",),
     ),
     Mutant(
         "class_weights_count_the_row_of_a_rank_that_has_none",
         _LOOP,
-        "torch.as_tensor(run.task.weight_sum(batch.targets)) * (not batch.is_padding)",
-        "torch.as_tensor(run.task.weight_sum(batch.targets))",
+        "torch.as_tensor(run.task.weight_sum(batch)) * (not batch.is_padding)",
+        "torch.as_tensor(run.task.weight_sum(batch))",
         (
             "distributed/test_reference.py::test_a_weighted_loss_is_that_mean_under_every_strategy_and_on_ranks_without_rows",
         ),
@@ -127,8 +127,7 @@ INTERVAL = (
     Mutant(
         "the_rate_that_is_told_moves_on_with_skipped_updates",
         _INTERVAL,
-        "if self._settle_one(report, [row[_BALLOT + index] for row in rows], figures, seconds=seconds):\n"
-        "                    rate",
+        "if self._settle_one(report, parts, figures, seconds=seconds):\n                    rate",
         "self._settle_one(report, [row[_BALLOT + index] for row in rows], figures, seconds=seconds)\n"
         "                if True:\n                    rate",
         ("distributed/test_loop.py::test_an_update_with_a_nan_is_skipped_by_all_ranks_and_counts_as_none",),

@@ -1,7 +1,7 @@
 """Predicting each token of a text from those before it."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,11 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
+from harness.rows.batches import Batch
+from harness.tasks.base import PairTask
+
 SHOWN_TOKENS = 48
 """How many of a row's last tokens an example has."""
 
 
-class CausalLm:
+class CausalLm(PairTask):
     """Cross-entropy of (B, T, V) logits against (B, T) ids of the tokens that follow; each token is a target.
 
     Args:
@@ -23,31 +26,31 @@ class CausalLm:
     """
 
     counts_tokens = True
-    is_weighted = False
 
     def __init__(self, block: int, token_bytes: Tensor, *, decode: Callable[[list[int]], bytes]) -> None:
         self.targets_per_row = block
         self._token_bytes, self._decode = token_bytes, decode
 
-    def loss_sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return nats(outputs, targets)
+    def loss_sums(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": nats(outputs, batch.data["targets"])}
 
-    def weight_sum(self, targets: Tensor) -> int:
-        return targets.numel()
+    def row_losses(self, outputs: Tensor, batch: Batch) -> Tensor:
+        return F.cross_entropy(outputs.transpose(1, 2), batch.data["targets"], reduction="none").sum(dim=1)
 
-    def examples(self, outputs: Tensor, targets: Tensor) -> dict[str, list[Any]]:
+    def weight_sum(self, batch: Batch) -> int:
+        ids: Tensor = batch.data["targets"]
+        return ids.numel()
+
+    def examples(self, outputs: Tensor, data: Any, places: Tensor) -> dict[str, list[Any]]:
         """Each token is predicted from the true ones before it."""
 
         def texts(ids: Tensor) -> list[str]:
             return [self._decode(row).decode(errors="replace") for row in ids[:, -SHOWN_TOKENS:].tolist()]
 
-        return {"target": texts(targets), "prediction": texts(outputs.argmax(dim=-1))}
+        return {"target": texts(data["targets"][places]), "prediction": texts(outputs[places].argmax(dim=-1))}
 
     def metrics(self) -> dict[str, Metric]:
         return {"perplexity": Perplexity(), "bits_per_byte": BitsPerByte(self._token_bytes)}
-
-    def only_answer(self, metrics: Mapping[str, Metric]) -> None:
-        return None
 
 
 def nats(outputs: Tensor, targets: Tensor) -> Tensor:

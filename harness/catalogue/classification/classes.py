@@ -12,11 +12,10 @@ from torch import Tensor
 
 from harness.catalogue.classification.section import ClassificationTask
 from harness.catalogue.regression.section import RegressionTask
-from harness.catalogue.table.shards import ShardedColumns
 from harness.config.checks import judging_metrics
 from harness.config.run_config import RunConfig
 from harness.errors import DataError
-from harness.rows.batches import Columns
+from harness.rows.batches import AnyRows, labels_of, targets_of
 
 NO_TEXTS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n", "inf", "nan")
 """Words that YAML may read as something else."""
@@ -24,7 +23,7 @@ NAMED = 5  # classes in a sentence
 
 
 def class_notices(
-    train: Columns | ShardedColumns, validation: Columns, task: ClassificationTask, names: Sequence[Any] | None
+    train: AnyRows, validation: AnyRows, task: ClassificationTask, names: Sequence[Any] | None
 ) -> list[str]:
     """Return sentences for the classes without a training row or a validation row, and for a scored class nobody chose.
 
@@ -41,9 +40,12 @@ def class_notices(
             f"precision, recall, f1, auc and average_precision are of class {_named([scored], names)}, the "
             f"second by the alphabet; task.positive_class={_quoted(names[0])} makes them of {_named([0], names)}"
         )
-    of_validation = _counts(validation.targets, task)
-    if isinstance(train, Columns):
-        of_training = _counts(train.targets, task)
+    labels, of_train = labels_of(validation), labels_of(train)
+    if labels is None:
+        return notices
+    of_validation = _counts(labels, task)
+    if of_train is not None:
+        of_training = _counts(of_train, task)
         if len(present := (of_training + of_validation).nonzero().flatten().tolist()) == 1:
             raise DataError(
                 f"all {len(train) + len(validation):,} rows are of class {_named(present, names)}, so there is nothing "
@@ -62,13 +64,16 @@ def class_notices(
     return notices
 
 
-def constant_targets(validation: Columns) -> list[int]:
+def constant_targets(validation: AnyRows) -> list[int]:
     """Return which of the (N, K) numbers to predict are the same in all rows, so that no variance can be explained."""
-    varies = (validation.targets != validation.targets[0]).any(dim=0)
+    targets = targets_of(validation)
+    if targets is None or targets.dim() != 2:
+        return []
+    varies = (targets != targets[0]).any(dim=0)
     return [target for target, does in enumerate(varies.tolist()) if not does]
 
 
-def target_notices(validation: Columns, names: Sequence[str]) -> list[str]:
+def target_notices(validation: AnyRows, names: Sequence[str]) -> list[str]:
     """Return a sentence for the targets that val/r2 says nothing of, if there are some."""
     constant = constant_targets(validation)
     if not constant:
@@ -77,14 +82,16 @@ def target_notices(validation: Columns, names: Sequence[str]) -> list[str]:
     return [f"{_named(constant, names)} is one number in all {len(validation):,} validation rows, so val/r2 is {rest}"]
 
 
-def check_judges(config: RunConfig, validation: Columns, names: Sequence[Any] | None) -> None:
+def check_judges(config: RunConfig, validation: AnyRows, names: Sequence[Any] | None) -> None:
     """Refuse to judge a run by a score that its validation rows say nothing of.
 
     Raises:
         DataError: the score would be NaN, or 0, in every evaluation.
     """
-    task = config.task
-    if isinstance(task, RegressionTask) and len(constant_targets(validation)) == validation.targets.shape[1]:
+    task, targets = config.task, targets_of(validation)
+    if targets is None:
+        return
+    if isinstance(task, RegressionTask) and len(constant_targets(validation)) == targets.shape[1]:
         for section, (metric, _) in judging_metrics(config).items():
             if metric == "val/r2":
                 raise DataError(
@@ -95,7 +102,7 @@ def check_judges(config: RunConfig, validation: Columns, names: Sequence[Any] | 
     scored = scored_class(task, names) if isinstance(task, ClassificationTask) else None
     if not isinstance(task, ClassificationTask) or scored is None:
         return
-    num_positive = int(_counts(validation.targets, task)[scored])
+    num_positive = int(_counts(targets, task)[scored])
     for section, (metric, _) in judging_metrics(config).items():
         wants_others = metric in ("val/auc", "val/average_precision")
         if metric not in task.metrics_of_one_class or 0 < num_positive < len(validation) + (not wants_others):

@@ -11,12 +11,12 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from harness.catalogue.classification.metrics import F1, Auc, AveragePrecision, ConfusionMatrix, Precision, Recall
 from harness.catalogue.classification.section import ClassificationTask
-from harness.catalogue.table.shards import ShardedColumns
 from harness.errors import DataError
-from harness.rows.batches import Columns
+from harness.rows.batches import AnyRows, Batch, labels_of
+from harness.tasks.base import PairTask
 
 
-class Classification:
+class Classification(PairTask):
     """Cross-entropy of (B, num_classes) logits against (B,) int64 labels.
 
     With class weights it is torch's weighted mean: each row counts as much as its class.
@@ -28,7 +28,6 @@ class Classification:
     """
 
     targets_per_row = 1
-    counts_tokens = False
 
     def __init__(
         self,
@@ -42,15 +41,22 @@ class Classification:
         self._scored_class = scored_class
         self.is_weighted = class_weights is not None
 
-    def loss_sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        smoothing = self._config.label_smoothing
-        weight = self._class_weights
-        return F.cross_entropy(outputs, targets, weight=weight, label_smoothing=smoothing, reduction="sum")
+    def loss_sums(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": self._loss(outputs, batch, reduction="sum")}
 
-    def weight_sum(self, targets: Tensor) -> Tensor | int:
-        return len(targets) if self._class_weights is None else self._class_weights[targets].sum()
+    def row_losses(self, outputs: Tensor, batch: Batch) -> Tensor:
+        return self._loss(outputs, batch, reduction="none")
 
-    def examples(self, outputs: Tensor, targets: Tensor) -> dict[str, list[Any]]:
+    def _loss(self, outputs: Tensor, batch: Batch, *, reduction: str) -> Tensor:
+        weight, smoothing = self._class_weights, self._config.label_smoothing
+        targets = batch.data["targets"]
+        return F.cross_entropy(outputs, targets, weight=weight, label_smoothing=smoothing, reduction=reduction)
+
+    def weight_sum(self, batch: Batch) -> Tensor | int:
+        return batch.num_rows if self._class_weights is None else self._class_weights[batch.data["targets"]].sum()
+
+    def examples(self, outputs: Tensor, data: Any, places: Tensor) -> dict[str, list[Any]]:
+        outputs, targets = outputs[places], data["targets"][places]
         probabilities, predicted = outputs.float().softmax(dim=1).max(dim=1)
         target, prediction = ([self._name(label) for label in labels.tolist()] for labels in (targets, predicted))
         return {"target": target, "prediction": prediction, "probability": probabilities.tolist()}
@@ -81,7 +87,7 @@ class Classification:
 
 
 def class_weights(
-    given: Literal["balanced"] | tuple[float, ...] | None, train: Columns | ShardedColumns, *, num_classes: int
+    given: Literal["balanced"] | tuple[float, ...] | None, train: AnyRows, *, num_classes: int
 ) -> Tensor | None:
     """Return the (num_classes,) weights of the classes in float64; `balanced` is N / (num_classes * N_c).
 
@@ -92,8 +98,13 @@ def class_weights(
     """
     if given != "balanced":
         return None if given is None else torch.tensor(given, dtype=torch.float64)
-    assert isinstance(train, Columns), "labels that are not in memory are refused by config/checks.py"
-    counts = torch.bincount(train.targets, minlength=num_classes)
+    labels = labels_of(train)
+    if labels is None:
+        raise DataError(
+            "task.class_weights: balanced wants a label of every row, in memory and beforehand; these rows have no "
+            "column `targets` of whole numbers in memory, so list the weights, such as [1, 5]"
+        )
+    counts = torch.bincount(labels, minlength=num_classes)
     if missing := (counts == 0).nonzero().flatten().tolist():
         raise DataError(
             f"task.class_weights: balanced wants training rows of every class, but there is none of {missing[:5]}; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,10 @@ class Augmentation:
         shifts = [(part % choices).astype(np.int64) - self.shift_pixels for part in (down, right)]
         is_mirrored = (mirrored % np.uint64(2)).astype(np.int64) * self.horizontal_flip
         return torch.from_numpy(np.stack([*shifts, is_mirrored], axis=1))
+
+    def changed(self, data: Any, draws: Tensor) -> Any:
+        """Return a batch whose `inputs` are changed as they were drawn."""
+        return {**data, "inputs": changed(data["inputs"], draws)}
 
 
 def changed(images: Tensor, draws: Tensor) -> Tensor:

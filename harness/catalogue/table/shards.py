@@ -87,7 +87,7 @@ class ShardedColumns:
             return []
         return [f"{path}: its rows validate, and it is one of the files that train; keep it out of data.path"]
 
-    def take(self, ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    def take(self, ids: NDArray[np.int64], *, epoch: int = 0) -> dict[str, Tensor]:
         """Return the inputs and targets of rows, in their order; reads the shards that are not in memory."""
         shards = np.searchsorted(self._firsts, ids, side="right") - 1
         wanted = list(dict.fromkeys(shards.tolist()))
@@ -101,7 +101,7 @@ class ShardedColumns:
             pieces.append((torch.from_numpy(places), columns.inputs[rows], columns.targets[rows]))
         order = torch.argsort(torch.cat([places for places, _, _ in pieces]))
         inputs, targets = (torch.cat([piece[part] for piece in pieces])[order] for part in (1, 2))
-        return inputs, targets
+        return {"inputs": inputs, "targets": targets}
 
     def _footer(self, name: str) -> tuple[Table, int]:
         """Return a table without rows that has the columns of a file, and how many rows the file has."""

@@ -1,0 +1,282 @@
+"""What a run promises, and whether the network, the rows and the loss that it was given let it keep that.
+
+One look before anything is wrapped: user code runs on a few rows, on every rank, and leaves no trace in weights,
+buffers, gradients or random numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from harness.errors import ConfigError
+from harness.ranks.group import Ranks
+from harness.rows.batches import AnyRows, Batch, TrainingBatches
+from harness.rows.own import DatasetRows
+from harness.strategy.unused import freeze_unused
+from harness.tasks.base import LOSS, TaskLoss
+
+Verdict = Literal["held", "held if", "not"]
+LOOKED_AT_ROWS = 4
+"""Whose loss is compared with that of its halves; two rows each, since BatchNorm wants two."""
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""How far apart the losses of one row may be, relative to the largest, where batches are of another size."""
+TOLERANCE_ON_GPU = 5e-3
+"""The same where products of matrices may be rounded to TF32."""
+SHOWN = 3
+OF_A_RANK = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+"""Whose statistics are those of the rows of one rank; SyncBatchNorm's are not."""
+
+
+@dataclass(frozen=True)
+class Promise:
+    """One thing that a run promises."""
+
+    name: str
+    verdict: Verdict
+    reason: str = ""
+
+    def __str__(self) -> str:
+        between = {"held": "", "held if": " ", "not": ", because "}[self.verdict]
+        return f"{self.name}: {self.verdict}{between}{self.reason}"
+
+    def as_data(self) -> dict[str, str]:
+        """Return it as JSON has it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a look found."""
+
+    notices: tuple[str, ...]
+    promises: tuple[Promise, ...]
+    seconds: float
+
+
+def look(
+    module: nn.Module,
+    task: TaskLoss,
+    rows: AnyRows,
+    batches: TrainingBatches,
+    ranks: Ranks,
+    *,
+    autocast: torch.dtype | None,
+    only_ddp: str = "",
+) -> Found:
+    """Return what the network, the task and the rows of this run let it promise. Collective.
+
+    Args:
+        module: on its device, not wrapped yet; parameters that the loss does not depend on are frozen in it.
+        autocast: what the run computes in, if in less than the type of its weights.
+        only_ddp: why no other strategy could train this run, if that is so.
+    Raises:
+        ConfigError: ranks have built other networks, a loss mixes rows unsaid, no parameter is left to train.
+    """
+    began = time.perf_counter()
+    first = batches.at(0)[0]
+    with no_trace(module, ranks.device):
+        with ranks.together("comparing the first weights"):
+            _check_same_weights(module, ranks)
+
+        def losses_of(batch: Batch) -> Callable[[], Tensor]:
+            def losses() -> Tensor:
+                with torch.autocast(ranks.device.type, dtype=autocast, enabled=autocast is not None):
+                    outputs = task.forward(module, batch.data)
+                return task.loss_sums(outputs, batch)[LOSS]
+
+            return losses
+
+        few = batches.some(range(min(len(rows), LOOKED_AT_ROWS)))
+        with ranks.together("looking at the loss of the first rows"):
+            notices = _check_loss(module, task, losses_of(few), few)
+            _check_rows_are_apart(module, task, few, batches)
+        strays, calls = _watched(module, losses_of(first))
+        notices += freeze_unused(module, [losses_of(few), losses_of(first)], ranks)
+    same_calls = len(set(ranks.gather_objects(calls))) == 1
+    strays = ranks.broadcast(strays)
+    notices += tuple(
+        f"{name} changes in a forward pass and is no buffer, so it is lost when the run is resumed: register_buffer it"
+        for name in strays[:SHOWN]
+    )
+    is_repeatable = all(ranks.gather_objects(not isinstance(rows, DatasetRows) or rows.is_repeatable()))
+    promises = (
+        Promise("order of rows exact", "held"),
+        _any_number_of_ranks(module, task),
+        _resume(strays, is_repeatable=is_repeatable),
+        _any_strategy(only_ddp, same_calls=same_calls),
+        Promise("export", "held"),
+    )
+    return Found(notices, promises, time.perf_counter() - began)
+
+
+@contextmanager
+def no_trace(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Have random states, buffers, modes and gradients afterwards as they were before."""
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    modes = {child: child.training for child in module.modules()}
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        with torch.no_grad():
+            for name, buffer in module.named_buffers():
+                if name in buffers:
+                    buffer.copy_(buffers[name])
+        for child, mode in modes.items():
+            child.training = mode
+        module.zero_grad(set_to_none=True)
+
+
+def _check_same_weights(module: nn.Module, ranks: Ranks) -> None:
+    """Refuse a network whose construction depends on the rank. Collective."""
+    sums = {name: _checksum(tensor.detach()) for name, tensor in module.state_dict(keep_vars=True).items()}
+    of_ranks = ranks.gather_objects(sums)
+    for rank, found in enumerate(of_ranks):
+        others = [name for name in of_ranks[0] | found if found.get(name) != of_ranks[0].get(name)]
+        if others:
+            raise ConfigError(
+                f"model: rank {rank} has built other first weights than rank 0 ({len(others)} tensors, such as "
+                f"{others[0]}), so the ranks would train different networks; a constructor may depend on the seed of "
+                "torch, and not on the rank, the time or a generator of its own"
+            )
+
+
+def _checksum(tensor: Tensor) -> tuple[Any, ...]:
+    """Return what changes with a tensor; nothing but one number of it is read."""
+    shape = tuple(tensor.shape)
+    if not tensor.numel():
+        return shape, 0
+    words = tensor.contiguous().view(-1).view(torch.uint8 if tensor.element_size() % 4 else torch.int32).long()
+    places = torch.arange(1, len(words) + 1, device=words.device)
+    return shape, int((words * places).sum())
+
+
+def _check_loss(module: nn.Module, task: TaskLoss, losses: Callable[[], Tensor], few: Batch) -> tuple[str, ...]:
+    """Refuse weights that nothing could be learned from; return a sentence for rows whose loss is no number."""
+    module.train()
+    loss = losses()
+    weight = float(task.weight_sum(few))
+    if math.isnan(weight):
+        raise ConfigError(
+            "task: weights of the first rows are negative or NaN; 0 leaves a target out, 1 counts it once"
+        )
+    if bool(loss.isfinite()):
+        return ()
+    with torch.no_grad():
+        of_rows = task.row_losses(task.forward(module, few.data), few)
+    bad = few.ids[(~of_rows.isfinite()).to(few.ids.device)].tolist()
+    which = f"row {', '.join(map(str, bad[:SHOWN]))}" if bad else f"the first {few.num_rows} rows"
+    return (
+        f"the loss of {which} is {float(loss)} before any update, and an update with such a row is not applied; look "
+        "at these rows, and at divisions and logarithms in the loss",
+    )
+
+
+def _check_rows_are_apart(module: nn.Module, task: TaskLoss, few: Batch, batches: TrainingBatches) -> None:
+    """Refuse a loss whose rows depend on each other, unless its task says so."""
+    if few.num_rows < LOOKED_AT_ROWS or task.mixes_rows:
+        return
+    module.eval()
+    ids = few.ids.tolist()
+    halves = [batches.some(ids[: len(ids) // 2]), batches.some(ids[len(ids) // 2 :])]
+    with torch.no_grad():
+        whole, *parts = (task.row_losses(task.forward(module, b.data), b).double() for b in (few, *halves))
+    apart = torch.cat(parts)
+    tolerance = TOLERANCE_ON_GPU if whole.is_cuda else TOLERANCE[next(module.parameters()).dtype]
+    differs = (whole - apart).abs() > tolerance * whole.abs().max().clamp(min=1.0)
+    if differs.any():
+        place = int(differs.to(torch.uint8).argmax())
+        raise ConfigError(
+            f"task: the loss of row {ids[place]} is {whole[place]:.6g} beside {len(ids) - 1} other rows and "
+            f"{apart[place]:.6g} beside {len(ids) // 2 - 1}, in eval mode, so it depends on which rows come together, "
+            "and the run on its number of ranks. If that is meant, as in a contrastive loss, say mixes_rows = True in "
+            "the task; if not, look for a mean or a norm over dimension 0"
+        )
+
+
+def _watched(module: nn.Module, losses: Callable[[], Tensor]) -> tuple[list[str], str]:
+    """Return the names of attributes that a forward pass changes, and a digest of the order of module calls."""
+    names = {child: name for name, child in module.named_modules()}
+    order = hashlib.blake2b(digest_size=8)
+    hooks = [
+        child.register_forward_pre_hook(lambda child, _: order.update(f"{names[child]}/".encode())) for child in names
+    ]
+    before = {name: _attributes(child) for child, name in names.items()}
+    kind = type(module).__name__
+    module.train()
+    losses()
+    for hook in hooks:
+        hook.remove()
+    changed = [
+        ".".join(filter(None, [kind, name, attribute]))
+        for child, name in names.items()
+        for attribute, value in _attributes(child).items()
+        if value != before[name].get(attribute)
+    ]
+    return changed, order.hexdigest()
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """Return what in a module's attributes could be state that is no buffer: numbers, tensors and lists of them.
+
+    A tensor with a gradient function is what the forward pass has just made, and no state.
+    """
+    found = {}
+    for name, value in vars(module).items():
+        if not name.startswith("_") and name != "training":
+            found[name] = _state_of(value)
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _state_of(value: Any) -> Any:
+    if isinstance(value, int | float):
+        return value
+    if isinstance(value, Tensor):
+        return None if value.requires_grad else (id(value), value._version)
+    if isinstance(value, list | tuple) and value and all(isinstance(each, Tensor | int | float) for each in value):
+        return [_state_of(each) for each in value]
+    if isinstance(value, Mapping) and value and all(isinstance(each, Tensor | int | float) for each in value.values()):
+        return {name: _state_of(each) for name, each in value.items()}
+    return None
+
+
+def _any_number_of_ranks(module: nn.Module, task: TaskLoss) -> Promise:
+    name = "any number of ranks"
+    if task.mixes_rows:
+        return Promise(name, "not", "the loss mixes the rows of a micro-batch, whose size follows from it (mixes_rows)")
+    norms = [of for of, child in module.named_modules() if type(child) in OF_A_RANK]
+    if norms:
+        return Promise(name, "not", f"BatchNorm ({norms[0]}) takes the statistics of a rank's micro-batch")
+    return Promise(name, "held")
+
+
+def _resume(strays: Sequence[str], *, is_repeatable: bool) -> Promise:
+    name = "resume exact"
+    if not is_repeatable:
+        return Promise(name, "not", "row 0, asked for twice, is not the same: it draws from a generator of its own")
+    if strays:
+        return Promise(name, "not", f"{', '.join(strays[:SHOWN])} changes and is no buffer")
+    return Promise(name, "held")
+
+
+def _any_strategy(only_ddp: str, *, same_calls: bool) -> Promise:
+    name = "any strategy"
+    if only_ddp:
+        return Promise(name, "not", only_ddp)
+    if not same_calls:
+        return Promise(name, "not", "modules are called in another order on other ranks, and zero3 would wait for ever")
+    return Promise(name, "held")
