@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.doctor.incidents import ranks_with_nonfinite_gradient
+from harness.doctor.incidents import ranks_with_nonfinite_gradient, rows_with_nonfinite_loss, weighs_nothing
 from harness.errors import NonFiniteError
 from harness.run import Run
 from harness.saving import hear_of_save
@@ -181,6 +181,11 @@ class Interval:
         if not ranks:
             what = "every rank's loss is finite, the gradient is not"
             ranks = ranks_with_nonfinite_gradient(run.strategy, run.task, run.batches.at(position))
+        elif weighs_nothing(run.strategy, run.task, run.batches.at(position)):
+            culprit = "the weights of all its targets are 0, so there is nothing to take the mean of"
+        elif rows := rows_with_nonfinite_loss(run.strategy, run.task, run.batches.at(position)):
+            shown = ", ".join(f"{row:,}" for row in rows[:4])
+            culprit += f", and the loss of training row{'s' * (len(rows) > 1)} {shown}{', ...' * (len(rows) > 4)}"
         where = f"on rank {', '.join(map(str, ranks))} of {run.strategy.world_size}" if ranks else "on no single rank"
         clip = run.config.clip.kind
         raise NonFiniteError(

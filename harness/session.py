@@ -249,6 +249,10 @@ class Session:
             self.notices = [*self.notices, f"{text}; every update takes them all"]
         for text in (*self.notices, *self.ranks.notices, *run.strategy.notices):
             run.observers.happened("notice", text=text)
+        promises = [promise.as_data() for promise in run.promises]
+        run.observers.happened("promises", promises=promises, seconds=run.seconds_looked)
+        if self.ranks.rank == 0:
+            self.directory.note(promises=promises)
         run.observers.happened(
             "started",
             step=step,

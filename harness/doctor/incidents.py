@@ -1,5 +1,6 @@
-"""Finding the rank that brought a NaN or infinity into the gradient although its loss was finite."""
+"""Finding what brought a NaN or infinity into an update: the rows, or the rank whose loss was finite."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -27,3 +28,22 @@ def ranks_with_nonfinite_gradient(strategy: Strategy, task: TaskLoss, micro_batc
     strategy.release()
     verdicts = strategy.gather_objects(is_finite)
     return [rank for rank, finite in enumerate(verdicts) if not finite]
+
+
+@torch.no_grad()
+def rows_with_nonfinite_loss(strategy: Strategy, task: TaskLoss, micro_batches: Sequence[Batch]) -> list[int]:
+    """Compute the losses of an update again, row by row, and return the rows whose loss is no number. Collective."""
+    found: list[int] = []
+    for batch in micro_batches:
+        outputs = task.forward(strategy.predict, batch.data)
+        if not batch.is_padding:
+            is_bad = ~task.row_losses(outputs, batch).isfinite()
+            found += batch.ids[is_bad.to(batch.ids.device)].tolist()
+    strategy.release()
+    return sorted(row for rows in strategy.gather_objects(found) for row in rows)
+
+
+def weighs_nothing(strategy: Strategy, task: TaskLoss, micro_batches: Sequence[Batch]) -> bool:
+    """Return whether the weights of all targets of an update are 0, so that there is no mean. Collective."""
+    mine = sum(float(task.weight_sum(batch)) for batch in micro_batches if not batch.is_padding)
+    return math.fsum(strategy.gather_objects(mine)) == 0

@@ -46,10 +46,6 @@ class Promise:
     verdict: Verdict
     reason: str = ""
 
-    def __str__(self) -> str:
-        between = {"held": "", "held if": " ", "not": ", because "}[self.verdict]
-        return f"{self.name}: {self.verdict}{between}{self.reason}"
-
     def as_data(self) -> dict[str, str]:
         """Return it as JSON has it."""
         return asdict(self)

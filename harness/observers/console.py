@@ -5,7 +5,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,9 @@ class Console(Observer):
             )
         elif line["event"] == "cut back":
             self._print(f"{line['updates']:,} updates after the last save were lost; they are made again")
+        elif line["event"] == "promises":
+            for text in promised(line["promises"], seconds=line["seconds"]):
+                self._print(text)
         elif line["event"] == "notice":
             self._print(line["text"])
         elif line["event"] == "failed":
@@ -265,3 +268,15 @@ class Console(Observer):
 def _scores(metrics: dict[str, Any]) -> list[str]:
     """Return `name value` of each number; tables are in the ledger."""
     return [f"{name} {value:.4f}" for name, value in metrics.items() if isinstance(value, float)]
+
+
+def promised(promises: Sequence[Mapping[str, str]], *, seconds: float) -> Iterator[str]:
+    """Yield what a run promises: one line if all is held, else one for each promise below it."""
+    others = [promise for promise in promises if promise["verdict"] != "held"]
+    names = ", ".join(promise["name"] for promise in promises)
+    kept = f"all held ({names})" if not others else f"{len(promises) - len(others)} of {len(promises)} held"
+    yield f"promises: {kept}; looked at in {seconds:.1f} s"
+    width = max(len(promise["name"]) for promise in promises)
+    for promise in promises if others else ():
+        between = {"held": "", "held if": " ", "not": ", because "}[promise["verdict"]]
+        yield f"  {promise['name']:{width}}  {promise['verdict']}{between}{promise['reason']}"

@@ -91,6 +91,12 @@ class RunDirectory:
         self.run_id = str(read_identity(self.path)["id"])
         return notices
 
+    def note(self, **facts: Any) -> None:
+        """Write facts of this launch into run.json, in the place of those of the one before."""
+        identity = self.path / "run.json"
+        with storage_errors("write in", self.path):
+            replace_durably(identity, json_bytes({**read_identity(self.path), **facts}))
+
     def keep_config(self) -> None:
         """Write config.yaml."""
         with storage_errors("write in", self.path):

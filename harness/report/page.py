@@ -21,7 +21,7 @@ from harness.report.read import Record
 from harness.report.shapes import SERIES, Chart
 
 MAX_INCIDENTS = 100
-_QUIET = ("gradients", "samples", "one answer", "saved", "verdict")
+_QUIET = ("gradients", "samples", "one answer", "saved", "verdict", "promises")
 """Events that are drawn, counted, or have a table of their own."""
 ABSENT = "\N{EN DASH}"
 _REASONS = {"budget": "the budget is spent", "early_stopping": "no better evaluation within the patience"}
@@ -85,6 +85,7 @@ def _about(record: Record) -> dict[str, Any]:
         "incidents": incidents[:MAX_INCIDENTS],
         "num_more": max(0, len(incidents) - MAX_INCIDENTS),
         "verdicts": [_details(event) for event in record.events if event["event"] == "verdict"],
+        "promises": _promises(record),
         "settings": [(path, _value(value), path in record.changed) for path, value in record.settings.items()],
         "samples": _samples(record),
         "commands": list(_commands(record)),
@@ -171,6 +172,13 @@ def _samples(record: Record) -> dict[str, Any] | None:
     are_labels = {"target", "prediction", "probability"} <= set(columns)
     wrong = [are_labels and len({*row[columns.index("target") :][:2]}) == 2 for row in rows]
     return {"step": event["step"], "columns": columns, "rows": list(zip(rows, wrong, strict=True))}
+
+
+def _promises(record: Record) -> list[tuple[str, str, str]]:
+    """Return name, verdict and reason of what the last launch promised."""
+    found = record.identity.get("promises")
+    rows = [promise for promise in found if isinstance(promise, dict)] if isinstance(found, list) else []
+    return [(_value(row.get("name")), _value(row.get("verdict")), _value(row.get("reason") or "")) for row in rows]
 
 
 def _details(event: Line) -> str:

@@ -53,6 +53,8 @@ def children(tree: Any) -> list[Any] | None:
     """Return the keys, places or fields of a tree; None for a leaf."""
     if isinstance(tree, MutableMapping):
         return list(tree)
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return list(tree._fields)
     if isinstance(tree, list | tuple):
         return list(range(len(tree)))
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
@@ -62,4 +64,4 @@ def children(tree: Any) -> list[Any] | None:
 
 def child(tree: Any, name: Any) -> Any:
     """Return one of the children of a tree by its key, place or field."""
-    return tree[name] if isinstance(tree, MutableMapping | list | tuple) else getattr(tree, name)
+    return tree[name] if isinstance(tree, MutableMapping) or isinstance(name, int) else getattr(tree, name)

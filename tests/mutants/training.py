@@ -135,8 +135,8 @@ INTERVAL = (
     Mutant(
         "the_loss_that_is_told_is_that_of_rank_zero",
         _INTERVAL,
-        '"loss": math.fsum(parts),',
-        '"loss": parts[0],',
+        "math.fsum(of_ranks) for name",
+        "of_ranks[0] for name",
         ("distributed/test_loop.py::test_the_textbook_loop_as_a_config_stops_at_the_same_epoch",),
     ),
     Mutant(
@@ -421,8 +421,8 @@ ORDER = (
     Mutant(
         "a_balanced_run_sees_its_rows_as_they_come",
         _ASSEMBLE,
-        'if config.data.sampling == "balanced":',
-        'if config.data.sampling == "even":',
+        'if config.data.sampling == "uniform":',
+        'if config.data.sampling != "even":',
         ("distributed/test_sampling.py",),
     ),
 )
