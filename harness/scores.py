@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.utilities.data import dim_zero_cat, dim_zero_sum
 
 from harness.errors import ConfigError
@@ -55,6 +55,8 @@ def check_metric(name: str, metric: Any) -> None:
     Raises:
         ConfigError: names the state.
     """
+    if isinstance(metric, MetricCollection):
+        raise ConfigError(f"metric {name}: a MetricCollection is several metrics; return each by a name of its own")
     missing = [method for method in ("update", "compute") if not callable(getattr(metric, method, None))]
     if missing:
         raise ConfigError(f"metric {name}: {type(metric).__name__} has no method {missing[0]}")

@@ -113,7 +113,7 @@ class AdaptedTask:
         terms = dict(found) if isinstance(found, dict) else {LOSS: found}
         if LOSS not in terms:
             raise self._error(
-                f"its loss returned a dict with {', '.join(map(str, terms))}; the term `loss` is trained on"
+                f"its loss returned a dict with {', '.join(map(str, terms))}; the term `loss`, which is trained on, is missing"
             )
         terms = {LOSS: terms[LOSS], **terms}
         for name, values in terms.items():
@@ -131,9 +131,7 @@ class AdaptedTask:
     def _check_names(self, names: Sequence[str]) -> None:
         for name in names[1:]:
             if not name.isidentifier() or name in LEDGER_KEYS or name.endswith("_fraction"):
-                raise self._error(
-                    f"its loss returned the term {name!r}, which the ledger cannot have as a column; rename it"
-                )
+                raise self._error(f"its loss returned the term {name!r}, which no column of the ledger can be called")
 
     def _check_term(self, name: str, values: Any, batch: Batch, *, like: Any) -> None:
         what = "its loss" if name == LOSS else f"the term {name} of its loss"
