@@ -1,0 +1,60 @@
+"""Parts of a user's own, trained as plain PyTorch trains them on the whole global batch."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+
+from tests.distributed.own import Course, Own, with_plain_pytorch, with_the_harness
+from tests.distributed.ranks import run_ranks
+
+EXAMPLES = ("two_towers", "ragged", "two_heads")
+FROM_DATASET = ("data.source=curves_by_row",)
+PARTS = [*((name, ()) for name in EXAMPLES), ("two_heads", FROM_DATASET)]
+
+
+def ways(world_size: int) -> list[Own]:
+    """Every part in both precisions, whole and in micro-batches that are not all of one size."""
+    return [
+        Own(example, precision=precision, micro_batch=micro_batch, overrides=overrides)
+        for example, overrides in PARTS
+        for precision in ("fp32", "fp64")
+        for micro_batch in ((None, 2, 4)[: 1 + (world_size < 8)] if world_size < 3 else (None,))
+    ]
+
+
+@cache
+def plain(example: str, precision: str, overrides: tuple[str, ...]) -> Course:
+    return with_plain_pytorch(Own(example, precision=precision, overrides=overrides))
+
+
+def assert_alike(found: Course, own: Own) -> None:
+    wanted = plain(own.example, own.precision, own.overrides)
+    close = {"rel": 1e-12, "abs": 1e-13} if own.precision == "fp64" else {"rel": 1e-5, "abs": 1e-6}
+    assert len(found.terms) == len(wanted.terms)
+    for here, there in zip(found.terms, wanted.terms, strict=True):
+        assert here == pytest.approx(there, **close), own
+    assert found.norms == pytest.approx(wanted.norms, **close), own
+    assert found.weights.keys() == wanted.weights.keys()
+    for name, weights in wanted.weights.items():
+        tolerance = 1e-12 if own.precision == "fp64" else 1e-5
+        torch.testing.assert_close(found.weights[name], weights, rtol=0, atol=tolerance)
+    assert found.scores == pytest.approx(wanted.scores, **close), own
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, pytest.param(8, marks=pytest.mark.slow)])
+def test_ddp_trains_parts_of_ones_own_as_plain_pytorch_does(world_size: int) -> None:
+    owns = ways(world_size)
+    courses = run_ranks(world_size, with_the_harness, owns, deadline_seconds=240)[0]
+    for found, own in zip(courses, owns, strict=True):
+        assert_alike(found, own)
+
+
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
+def test_zero_trains_parts_of_ones_own_as_plain_pytorch_does(strategy: str) -> None:
+    owns = [Own(name, strategy=strategy, micro_batch=micro) for name in EXAMPLES for micro in (None, 4)]
+    courses = run_ranks(2, with_the_harness, owns, deadline_seconds=240)[0]
+    for found, own in zip(courses, owns, strict=True):
+        assert_alike(found, own)
