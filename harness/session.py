@@ -159,8 +159,6 @@ class Session:
         import torch
 
         from harness.assemble import assemble
-        from harness.catalogue.networks import build_model
-        from harness.catalogue.sources import load, prepare
         from harness.checkpoint import rng
         from harness.observers.base import own_random_numbers
         from harness.optim import moments_per_parameter
@@ -170,13 +168,13 @@ class Session:
         config, ranks = self.config, self.ranks
         with ranks.together("preparing the data"):
             if ranks.rank == 0:
-                prepare(config.data, seed=config.run.seed)
+                config.data.prepare(seed=config.run.seed)
         with ranks.together("loading the data"):
-            splits = load(config.data, config.task, seed=config.run.seed)
+            splits = config.data.open(config.task, seed=config.run.seed)
         self.notices = [*self.notices, *splits.notices]
         with ranks.together("building the model"):
             torch.manual_seed(config.run.seed)  # the same first weights on every rank, at every world size
-            model = build_model(config.model, input_shape=splits.input_shape, num_outputs=splits.num_outputs)
+            model = config.model.build(splits.facts)
         self.notices = [*self.notices, *getattr(model, "notices", ())]
         run = assemble(config, ranks, splits, model, directory=self.directory.path, signals=self.signals)
         run.facts["run_id"] = self.directory.run_id

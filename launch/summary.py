@@ -3,13 +3,10 @@
 from collections.abc import Set
 from typing import Any
 
-from harness.catalogue.mlp.section import HiddenLayers
 from harness.config.fields import Section
 from harness.config.io import LoadedConfig
-from harness.config.kinds import Model
 from harness.config.run_config import RunConfig
 from harness.launch.checklist import checklist
-from harness.launch.known_rows import known_rows
 from harness.record.run_directory import changes_since
 
 
@@ -22,7 +19,7 @@ def summary(loaded: LoadedConfig, *, ranks: int | None, command: str) -> str:
     config = loaded.config
     has_run = (config.run_directory / "run.json").exists()
     rows = {
-        "model": _section(config.model, exclude=_without_meaning(config.model)),
+        "model": _section(config.model, exclude=config.model.keys_without_meaning),
         "data": _section(config.data),
         "task": _section(config.task, exclude_defaults=True),
         "optimizer": _section(config.optim),
@@ -38,14 +35,9 @@ def summary(loaded: LoadedConfig, *, ranks: int | None, command: str) -> str:
         [
             *(f"notice: {notice}" for notice in (*loaded.notices, *changes_since(config.run_directory, config))),
             *(f"{name:11}{row}" for name, row in rows.items()),
-            *checklist(config, ranks=ranks, rows=known_rows(config)),
+            *checklist(config, ranks=ranks, rows=config.data.known_rows(config.task)),
         ]
     )
-
-
-def _without_meaning(model: Model) -> set[str]:
-    """Return the keys of a model that are about something it does not have."""
-    return {"sync_batch_norm"} if isinstance(model, HiddenLayers) and not model.has_batch_norm else set()
 
 
 def _section(section: Section, *, exclude_defaults: bool = False, exclude: Set[str] = frozenset()) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.config.changes import compare
 from harness.config.fields import RUN_ID
-from harness.config.io import dump_config, load_config, other_version, shown
+from harness.config.io import dump_config, load_stored, other_version, shown
 from harness.config.run_config import RunConfig
 from harness.errors import ConfigError, RunInUseError, StorageError
 from harness.record.checkpoints import CheckpointDirectory
@@ -180,7 +180,7 @@ def stored_config(directory: Path) -> RunConfig:
         ConfigError: its config.yaml is damaged or gone.
     """
     try:
-        return load_config(directory / "config.yaml").config
+        return load_stored(directory / "config.yaml")
     except ConfigError as error:
         advice = (
             "\n  The run wrote it when it was started. Put it back from a copy; or remove it and start "
