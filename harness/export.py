@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from harness.checkpoint.tensors import TensorFiles, write_tensors
 from harness.config.slots import ModelSection
+from harness.config.use import load_used
 from harness.errors import EXIT_DONE, CheckpointError, ConfigError, HarnessError, StorageError
 from harness.exported import CONFIG, DESCRIPTION, MODEL, fill
 from harness.parts import registered
@@ -29,7 +30,7 @@ from harness.record.checkpoints import CheckpointDirectory
 from harness.record.files import json_bytes, storage_errors, write_durably
 from harness.record.manifest import checkpoint_problems, read_manifest, read_trainer
 from harness.record.progress import check_trainer
-from harness.record.run_directory import stored_config
+from harness.record.run_directory import read_identity, stored_config
 
 TOKENIZER = "tokenizer.json"
 
@@ -40,8 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", metavar="RUN", type=Path, help="a run directory, such as runs/mnist-cnn")
     parser.add_argument("--to", metavar="DIR", type=Path, required=True, help="a new folder for the network")
     parser.add_argument("--from", dest="step", metavar="best|latest|STEP", default="best", help="default: best")
+    parser.add_argument("--use", metavar="FILE", action="append", default=[], help="that brings the network's kind")
     given = parser.parse_args(arguments)
     try:
+        load_used(given.use, folder=Path.cwd(), is_typed=True)
         checkpoint = find_checkpoint(given.run, given.step)
         with _unless_deleted(checkpoint):
             export(given.run, checkpoint, to=given.to)
@@ -99,11 +102,16 @@ def export(run: Path, checkpoint: Path, *, to: Path) -> None:
         raise CheckpointError(f"{checkpoint} is broken: {problems[0]}. Choose another with --from STEP")
     manifest, trainer = read_manifest(checkpoint), read_trainer(checkpoint)
     check_trainer(trainer, checkpoint, step=manifest.step)
-    config = stored_config(run)
+    config, identity = stored_config(run), read_identity(run)
+    if not config.model.is_known:
+        advice = f"Type: harness export {run} --to {to} --use {(*config.use, 'FILE')[0]}"
+        raise ConfigError(unknown_kind(config.model.kind, config.use, advice))
     described: dict[str, Any] = {
         "model": config.model.model_dump(mode="json"),
         **{key: trainer[key] for key in ("input_shape", "num_outputs", "step", "metrics", "harness", "preprocessing")},
     }
+    if not config.model.is_ours:
+        described |= {key: identity.get(key, []) for key in ("use", "facts")}
     if os.path.lexists(to):
         raise ConfigError(f"--to: {to} is there already; give the name of a new folder")
     temporary = to.with_name(f".{to.name}.tmp-{os.getpid()}")
@@ -125,13 +133,28 @@ def export(run: Path, checkpoint: Path, *, to: Path) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load_exported(directory: str | Path) -> nn.Module:
-    """Return the network of an exported folder, in evaluation mode, on the CPU."""
+def unknown_kind(kind: str, use: Sequence[str], advice: str) -> str:
+    """Return what is said where nobody knows how to build a network."""
+    return f"model.kind: {kind!r} is not built in; {', '.join(use) or 'a file of its user'} has brought it. {advice}"
+
+
+def load_exported(directory: str | Path, *, use: Sequence[str] = ()) -> nn.Module:
+    """Return the network of an exported folder, in evaluation mode, on the CPU.
+
+    Args:
+        use: files that register its kind, where that is not built in; the folder itself brings no code.
+    """
+    load_used(use, folder=Path.cwd(), is_typed=True)
     is_for_transformers = (Path(directory) / DESCRIPTION).is_file()
     described = json.loads((Path(directory) / (DESCRIPTION if is_for_transformers else CONFIG)).read_bytes())
-    section: ModelSection = registered().validated("model", described["model"])
+    section: ModelSection = registered(keeps_unknown=True).validated("model", described["model"])
+    if not section.is_known:
+        files = [Path(file["file"]).name for file in described.get("use", [])[:1]]
+        advice = f"Write load_exported({str(directory)!r}, use={files or ['FILE']}), and read that file before"
+        raise ConfigError(unknown_kind(section.kind, files, advice))
     section = section.as_exported(Path(directory))
-    facts = {"input_shape": tuple(described["input_shape"]), "num_outputs": described["num_outputs"]}
+    sizes = {"input_shape": tuple(described["input_shape"]), "num_outputs": described["num_outputs"]}
+    facts = {**described.get("facts", {}), **sizes}
     network = section.build(facts)
     if not section.is_of_transformers:
         fill(network, TensorFiles(Path(directory), [MODEL]), path=str(directory))

@@ -68,7 +68,7 @@ SECTIONS = (
     "harness/config/signature.py",
     "harness/config/slots.py",
 )
-"""What is of layer 1 when it is imported; its methods import what makes the thing, of any layer up to the catalogue's."""
+"""What is of layer 1 when it is imported; its methods import what makes the thing, of any layer of the catalogue."""
 DOOR = {"harness/__init__.py": "harness/parts.py"}
 """A file that imports what is above it, late."""
 NAMES_AT_RUN_TIME = ("harness/parts.py", "harness/config/use.py")
@@ -83,7 +83,6 @@ STILL_TO_BE_MENDED = {
     ),
     "harness/rows/batches.py": ("images/augment",),
     "harness/rows/splits.py": ("table/shards", "text/tokenizers"),
-    "harness/watch/flops.py": (),
 }
 """Files of the core that import the catalogue."""
 

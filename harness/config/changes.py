@@ -23,7 +23,7 @@ VERDICTS: dict[str, Verdict] = {
     "run.max_epochs": "allowed",
     "run.max_steps": "allowed",
     "run.max_nonfinite_updates": "allowed",
-    "use": "noticed",
+    "use": "allowed",
     "optim.kind": "refused",
     "evaluation": "allowed",
     "strategy": "allowed",
@@ -68,11 +68,16 @@ def compare(stored: RunConfig, given: RunConfig) -> Changes:
     verdicts: dict[Verdict, list[Change]] = {"refused": [], "noticed": [], "allowed": []}
     for path in before | after:
         change = Change(path, before.get(path), after.get(path))
-        if change.stored != change.given:
+        if change.stored != change.given and not _is_left_to_data(change, given):
             slot, _, key = path.partition(".")
             verdict = getattr(given, slot).may_change(key, judging) if slot in SLOTS else _verdict(path)
             verdicts[verdict].append(change)
     return Changes(**{verdict: tuple(changes) for verdict, changes in verdicts.items()})
+
+
+def _is_left_to_data(change: Change, given: RunConfig) -> bool:
+    """Whether a key waits for what the data say, which is compared when they have said it."""
+    return change.given is None and change.path in [f"model.{name}" for name in given.model.facts_wanted]
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

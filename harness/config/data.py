@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from harness.config.fields import Float, PositiveInt
 from harness.config.slots import KnownRows, PartSection, TaskSection, UnknownSection
@@ -62,4 +62,5 @@ class DataSection(PartSection):
 class UnknownData(UnknownSection, DataSection):
     """Rows of a source that is not known here."""
 
+    model_config = ConfigDict(extra="allow")
     source: str

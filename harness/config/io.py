@@ -27,8 +27,8 @@ from harness.config.problems import (
     with_slots,
 )
 from harness.config.run_config import RunConfig
-from harness.config.tracking import tracking_problems
-from harness.config.use import STORED_USE, UsedFile, load_used
+from harness.config.tracking import tracker_problems, tracking_problems
+from harness.config.use import NOTHING_USED, STORED_USE, Used, load_used
 from harness.config.yaml_reader import FLOAT, plain_data
 from harness.errors import ConfigError
 from harness.parts import Parts, parts_of, registered
@@ -47,8 +47,8 @@ class LoadedConfig:
 
     config: RunConfig
     notices: tuple[str, ...]
-    used: tuple[UsedFile, ...] = ()
-    """The files whose code it brings."""
+    used: Used = NOTHING_USED
+    """The code that it brings."""
     parts: Parts | None = None
     """The kinds that it could name."""
 
@@ -83,6 +83,7 @@ def load_config(
     notices = _override(raw, settings, problems, schema)
     config = validated(raw, RunConfig, path=path, problems=problems, parts=parts, schema=schema)
     problems += contradictions(config)
+    problems += tracker_problems(config.tracking, parts.of("tracker"))
     sections = (config.model, config.data, config.task)
     problems += dict.fromkeys(
         problem
@@ -95,7 +96,7 @@ def load_config(
         notices += newer
         problems += tracking_problems(config.tracking)
     refuse(path, problems)
-    return LoadedConfig(config, notices, used.files, parts)
+    return LoadedConfig(config, notices, used, parts)
 
 
 def load_stored(path: str | PathLike[str]) -> RunConfig:

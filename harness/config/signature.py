@@ -8,7 +8,7 @@ import keyword
 import traceback
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
@@ -400,6 +400,17 @@ def _told_once(value: Any, validate: Callable[[Any], Any]) -> Any:
         raise PydanticCustomError("none_of_several", "none of the types takes it") from None
 
 
-def keys_of(section: Any) -> Sequence[str]:
-    """Return the keys of a section beside those that every kind has."""
-    return [name for name in section.model_fields if name not in {"kind", "source", *DataSection.model_fields}]
+def key_texts(section: Any) -> dict[str, str]:
+    """Return the keys of a kind beside those that every kind has, with what they take: a type, a default, a fact."""
+    if not (inspect.isclass(section) and issubclass(section, Section)):
+        return {}
+    facts = section.plain.facts if issubclass(section, OwnModel) else ()
+    texts = {}
+    for name, field in section.model_fields.items():
+        if name in {"kind", "source", *DataSection.model_fields}:
+            continue
+        if name in facts:
+            texts[name] = "from the data"
+        else:
+            texts[name] = "wanted" if field.is_required() else repr(field.get_default(call_default_factory=True))
+    return texts

@@ -68,6 +68,11 @@ class PartSection(Section):
         return iter(())
 
     @property
+    def is_known(self) -> bool:
+        """Whether its kind is known here; what is not can be read, and not built."""
+        return True
+
+    @property
     def is_ours(self) -> bool:
         """Whether it is of the catalogue, and so knows the other kinds of the catalogue."""
         return type(self).__module__.startswith("harness.catalogue.")
@@ -164,16 +169,21 @@ class TaskSection(PartSection):
 class UnknownSection(Section):
     """What a kind that is not known here was configured with, kept as it is."""
 
-    model_config = ConfigDict(extra="allow")
+    @property
+    def is_known(self) -> bool:
+        """Whether its kind is known here."""
+        return False
 
 
 class UnknownModel(UnknownSection, ModelSection):
     """A network of a kind that is not known here."""
 
+    model_config = ConfigDict(extra="allow")
     kind: str
 
 
 class UnknownTask(UnknownSection, TaskSection):
     """A task of a kind that is not known here."""
 
+    model_config = ConfigDict(extra="allow")
     kind: str

@@ -55,6 +55,11 @@ class Used:
     """Each file that is named, and those from its folder that it imports."""
     modules: frozenset[str] = frozenset()
     """Their names, as they registered parts."""
+    names: tuple[str, ...] = ()
+    """What was asked for, files by their absolute paths: what another process is to be given."""
+
+
+NOTHING_USED = Used()
 
 
 @dataclass(frozen=True)
@@ -178,7 +183,8 @@ def load_used(names: Sequence[str], *, folder: Path, is_typed: bool = False) -> 
         for name, path in resolved.items()
     ]
     files = tuple(dict.fromkeys(file for used in found for file in used.files))
-    return Used(files, frozenset().union(*(used.modules for used in found)))
+    asked = tuple(str(path) if isinstance(path, Path) else name for name, path in resolved.items())
+    return Used(files, frozenset().union(*(used.modules for used in found)), asked)
 
 
 def refuse_while_loading(what: str) -> None:
