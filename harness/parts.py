@@ -225,7 +225,8 @@ def _parts(parts: tuple[Part, ...], keeps_unknown: bool) -> Parts:
 
 
 def number_registered() -> int:
-    """Return how many parts were registered until now."""
+    """Return how many parts were registered until now, those of the catalogue first of all."""
+    built_in()
     return len(_REGISTRY.parts)
 
 

@@ -175,7 +175,7 @@ def parts(arguments: list[str]) -> int:
     for slot in SLOTS:
         for kind, part in sorted(known.of(slot).items()):
             keys = ", ".join(f"{name}: {text}" for name, text in key_texts(part.section).items())
-            print(f"{slot:8}{kind:16}{part.origin}{f'; {keys}' if keys else ''}")
+            print(f"{slot:8}{kind:16}{part.origin}{f'; keys {keys}' if keys else ''}")
     return 0
 
 

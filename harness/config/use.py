@@ -95,12 +95,6 @@ class _Loader:
             importlib.import_module(module)
         own = [found for found in set(sys.modules) - before if _lies_in(found, folder)]
         modules = modules_registered(count)
-        if not modules:
-            self._undo(own, modules)
-            raise ConfigError(
-                f'use: {name} registers no part; put @harness.model("NAME"), @harness.data, @harness.task or '
-                "@harness.tracker over a class of it"
-            )
         paths = sorted({Path(str(sys.modules[found].__file__)) for found in own} - {path})
         files = tuple(UsedFile(str(file), _digest(file)) for file in (path, *paths))
         self.files[path] = _Loaded(path, files, frozenset(own) | modules)
@@ -116,8 +110,6 @@ class _Loader:
             importlib.import_module(found.module)
             found.load()
         modules = modules_registered(count)
-        if not modules:
-            raise ConfigError(f"use: {name} ({distribution}) registers no part; report it to who made the package")
         file = Path(str(sys.modules[found.module].__file__))
         mark_used(modules)
         self.packages[name] = Used((UsedFile(str(file), _digest(file)),), frozenset(modules))
@@ -149,6 +141,11 @@ class _Loader:
             yield
             if _has_process_group() and not was_open:
                 raise ConfigError(f"use: {name} starts torch.distributed when it is imported; {GUARD}")
+            if not modules_registered(count):
+                raise ConfigError(
+                    f'{name} registers no part; put @harness.model("NAME"), @harness.data, @harness.task or '
+                    "@harness.tracker over a class of it"
+                )
         except BaseException as error:
             new = [found for found in set(sys.modules) - before if folder is None or _lies_in(found, folder)]
             self._undo(new if folder else [], modules_registered(count))
