@@ -6,3 +6,14 @@ if sys.version_info < (3, 11):  # noqa: UP036  # pip says it too, but not to who
     raise SystemExit("harness needs Python 3.11 or newer, and %s is older; python3.11 -m venv .venv" % sys.executable)  # noqa: UP031
 
 __version__ = "0.1.0"
+
+DOOR = ("model", "data", "task", "tracker")
+"""Decorators of parts.py, as names of the package; `import harness` itself imports nothing."""
+
+
+def __getattr__(name: str) -> object:
+    if name in DOOR:
+        from harness import parts
+
+        return getattr(parts, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,6 @@ from harness.catalogue.images.augment import Augmentation
 from harness.catalogue.images.section import ImageSection
 from harness.catalogue.table.columns import READING
 from harness.catalogue.table.shards import ShardedColumns
-from harness.catalogue.tasks import build_task
 from harness.checkpoint.store import CheckpointStore
 from harness.config.run_config import RunConfig
 from harness.config.training import AdafactorOptim, MuonOptim
@@ -55,7 +54,7 @@ def assemble(
     with ranks.together("putting the run together"):
         check_fits(config.schedule, total_updates=agenda.total_updates)
         check_judges(config, splits.validation, splits.preprocessing.get("classes"))
-        task = build_task(config.task, splits, device=device, dtype=dtype)
+        task = config.task.build(splits, device=device, dtype=dtype)
     batches = TrainingBatches(
         splits.train, plan, rank=ranks.rank, device=device, dtype=dtype, augmentation=_augmentation(config)
     )

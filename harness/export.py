@@ -18,28 +18,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from pydantic import TypeAdapter
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from harness.catalogue.networks import build_model
-from harness.catalogue.pretrained import network as pretrained
-from harness.catalogue.pretrained.section import PretrainedModel
 from harness.checkpoint.tensors import TensorFiles, write_tensors
-from harness.config.kinds import Model
+from harness.config.slots import ModelSection
+from harness.config.use import load_used
 from harness.errors import EXIT_DONE, CheckpointError, ConfigError, HarnessError, StorageError
+from harness.exported import CONFIG, DESCRIPTION, MODEL, fill
+from harness.parts import registered
 from harness.record.checkpoints import CheckpointDirectory
-from harness.record.files import json_bytes, storage_errors, sync_directory, write_durably
+from harness.record.files import json_bytes, storage_errors, write_durably
 from harness.record.manifest import checkpoint_problems, read_manifest, read_trainer
 from harness.record.progress import check_trainer
-from harness.record.run_directory import stored_config
-from harness.strategy.base import model_tensors
+from harness.record.run_directory import read_identity, stored_config
 
-MODEL, CONFIG, DESCRIPTION = "model.safetensors", "config.json", "harness.json"
 TOKENIZER = "tokenizer.json"
-KEPT_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
-"""Of what a pretrained model has beside its weights and config.json, as it was: tokenizer, templates, generation."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,8 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", metavar="RUN", type=Path, help="a run directory, such as runs/mnist-cnn")
     parser.add_argument("--to", metavar="DIR", type=Path, required=True, help="a new folder for the network")
     parser.add_argument("--from", dest="step", metavar="best|latest|STEP", default="best", help="default: best")
+    parser.add_argument("--use", metavar="FILE", action="append", default=[], help="that brings the network's kind")
     given = parser.parse_args(arguments)
     try:
+        load_used(given.use, folder=Path.cwd(), is_typed=True)
         checkpoint = find_checkpoint(given.run, given.step)
         with _unless_deleted(checkpoint):
             export(given.run, checkpoint, to=given.to)
@@ -107,11 +102,16 @@ def export(run: Path, checkpoint: Path, *, to: Path) -> None:
         raise CheckpointError(f"{checkpoint} is broken: {problems[0]}. Choose another with --from STEP")
     manifest, trainer = read_manifest(checkpoint), read_trainer(checkpoint)
     check_trainer(trainer, checkpoint, step=manifest.step)
-    config = stored_config(run)
+    config, identity = stored_config(run), read_identity(run)
+    if not config.model.is_known:
+        advice = f"Type: harness export {run} --to {to} --use {(*config.use, 'FILE')[0]}"
+        raise ConfigError(unknown_kind(config.model.kind, config.use, advice))
     described: dict[str, Any] = {
         "model": config.model.model_dump(mode="json"),
         **{key: trainer[key] for key in ("input_shape", "num_outputs", "step", "metrics", "harness", "preprocessing")},
     }
+    if not config.model.is_ours:
+        described |= {key: identity.get(key, []) for key in ("use", "facts")}
     if os.path.lexists(to):
         raise ConfigError(f"--to: {to} is there already; give the name of a new folder")
     temporary = to.with_name(f".{to.name}.tmp-{os.getpid()}")
@@ -121,87 +121,43 @@ def export(run: Path, checkpoint: Path, *, to: Path) -> None:
             live = TensorFiles(checkpoint, manifest.names("model"))
             averaged = TensorFiles(checkpoint, manifest.names("ema"), prefix="weight/")
             tensors: Mapping[str, Tensor] = ChainMap(averaged, live)  # type: ignore[arg-type]  # it is only read
-            if isinstance(config.model, PretrainedModel):
-                _write_for_transformers(temporary, tensors, config.model, described)
+            if config.model.is_of_transformers:
+                config.model.write_export(temporary, tensors, described)
             else:
                 write_tensors(temporary / MODEL, tensors)
                 write_durably(temporary / CONFIG, [json_bytes(described)])
-            if trainer["tokenizer"] and not isinstance(config.model, PretrainedModel):
+            if trainer["tokenizer"] and not config.model.is_of_transformers:
                 write_durably(temporary / TOKENIZER, [trainer["tokenizer"].encode()])
             os.rename(temporary, to)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_for_transformers(
-    directory: Path, tensors: Mapping[str, Tensor], model: PretrainedModel, described: dict[str, Any]
-) -> None:
-    """Write a folder that transformers loads, and see that what it loads gives the logits of the run.
+def unknown_kind(kind: str, use: Sequence[str], advice: str) -> str:
+    """Return what is said where nobody knows how to build a network."""
+    return f"model.kind: {kind!r} is not built in; {', '.join(use) or 'a file of its user'} has brought it. {advice}"
 
-    Raises:
-        CheckpointError: the tensors are of another network than the run's config.yaml describes now, or the logits
-            are others.
+
+def load_exported(directory: str | Path, *, use: Sequence[str] = ()) -> nn.Module:
+    """Return the network of an exported folder, in evaluation mode, on the CPU.
+
+    Args:
+        use: files that register its kind, where that is not built in; the folder itself brings no code.
     """
-    network = pretrained.build(model, num_outputs=described["num_outputs"]).eval()
-    _fill(network, tensors, path=model.path)
-    longest = min(described["input_shape"][0], 16)
-    rows = pretrained.some_rows(network, lengths=[longest, longest if network.pad_token_id is None else 3])
-    with torch.no_grad():
-        wanted = network(rows)
-    try:
-        exported = pretrained.save(network, directory, model, classes=described["preprocessing"].get("classes"))
-    except SafetensorError as error:  # what that library makes of a full disk
-        raise OSError(str(error)) from error
-    for path in Path(model.path).iterdir():
-        is_kept = path.suffix in KEPT_SUFFIXES and path.name != CONFIG and not path.name.endswith(".index.json")
-        if is_kept and path.is_file():
-            write_durably(directory / path.name, [path.read_bytes()])
-    write_durably(directory / DESCRIPTION, [json_bytes(described)])
-    for path in (*directory.iterdir(), directory):
-        sync_directory(path)
-    with torch.no_grad():
-        found = exported(rows)
-    difference = pretrained.largest_difference(wanted, found)
-    if not difference <= pretrained.SAME:
-        raise CheckpointError(
-            f"nothing was exported: what transformers loads from the export has other logits than the run (by "
-            f"{difference:.2g} of the largest). That is a mistake of ours or of transformers, not of the checkpoint: "
-            f"please report it with {model.path}/config.json"
-        )
-
-
-def _fill(network: nn.Module, saved: Mapping[str, Tensor], *, path: str) -> None:
-    """Put saved tensors into a network, which takes on their type.
-
-    Raises:
-        CheckpointError: they are not this network's.
-    """
-    wanted = dict(model_tensors(network))
-    others = sorted(wanted.keys() ^ saved.keys()) or [
-        name for name, tensor in wanted.items() if tensor.shape != saved[name].shape
-    ]
-    if others:
-        raise CheckpointError(
-            f"the checkpoint and {path} are of different networks: {len(others)} tensors are not the same, such as "
-            f"{others[0]}. Put the directory back that the run began with"
-        )
-    with torch.no_grad():
-        for name, tensor in wanted.items():
-            tensor.data = saved[name]
-
-
-def load_exported(directory: str | Path) -> nn.Module:
-    """Return the network of an exported folder, in evaluation mode, on the CPU."""
+    load_used(use, folder=Path.cwd(), is_typed=True)
     is_for_transformers = (Path(directory) / DESCRIPTION).is_file()
     described = json.loads((Path(directory) / (DESCRIPTION if is_for_transformers else CONFIG)).read_bytes())
-    config: Model = TypeAdapter(Model).validate_python(described["model"])
-    if isinstance(config, PretrainedModel):  # the weights are read with the rest, and nothing is trained
-        trained = {"lora": None, "frozen_layers": None, "layer_lr_decay": 1.0}
-        config = config.model_copy(update={"path": str(directory), **trained})
-    shape = tuple(described["input_shape"])
-    network = build_model(config, input_shape=shape, num_outputs=described["num_outputs"])
-    if not isinstance(config, PretrainedModel):
-        _fill(network, TensorFiles(Path(directory), [MODEL]), path=str(directory))
+    section: ModelSection = registered(keeps_unknown=True).validated("model", described["model"])
+    if not section.is_known:
+        files = [Path(file["file"]).name for file in described.get("use", [])[:1]]
+        advice = f"Write load_exported({str(directory)!r}, use={files or ['FILE']}), and read that file before"
+        raise ConfigError(unknown_kind(section.kind, files, advice))
+    section = section.as_exported(Path(directory))
+    sizes = {"input_shape": tuple(described["input_shape"]), "num_outputs": described["num_outputs"]}
+    facts = {**described.get("facts", {}), **sizes}
+    network = section.build(facts)
+    if not section.is_of_transformers:
+        fill(network, TensorFiles(Path(directory), [MODEL]), path=str(directory))
     return network.eval()
 
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from harness.catalogue.text.tokenizers import ModelTokens, TextTokenizer, tokenizer_from_json
 from harness.errors import EXIT_DONE, ConfigError, HarnessError
-from harness.export import CONFIG, DESCRIPTION, TOKENIZER, load_exported
+from harness.export import TOKENIZER, load_exported
+from harness.exported import CONFIG, DESCRIPTION
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -57,7 +57,8 @@ class Session:
     def _take(self, loaded: LoadedConfig, overrides: Sequence[str]) -> None:
         self.config, self.notices, self._overrides = loaded.config, list(loaded.notices), list(overrides)
         chosen_id = chosen_run_id() if self.config.tracking.wandb else None
-        self.directory = RunDirectory(self.config, new_id=chosen_id)
+        self.used = loaded.used
+        self.directory = RunDirectory(self.config, new_id=chosen_id, used=loaded.used.files)
 
     def run_to_the_end(self, stack: ExitStack, when_all_is_said: ExitStack) -> int:
         """Join the other ranks, build, train, and write exit.json whatever happens. Collective.
@@ -98,7 +99,7 @@ class Session:
         self.notices += self.directory.describe()
         if self.config.tracking.report:
             when_all_is_said.callback(write_report, self.directory.path)
-        self.trackers = start_trackers(self.config.tracking, self.directory)
+        self.trackers = start_trackers(self.config.tracking, self.directory, use=self.used.names)
         for tracker in self.trackers:
             stack.callback(tracker.close)
 
@@ -159,8 +160,6 @@ class Session:
         import torch
 
         from harness.assemble import assemble
-        from harness.catalogue.networks import build_model
-        from harness.catalogue.sources import load, prepare
         from harness.checkpoint import rng
         from harness.observers.base import own_random_numbers
         from harness.optim import moments_per_parameter
@@ -170,13 +169,18 @@ class Session:
         config, ranks = self.config, self.ranks
         with ranks.together("preparing the data"):
             if ranks.rank == 0:
-                prepare(config.data, seed=config.run.seed)
+                config.data.prepare(seed=config.run.seed)
         with ranks.together("loading the data"):
-            splits = load(config.data, config.task, seed=config.run.seed)
+            splits = config.data.open(config.task, seed=config.run.seed)
         self.notices = [*self.notices, *splits.notices]
         with ranks.together("building the model"):
+            section, taken = config.model.with_facts(splits.facts)
+            self.config = config = config.model_copy(update={"model": section})
+            self.notices = [*self.notices, *taken]
+            if ranks.rank == 0:
+                self.directory.take_facts(config, splits.facts)
             torch.manual_seed(config.run.seed)  # the same first weights on every rank, at every world size
-            model = build_model(config.model, input_shape=splits.input_shape, num_outputs=splits.num_outputs)
+            model = config.model.build(splits.facts)
         self.notices = [*self.notices, *getattr(model, "notices", ())]
         run = assemble(config, ranks, splits, model, directory=self.directory.path, signals=self.signals)
         run.facts["run_id"] = self.directory.run_id
@@ -190,6 +194,7 @@ class Session:
             with ranks.together("writing the configuration"):
                 if ranks.rank == 0:  # it is that of the run, as all has been compared
                     self.directory.keep_config()
+                    self.directory.note_used()
         with own_random_numbers():  # rich draws some when it is imported
             run.observers = self._observers(run, trainer=saved.trainer if saved else {})
         self._tell_start(run)

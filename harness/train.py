@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from harness.config.io import load_config
+from harness.config.use import refuse_while_loading
 from harness.errors import (
     ConfigError,
     HarnessError,
@@ -34,6 +35,7 @@ SECONDS_FOR_RANK_ZERO = 1.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, and return the exit code of the run (see errors.py)."""
+    refuse_while_loading("harness.train.main")
     arguments = sys.argv[1:] if arguments is None else arguments
     rank = 0
     with ExitStack() as when_all_is_said:

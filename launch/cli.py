@@ -12,7 +12,9 @@ from pathlib import Path, PurePath
 from typing import NoReturn
 
 from harness.config.io import load_config
+from harness.config.signature import SLOTS, key_texts
 from harness.config.sweep import swept
+from harness.config.use import load_used, refuse_while_loading
 from harness.errors import ConfigError, HarnessError, RunInUseError
 from harness.launch import torchrun
 from harness.launch.examples import write_examples
@@ -26,6 +28,7 @@ from harness.launch.slurm.submit import submit as submit_job
 from harness.launch.slurm.sweep import Sweep, runs_of, task_name
 from harness.launch.summary import summary
 from harness.launch.verify import checkpoint_lines
+from harness.parts import parts_of
 from harness.ranks.process import pin_packages
 from harness.record.exit_file import ExitFile
 from harness.record.provenance import versions
@@ -44,6 +47,7 @@ def command() -> NoReturn:
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
+    refuse_while_loading("harness")
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(help_text())
@@ -162,6 +166,19 @@ def _check_one(path: str, overrides: Sequence[str], *, ranks: int | None, is_alo
     return look_at_data(loaded.config) if looks else 0
 
 
+def parts(arguments: list[str]) -> int:
+    """list the kinds of models, data, tasks and trackers, and where they come from"""
+    parser = _Parser(prog="harness parts", description=parts.__doc__, allow_abbrev=False)
+    parser.add_argument("use", metavar="FILE", nargs="*", help="such as my_parts.py, whose code is run")
+    used = load_used(parser.parse_args(arguments).use, folder=Path.cwd(), is_typed=True)
+    known = parts_of(used.modules)
+    for slot in SLOTS:
+        for kind, part in sorted(known.of(slot).items()):
+            keys = ", ".join(f"{name}: {text}" for name, text in key_texts(part.section).items())
+            print(f"{slot:8}{kind:16}{part.origin}{f'; keys {keys}' if keys else ''}")
+    return 0
+
+
 def verify(arguments: list[str]) -> int:
     """read every byte of a run's checkpoints and say which are whole"""
     for line in checkpoint_lines(_run_parser(verify).parse_args(arguments).run):
@@ -241,6 +258,7 @@ COMMANDS = {
     "launch": launch,
     "submit": submit,
     "check": check,
+    "parts": parts,
     "examples": examples,
     "data": data,
     "runs": runs,

@@ -1,15 +1,14 @@
 """What `harness check` prints: a configuration in a dozen lines."""
 
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from typing import Any
 
-from harness.catalogue.mlp.section import HiddenLayers
 from harness.config.fields import Section
 from harness.config.io import LoadedConfig
-from harness.config.kinds import Model
 from harness.config.run_config import RunConfig
+from harness.config.signature import key_texts
 from harness.launch.checklist import checklist
-from harness.launch.known_rows import known_rows
+from harness.parts import Part, registered
 from harness.record.run_directory import changes_since
 
 
@@ -22,7 +21,7 @@ def summary(loaded: LoadedConfig, *, ranks: int | None, command: str) -> str:
     config = loaded.config
     has_run = (config.run_directory / "run.json").exists()
     rows = {
-        "model": _section(config.model, exclude=_without_meaning(config.model)),
+        "model": _section(config.model, exclude=config.model.keys_without_meaning),
         "data": _section(config.data),
         "task": _section(config.task, exclude_defaults=True),
         "optimizer": _section(config.optim),
@@ -34,18 +33,31 @@ def summary(loaded: LoadedConfig, *, ranks: int | None, command: str) -> str:
         "directory": f"{config.run_directory}{' (holds a run, which goes on)' if has_run else ''}",
         "start": command,
     }
+    own = [(f"{slot} {found.kind}", found) for slot, found in own_parts(loaded)]
     return "\n".join(
         [
             *(f"notice: {notice}" for notice in (*loaded.notices, *changes_since(config.run_directory, config))),
             *(f"{name:11}{row}" for name, row in rows.items()),
-            *checklist(config, ranks=ranks, rows=known_rows(config)),
+            *(f"{'part':11}{name}: {found.origin}{_keys(found)}" for name, found in own),
+            *checklist(config, ranks=ranks, rows=config.data.known_rows(config.task)),
         ]
     )
 
 
-def _without_meaning(model: Model) -> set[str]:
-    """Return the keys of a model that are about something it does not have."""
-    return {"sync_batch_norm"} if isinstance(model, HiddenLayers) and not model.has_batch_norm else set()
+def own_parts(loaded: LoadedConfig) -> Iterator[tuple[str, Part]]:
+    """Yield the parts of a configuration that are not of the catalogue, with their slots."""
+    config, parts = loaded.config, loaded.parts or registered()
+    for slot, section in {"model": config.model, "data": config.data, "task": config.task}.items():
+        part = parts.find(slot, section)
+        if part is not None and not part.is_ours:
+            yield slot, part
+    trackers = parts.of("tracker")
+    yield from (("tracker", trackers[name]) for name in config.tracking.own if name in trackers)
+
+
+def _keys(part: Part) -> str:
+    keys = [f"{name}: {text}" for name, text in key_texts(part.section).items()]
+    return f"; keys {', '.join(keys)}" if keys else ""
 
 
 def _section(section: Section, *, exclude_defaults: bool = False, exclude: Set[str] = frozenset()) -> str:

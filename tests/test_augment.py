@@ -9,10 +9,10 @@ import torch
 from harness.catalogue.classification.section import ClassificationTask
 from harness.catalogue.images.augment import Augmentation, changed
 from harness.catalogue.images.section import Mnist5kData
-from harness.catalogue.sources import load
 from harness.errors import DataError
 from harness.rows.batches import Columns, TrainingBatches
 from harness.rows.order import BatchPlan
+from tests.sections import load
 
 CPU = torch.device("cpu")
 IMAGES = torch.rand(40, 2, 5, 7, generator=torch.Generator().manual_seed(0))

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from harness.catalogue.cnn.section import CnnModel
+from harness.catalogue.mlp.advice import num_layers
 from harness.catalogue.mlp.section import MlpModel
-from harness.catalogue.networks import build_model
 from harness.config.io import load_config
 from harness.config.run_config import RunConfig
-from harness.launch.checklist import checklist, num_layers
-from harness.launch.known_rows import KnownRows, known_rows
+from harness.config.slots import KnownRows
+from harness.launch.checklist import checklist
+from tests.sections import build_model, known_rows, parsed
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -394,8 +395,8 @@ def test_without_a_number_of_ranks_nothing_is_said_of_their_share() -> None:
 
 def test_a_transformer_wants_a_warm_up_and_clipping() -> None:
     config = RunConfig.model_validate({**CONFIG, "schedule": {"kind": "cosine", "warmup_steps": 5}})
-    for kind in ("gpt", "pretrained"):
-        model = config.model.model_copy(update={"kind": kind})  # by the name alone
+    kinds = ({"kind": "gpt", "layers": 1, "width": 8, "heads": 2}, {"kind": "pretrained", "path": "nowhere"})
+    for model in (parsed("model", keys) for keys in kinds):
         bare = config.model_copy(
             update={"model": model, "schedule": config.schedule.model_copy(update={"warmup_steps": 0})}
         )

@@ -13,7 +13,6 @@ from harness.catalogue.classification.classes import check_judges, class_notices
 from harness.catalogue.classification.section import ClassificationTask
 from harness.catalogue.classification.task import Classification
 from harness.catalogue.images.section import ImageFolderData
-from harness.catalogue.sources import load
 from harness.catalogue.table.section import TableData
 from harness.config.io import load_config
 from harness.config.run_config import RunConfig
@@ -22,6 +21,7 @@ from harness.rows.batches import Columns
 from harness.scores import Scores
 from tests.helpers import write_config
 from tests.pairs import pair
+from tests.sections import load
 
 
 def of(labels: list[int]) -> Columns:

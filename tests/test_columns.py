@@ -24,26 +24,23 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
 
 from harness import assemble
 from harness.catalogue.classification.classes import check_judges
 from harness.catalogue.classification.section import ClassificationTask
 from harness.catalogue.regression.section import RegressionTask
-from harness.catalogue.sources import load
 from harness.catalogue.table.preprocess import fit_features
 from harness.catalogue.table.read import Table
 from harness.catalogue.table.section import TableData
 from harness.catalogue.table.shards import ShardedColumns
 from harness.catalogue.table.suspects import suspects
-from harness.catalogue.tasks import build_task
-from harness.config.kinds import Data
 from harness.config.run_config import RunConfig
 from harness.errors import DataError
 from harness.rows.splits import DataSplits
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main, train_main_and_listen
 from tests.helpers import write_config
+from tests.sections import build_task, load, parsed
 from tests.tiny_models import write_tokenizer
 
 REGRESSION = RegressionTask(kind="regression")
@@ -74,7 +71,7 @@ def write(path: Path, rows: Rows, **arrow_types: Any) -> str:
 def section(source: str, path: str, validation_path: str | None = None, **options: Any) -> Any:
     named = {} if source == "text_table" else {"targets": ["y"]}
     values = {"source": source, "path": path, "validation_path": validation_path, "global_batch": 4, **named, **options}
-    return TypeAdapter(Data).validate_python(values)
+    return parsed("data", values)
 
 
 def classes(count: int) -> ClassificationTask:

@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 
 from harness.config.checks import contradictions
 from harness.config.io import LoadedConfig, dump_config, load_config
+from harness.config.problems import schema_of, with_slots
 from harness.config.run_config import RunConfig
 from harness.errors import ConfigError
+from harness.parts import registered
 
 GOOD = """\
 run:        {name: digits, max_epochs: 2}
@@ -282,7 +284,7 @@ def test_a_metric_is_not_judged_the_wrong_way_round(load: Load, refuse: Refuse, 
     overrides = (*TASKS[task], *model, *others)
     if task == "classification":
         overrides += ("task.positive_class=3",)
-    path, seen = section.split("=", maxsplit=1)[0], load(*overrides).config.task.metrics
+    path, seen = section.split("=", maxsplit=1)[0], load(*overrides).config.task.metric_names
     for metric in seen:
         good, bad, way = ("min", "max", "lower") if metric in BETTER_LOWER else ("max", "min", "higher")
         assert load(*overrides, f"{section}metric: {metric}, mode: {good}}}").config
@@ -396,17 +398,22 @@ def test_all_problems_are_reported_together(refuse: Refuse) -> None:
 
 
 def keys_of_every_section() -> Iterator[tuple[str, dict[str, str], str]]:
-    """Yield (section, its kind or source, key) for each key that the schema of RunConfig knows."""
-    schema = RunConfig.model_json_schema()
+    """Yield (section, its kind or source, key) for each key that a configuration knows."""
+    schema = with_slots(schema_of(RunConfig), registered().schemas)
     for name, field in schema["properties"].items():
-        variants = re.findall(r"#/\$defs/(\w+)", repr({k: v for k, v in field.items() if k != "discriminator"}))
-        for variant in (schema["$defs"][variant]["properties"] for variant in variants):
+        for variant in {str(found): found for found in sections_in(field)}.values():
             tags = {
                 tag: variant[tag].get("const") or variant[tag]["enum"][0]
                 for tag in ("kind", "source")
                 if tag in variant
             }
             yield from ((name, tags, key) for key in variant)
+
+
+def sections_in(field: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the keys of a section, or of each kind of it."""
+    options = [field, *field.get("anyOf", ()), *field.get("oneOf", ())]
+    yield from (option["properties"] for option in options if "properties" in option)
 
 
 def test_every_key_of_every_kind_has_a_message_in_plain_words(refuse: Refuse) -> None:
@@ -614,7 +621,7 @@ def test_a_dumped_configuration_reads_back_equal(scratch: Path, raw: dict[str, A
     loaded = load_config(scratch).config
     assert loaded == config
     assert loaded.model_dump_json() == config.model_dump_json()  # the same bits of every float, also of -0.0
-    assert list(yaml.safe_load(text)) == list(RunConfig.model_fields)
+    assert ["use", *yaml.safe_load(text)] == list(RunConfig.model_fields)  # which is left out where there is none
 
 
 junk = st.recursive(

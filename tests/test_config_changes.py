@@ -8,6 +8,7 @@ import pytest
 
 from harness.config.changes import VERDICTS, Change, Changes, compare
 from harness.config.run_config import RunConfig
+from harness.parts import registered
 
 STORED: dict[str, Any] = {
     "run": {"name": "digits", "max_epochs": 2},
@@ -139,3 +140,5 @@ def test_every_rule_is_about_a_key_that_exists() -> None:
     assert {path.split(".")[0] for path in VERDICTS if path} <= set(properties)
     stored = RunConfig.model_validate(STORED).model_dump()
     assert all(key in stored[section] for section, _, key in (path.partition(".") for path in VERDICTS) if key)
+    for section in registered().all_sections():
+        assert set(section.resume_verdicts) <= set(section.model_fields)

@@ -30,13 +30,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from harness.catalogue.causal_lm.section import CausalLmTask
-from harness.catalogue.look import look
-from harness.catalogue.sources import prepare
 from harness.catalogue.text import read as text
 from harness.catalogue.text.documents import CONTENTS, find_corpus
 from harness.catalogue.text.section import ByteTokenizer, TextData
 from harness.catalogue.text.tokenizing_memory import free_memory, memory_wanted
 from harness.errors import DataError
+from tests.sections import look, prepare
 from tests.test_text import splits_of, text_data, write_texts
 
 CHARACTERS = st.characters(exclude_categories=["Cs"])

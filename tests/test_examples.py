@@ -16,17 +16,17 @@ import torch.nn.functional as F
 from torch import nn
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
+from harness.catalogue.mlp.advice import num_layers
 from harness.catalogue.mlp.section import MlpModel
-from harness.catalogue.sources import load
 from harness.config.io import load_config
 from harness.examples.prepare import prepare
-from harness.launch.checklist import num_layers
 from harness.observers.ledger import read_lines
 from harness.rows.batches import Columns
 from harness.rows.splits import DataSplits
 from tests.benchmarks.fraud_variants import VARIANTS, Outcome, measure, train_cold
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main
+from tests.sections import load
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

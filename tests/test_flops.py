@@ -5,15 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import TypeAdapter
 from torch import nn
 
 from harness.catalogue.gpt.section import Experts, GptModel, forward_flops_per_token
-from harness.catalogue.networks import build_model
-from harness.config.kinds import Model
 from harness.watch.flops import training_flops_per_row
 from harness.watch.peak_flops import peak_flops
 from tests.pairs import pair
+from tests.sections import build_model, parsed
 from tests.tiny_models import write_model
 
 
@@ -25,7 +23,7 @@ def flops(model: nn.Module, row: torch.Tensor) -> float:
 
 
 def built(shape: tuple[int, ...], num_outputs: int, **model: Any) -> nn.Module:
-    return build_model(TypeAdapter(Model).validate_python(model), input_shape=shape, num_outputs=num_outputs)
+    return build_model(parsed("model", model), input_shape=shape, num_outputs=num_outputs)
 
 
 @pytest.mark.parametrize("form", [{}, {"activation": "swiglu", "norm": "rms", "tied_embeddings": False}])

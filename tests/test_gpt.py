@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harness.catalogue.gpt.network import Attention, Gpt, attended
 from harness.catalogue.gpt.section import GptModel, forward_flops_per_token, num_parameters
-from harness.catalogue.networks import build_model
 from harness.optim import parameter_groups
+from tests.sections import build_model
 from tests.test_order import unhurried
 
 FORMS: list[dict[str, Any]] = [

@@ -44,7 +44,7 @@ def test_scores_are_those_of_the_probabilities_of_the_targets(rows_at_once: int)
 
 
 def test_early_stopping_may_ask_for_each_score_and_for_no_other() -> None:
-    assert tuple(scores(torch.zeros(3, 3, 4), TARGETS)) == CausalLmTask.metrics
+    assert tuple(scores(torch.zeros(3, 3, 4), TARGETS)) == CausalLmTask(kind="causal_lm").metric_names
 
 
 def test_the_loss_of_an_update_counts_every_token() -> None:

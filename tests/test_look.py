@@ -18,18 +18,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from pydantic import TypeAdapter
 
-from harness.catalogue import look as looking
 from harness.catalogue.classification.section import ClassificationTask
-from harness.catalogue.look import look
 from harness.catalogue.regression.section import RegressionTask
-from harness.catalogue.sources import load
-from harness.config.kinds import Data, Task
+from harness.catalogue.table import first_rows as looking
+from harness.config.slots import TaskSection as Task
 from harness.errors import DataError
 from harness.launch import cli
 from harness.launch import look as launch_look
 from tests.helpers import write_config
+from tests.sections import load, look, parsed
 from tests.test_columns import section, tables, write
 from tests.test_text import text_data
 
@@ -164,9 +162,7 @@ def test_images_and_running_text_are_looked_at(tmp_path: Path, monkeypatch: pyte
     for name in ("a", "b"):
         (tmp_path / "images" / name).mkdir(parents=True)
         Image.new("RGB", (3, 3)).save(tmp_path / "images" / name / "x.png")
-    images = TypeAdapter(Data).validate_python(
-        {"source": "imagefolder", "path": str(tmp_path / "images"), "global_batch": 2}
-    )
+    images = parsed("data", {"source": "imagefolder", "path": str(tmp_path / "images"), "global_batch": 2})
     assert "2 class folders" in next(iter(look(images, classes(2))))
     assert "has 2 class folders, a to b, but task.num_classes is 3" in (refusal(look, images, classes(3)) or "")
     Image.new("P", (3, 3)).save(tmp_path / "images/a/x.png")
@@ -249,6 +245,7 @@ def test_what_a_look_takes_does_not_follow_from_the_size_of_a_file_and_torch_is_
             assert "was not looked at" in said[-1]
         seconds[kind] = time.process_time() - start
     assert seconds["large"] < 10 * seconds["small"] + 0.2
-    imports = "from harness.catalogue import look; import sys"
+    looks = ", ".join(f"harness.catalogue.{kind}.look" for kind in ("table", "text_table", "text", "images"))
+    imports = f"import harness.config.look, {looks}, sys"
     program = f"{imports}; sys.exit(bool({{'torch', 'datasets', 'pandas'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

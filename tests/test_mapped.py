@@ -14,13 +14,13 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from harness.catalogue import sources
 from harness.catalogue.classification.section import ClassificationTask
 from harness.catalogue.regression.section import RegressionTask
-from harness.catalogue.sources import load
+from harness.catalogue.table import open as sources
 from harness.catalogue.table.section import TableData
 from harness.errors import DataError
 from tests.distributed.ranks import run_ranks
+from tests.sections import load
 
 NUM_ROWS = 100
 TASK = ClassificationTask(kind="classification", num_classes=2)

@@ -13,22 +13,18 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
 from torch import nn
 
 from harness.catalogue.layers import weight_std
-from harness.catalogue.networks import build_model
-from harness.config.kinds import Model
 from harness.errors import ConfigError
 from harness.fits import batch_norms
+from tests.sections import build_model, parsed
 from tests.test_order import unhurried
-
-PARSER: TypeAdapter[Model] = TypeAdapter(Model)
 
 
 def a_model(kind: str, *, input_shape: tuple[int, ...], num_outputs: int = 3, **keys: Any) -> nn.Module:
     torch.manual_seed(5)
-    return build_model(PARSER.validate_python({"kind": kind, **keys}), input_shape=input_shape, num_outputs=num_outputs)
+    return build_model(parsed("model", {"kind": kind, **keys}), input_shape=input_shape, num_outputs=num_outputs)
 
 
 def num_parameters(model: nn.Module) -> int:

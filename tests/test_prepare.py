@@ -20,10 +20,11 @@ import pyarrow.parquet
 import pytest
 
 from harness.config.run_config import RunConfig
+from harness.config.slots import KnownRows
 from harness.errors import DataError
 from harness.examples.pickled_table import read_frame
 from harness.examples.prepare import PREPARATIONS, Preparation, main, prepare
-from harness.launch.known_rows import KnownRows, known_rows
+from tests.sections import known_rows
 
 CONTENT = b"x,y\n1,a\n2,b\n3,a\n"
 

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from harness.catalogue.classification.section import ClassificationTask
 from harness.catalogue.regression.section import RegressionTask
-from harness.catalogue.sources import load
 from harness.catalogue.table.section import TableData
 from harness.config.data import DataSection
 from harness.errors import DataError
@@ -25,6 +24,7 @@ from harness.export import main as export
 from harness.rows.splits import DataSplits, split_rows
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main, train_main_and_listen
+from tests.sections import load
 
 REGRESSION = RegressionTask(kind="regression")
 

@@ -20,12 +20,12 @@ from torch import nn
 
 from harness.catalogue.pretrained.network import build
 from harness.catalogue.pretrained.section import PretrainedModel
-from harness.catalogue.sources import load
 from harness.config.io import load_config
 from harness.errors import ConfigError, DataError
 from harness.optim import parameter_groups
 from harness.tasks.base import PairTask
 from tests.helpers import write_config
+from tests.sections import load
 from tests.tiny_architectures import change_config, write_architecture
 from tests.tiny_models import (
     NUM_TOKENS,

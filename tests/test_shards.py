@@ -13,17 +13,16 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from harness.catalogue.classification.section import ClassificationTask
-from harness.catalogue.sources import load
 from harness.catalogue.table.section import ShardedTableData
 from harness.catalogue.table.shards import ShardedColumns
-from harness.config.kinds import Data
 from harness.errors import DataError
 from harness.rows.batches import TrainingBatches
 from harness.rows.order import BatchPlan, ShardedRows
 from harness.rows.splits import DataSplits
+from tests.sections import load, parsed
 
 SIZES = (7, 1, 12, 5, 20)
 CPU = torch.device("cpu")
@@ -54,7 +53,7 @@ def data(tmp_path: Path) -> ShardedTableData:
 def sharded(folder: Path, **options: Any) -> ShardedTableData:
     path, validation_path = str(folder / "rows/*.parquet"), str(folder / "validation.parquet")
     values = {"source": "parquet_shards", "path": path, "validation_path": validation_path, "targets": ["y"]}
-    return TypeAdapter(Data).validate_python({**values, "global_batch": 8, **options})
+    return parsed("data", {**values, "global_batch": 8, **options})
 
 
 def plan_of(splits: DataSplits, *, world_size: int = 1, micro_batch: int | None = None) -> BatchPlan:

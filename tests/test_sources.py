@@ -26,11 +26,11 @@ from harness.catalogue.classification.section import ClassificationTask
 from harness.catalogue.images.read import class_folders, read_images
 from harness.catalogue.images.section import ImageFolderData, Mnist5kData
 from harness.catalogue.regression.section import RegressionTask
-from harness.catalogue.sources import load
 from harness.catalogue.table.section import TableData
 from harness.errors import DataError
 from harness.rows.order import permutation_key, permute
 from harness.rows.splits import DataSplits
+from tests.sections import load
 
 REGRESSION = RegressionTask(kind="regression")
 MNIST = Mnist5kData(source="mnist_5k", global_batch=64)

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from harness.catalogue.causal_lm.section import CausalLmTask
-from harness.catalogue.sources import load, prepare
 from harness.catalogue.text.documents import Document, cut_at
 from harness.catalogue.text.read import TRAIN, VALIDATION, documents_of, prepare_text, token_folder
 from harness.catalogue.text.section import TextData, Tokenizer
@@ -25,6 +24,7 @@ from harness.errors import DataError, StorageError
 from harness.rows.batches import Batch, Columns, TrainingBatches, ValidationBatches
 from harness.rows.order import BatchPlan
 from harness.rows.splits import DataSplits
+from tests.sections import load, prepare
 from tests.test_order import unhurried
 
 TASK = CausalLmTask(kind="causal_lm")

@@ -13,17 +13,15 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from PIL import Image
-from pydantic import TypeAdapter
 
-from harness.catalogue import sources
 from harness.catalogue.classification.section import ClassificationTask
 from harness.catalogue.images import read as images
-from harness.catalogue.sources import load
+from harness.catalogue.table import open as sources
 from harness.catalogue.table import read as tabular
 from harness.catalogue.table.shards import ShardedColumns
-from harness.config.kinds import Data
 from harness.errors import DataError
 from harness.rows.splits import DataSplits
+from tests.sections import load, parsed
 
 TASK = ClassificationTask(kind="classification", num_classes=2)
 CHANGED = r"changed (while it was read|since the run looked at it)"
@@ -37,7 +35,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 def rows_of(path: str, source: str, **options: Any) -> DataSplits:
     values = {"source": source, "path": path, "targets": ["y"], "global_batch": 2, **options}
-    return load(TypeAdapter(Data).validate_python(values), TASK, seed=0)
+    return load(parsed("data", values), TASK, seed=0)
 
 
 def write_rows(path: Path) -> str:
@@ -78,7 +76,7 @@ def test_an_image_that_changes_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     touched_in(monkeypatch, images, "_decode", tmp_path / "images/a/x.png")
     data = {"source": "imagefolder", "path": str(tmp_path / "images"), "global_batch": 2, "validation_fraction": 0.5}
     with pytest.raises(DataError, match=CHANGED):
-        load(TypeAdapter(Data).validate_python(data), TASK, seed=0)
+        load(parsed("data", data), TASK, seed=0)
 
 
 @pytest.mark.parametrize("other", [True, False])

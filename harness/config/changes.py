@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from harness.catalogue.classification.section import ClassificationTask
 from harness.config.checks import judging_metrics
 from harness.config.run_config import RunConfig
+from harness.config.slots import Verdict
 
-Verdict = Literal["refused", "noticed", "allowed"]
+SLOTS = ("model", "data", "task")
+"""Sections whose kinds say themselves what may change; by default nothing."""
 
 # The longest prefix of a path decides. Refused: what the stored weights, moments and order of rows were made with.
 # Noticed: what changes the rest of the curve. Allowed: how long the run is, and how it is watched, saved and spread.
@@ -22,11 +23,7 @@ VERDICTS: dict[str, Verdict] = {
     "run.max_epochs": "allowed",
     "run.max_steps": "allowed",
     "run.max_nonfinite_updates": "allowed",
-    "model": "refused",
-    "data": "refused",
-    "task": "refused",
-    "task.positive_class": "noticed",
-    "task.confusion_matrix": "allowed",
+    "use": "allowed",
     "optim.kind": "refused",
     "evaluation": "allowed",
     "strategy": "allowed",
@@ -67,14 +64,20 @@ class Changes:
 def compare(stored: RunConfig, given: RunConfig) -> Changes:
     """Return what changed between the configuration in the run directory and the one given on resume."""
     before, after = dict(leaves(stored.model_dump(mode="json"))), dict(leaves(given.model_dump(mode="json")))
+    judging = {metric for metric, _ in judging_metrics(given).values()}
     verdicts: dict[Verdict, list[Change]] = {"refused": [], "noticed": [], "allowed": []}
     for path in before | after:
         change = Change(path, before.get(path), after.get(path))
-        if change.stored != change.given:
-            # Scores of one class are no longer those that the ledger has, which an evaluation is compared with.
-            is_judged = path == "task.positive_class" and _is_judged_by_one_class(given)
-            verdicts["refused" if is_judged else _verdict(path)].append(change)
+        if change.stored != change.given and not _is_left_to_data(change, given):
+            slot, _, key = path.partition(".")
+            verdict = getattr(given, slot).may_change(key, judging) if slot in SLOTS else _verdict(path)
+            verdicts[verdict].append(change)
     return Changes(**{verdict: tuple(changes) for verdict, changes in verdicts.items()})
+
+
+def _is_left_to_data(change: Change, given: RunConfig) -> bool:
+    """Whether a key waits for what the data say, which is compared when they have said it."""
+    return change.given is None and change.path in [f"model.{name}" for name in given.model.facts_wanted]
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -84,11 +87,6 @@ def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _is_judged_by_one_class(config: RunConfig) -> bool:
-    judges = {metric for metric, _ in judging_metrics(config).values()}
-    return isinstance(config.task, ClassificationTask) and not judges.isdisjoint(config.task.metrics_of_one_class)
 
 
 def _verdict(path: str) -> Verdict:

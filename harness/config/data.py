@@ -1,20 +1,66 @@
-"""The sections that describe the rows: one `source:` each."""
+"""The section that describes the rows: what every source has."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from harness.config.fields import Float, PositiveInt, Section
+from harness.config.fields import Float, PositiveInt
+from harness.config.slots import KnownRows, PartSection, TaskSection, UnknownSection
+
+if TYPE_CHECKING:
+    from harness.rows.splits import DataSplits
 
 
-class DataSection(Section):
+class DataSection(PartSection):
     """What every source has: how much of it validates, and how many rows one update sees over all ranks."""
 
+    if TYPE_CHECKING:
+        source: str  # a kind declares it where it belongs among its keys
+
+    counts_labels: ClassVar[bool] = True
+    """Whether the labels of all rows can be counted before the first update."""
     global_batch: PositiveInt
     validation_fraction: Annotated[Float, Field(gt=0, lt=1)] = 0.2
     stratify: bool = True
     """Where rows have labels, each class has the same share of the rows that are set aside for validation."""
     sampling: Literal["uniform", "balanced"] = "uniform"
     """balanced takes as many rows of each class in an epoch: a sample of a large one, those of a small one again."""
+
+    def prepare(self, *, seed: int) -> None:
+        """Write what all ranks will read from one place; for one rank, before any of them opens the rows.
+
+        Raises:
+            DataError, StorageError: that is not possible.
+        """
+
+    def open(self, task: TaskSection, *, seed: int) -> DataSplits:
+        """Read the rows of a run from local files; every rank gets the same.
+
+        Args:
+            seed: decides which rows validate, where they have no file of their own.
+        Raises:
+            DataError: the files are missing or unreadable, hold something else than the task needs, or too few rows.
+        """
+        raise NotImplementedError
+
+    def look(self, task: TaskSection) -> Iterator[str]:
+        """Yield what of the rows was looked at before any run, and what was not, a sentence each; without torch.
+
+        Raises:
+            DataError: of the first rows or files, what the run would refuse.
+        """
+        yield f"data.source: {self.source} was not looked at"
+
+    def known_rows(self, task: TaskSection) -> KnownRows | None:
+        """Return the counts of the rows if they are known; none is read for them."""
+        return None
+
+
+class UnknownData(UnknownSection, DataSection):
+    """Rows of a source that is not known here."""
+
+    model_config = ConfigDict(extra="allow")
+    source: str

@@ -8,7 +8,6 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
 
-from harness.catalogue.pretrained.section import PretrainedModel
 from harness.config.run_config import RunConfig
 
 DISTRIBUTION = "harness-train"
@@ -16,10 +15,8 @@ DISTRIBUTION = "harness-train"
 
 def extras_used(config: RunConfig) -> set[str]:
     """Return the extras whose versions can change what a run computes."""
-    found = set() if config.strategy.kind == "ddp" else {"zero"}
-    if isinstance(config.model, PretrainedModel):
-        found |= {"pretrained"} if config.model.lora is None else {"pretrained", "lora"}
-    return found
+    parts = (config.model, config.data, config.task)
+    return set().union({"zero"} if config.strategy.kind != "ddp" else (), *(part.extras for part in parts))
 
 
 def version_problems(extras: Iterable[str]) -> tuple[list[str], tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -12,15 +13,25 @@ import yaml
 from pydantic import ValidationError
 
 from harness import __version__
-from harness.catalogue.pretrained.directory import pretrained_problems
 from harness.config.checks import batch_problems, contradictions
 from harness.config.fields import Section
 from harness.config.installed import extras_used, version_problems
-from harness.config.problems import Schema, dotted, nearest_name, problem_sentence, resolved, schema_of, shown
+from harness.config.problems import (
+    Schema,
+    dotted,
+    nearest_name,
+    problem_sentence,
+    resolved,
+    schema_of,
+    shown,
+    with_slots,
+)
 from harness.config.run_config import RunConfig
-from harness.config.tracking import tracking_problems
+from harness.config.tracking import tracker_problems, tracking_problems
+from harness.config.use import NOTHING_USED, STORED_USE, Used, load_used
 from harness.config.yaml_reader import FLOAT, plain_data
 from harness.errors import ConfigError
+from harness.parts import Parts, parts_of, registered
 
 __all__ = ["LoadedConfig", "dump_config", "load_config", "read_mapping", "refuse", "shown", "validated"]
 
@@ -36,6 +47,10 @@ class LoadedConfig:
 
     config: RunConfig
     notices: tuple[str, ...]
+    used: Used = NOTHING_USED
+    """The code that it brings."""
+    parts: Parts | None = None
+    """The kinds that it could name."""
 
 
 def load_config(
@@ -56,17 +71,60 @@ def load_config(
             line for every problem: dotted path, what was found, what is allowed.
     """
     raw, problems = read_mapping(path, example="configs/*.yaml", start="a section, such as run: {name: a}")
-    notices = _override(raw, overrides, problems)
-    config = validated(raw, RunConfig, path=path, problems=problems)
+    settings = _settings(overrides, problems)
+    given = settings.get(("use",))
+    is_typed = given is not None  # on a command line, where files may be anywhere, as those of any command
+    names = use_names(given if is_typed else raw.get("use"))
+    if names and not is_typed and is_stored(path):
+        refuse(path, [STORED_USE.format(path=path, use=json.dumps(names))])
+    used = load_used(names, folder=Path.cwd() if is_typed else Path(path).parent, is_typed=is_typed)
+    parts = parts_of(used.modules)
+    schema = with_slots(schema_of(RunConfig), parts.schemas)
+    notices = _override(raw, settings, problems, schema)
+    config = validated(raw, RunConfig, path=path, problems=problems, parts=parts, schema=schema)
     problems += contradictions(config)
-    problems += pretrained_problems(config, must_be_there=world_size is not None)
+    problems += tracker_problems(config.tracking, parts.of("tracker"))
+    sections = (config.model, config.data, config.task)
+    problems += dict.fromkeys(
+        problem
+        for section in sections
+        for problem in section.problems_here(config, must_be_there=world_size is not None)
+    )
     if world_size is not None:
         too_old, newer = version_problems(extras_used(config))
         problems += batch_problems(config, world_size=world_size) + too_old
         notices += newer
         problems += tracking_problems(config.tracking)
     refuse(path, problems)
-    return LoadedConfig(config, notices)
+    return LoadedConfig(config, notices, used, parts)
+
+
+def load_stored(path: str | PathLike[str]) -> RunConfig:
+    """Return the configuration that a run directory holds; nothing is imported for it.
+
+    A kind that this process does not know stays plain data, and what `use` names stays text.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    raw, problems = read_mapping(path, example="configs/*.yaml", start="a section, such as run: {name: a}")
+    parts = registered(keeps_unknown=True)
+    schema = with_slots(schema_of(RunConfig), parts.schemas)
+    config = validated(raw, RunConfig, path=path, problems=problems, parts=parts, schema=schema)
+    refuse(path, [*problems, *contradictions(config)])
+    return config
+
+
+def use_names(value: Any) -> list[str]:
+    """Return what `use` names, as far as it is a list of texts; what else it is the configuration's model says."""
+    return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
+
+
+def is_stored(path: str | PathLike[str]) -> bool:
+    """Whether a configuration lies in a run directory, where the run has put it, or its job."""
+    folder = Path(path).absolute().parent
+    run = folder.parent if folder.name == "slurm" else folder
+    return (run / "run.json").exists() or (run / "slurm" / "train.sbatch").exists()
 
 
 def read_mapping(path: str | PathLike[str], *, example: str, start: str) -> tuple[dict[str, Any], list[str]]:
@@ -85,18 +143,28 @@ def read_mapping(path: str | PathLike[str], *, example: str, start: str) -> tupl
     return raw, problems
 
 
-def validated(raw: Any, model: type[M], *, path: str | PathLike[str], problems: Sequence[str]) -> M:
+def validated(
+    raw: Any,
+    model: type[M],
+    *,
+    path: str | PathLike[str],
+    problems: Sequence[str],
+    parts: Parts | None = None,
+    schema: Schema | None = None,
+) -> M:
     """Return plain data as a model.
 
     Args:
         problems: what was found in the file at `path` already; it is told first.
+        parts: the kinds that it may name.
+        schema: of the model with these kinds.
     Raises:
         ConfigError: a line for everything that the model does not allow.
     """
     try:
-        return model.model_validate(raw)
+        return model.model_validate(raw, context=parts)
     except ValidationError as error:
-        found = [problem_sentence(details, model) for details in error.errors(include_url=False)]
+        found = [problem_sentence(details, schema or schema_of(model)) for details in error.errors(include_url=False)]
     raise _gathered(path, [*problems, *found])
 
 
@@ -108,7 +176,10 @@ def refuse(path: str | PathLike[str], problems: Sequence[str]) -> None:
 
 def dump_config(config: RunConfig) -> str:
     """Return ASCII YAML with every default written out, which `load_config` reads back to an equal configuration."""
-    text = yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, width=110)
+    values = config.model_dump(mode="json")
+    if not config.use:
+        del values["use"]
+    text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, width=110)
     return f"{_WRITTEN_BY}{__version__}\n{text}"
 
 
@@ -162,8 +233,8 @@ def _read(path: Path, *, example: str) -> str:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start:,}; save it as UTF-8") from None
 
 
-def _override(raw: dict[str, Any], overrides: Sequence[str], problems: list[str]) -> tuple[str, ...]:
-    """Set every override in `raw`; return a sentence for each kind that took keys of the file with it."""
+def _settings(overrides: Sequence[str], problems: list[str]) -> dict[tuple[str, ...], Any]:
+    """Return the value of every dotted key that is overridden."""
     settings: dict[tuple[str, ...], Any] = {}
     for override in overrides:
         key, _, text = override.partition("=")
@@ -179,20 +250,27 @@ def _override(raw: dict[str, Any], overrides: Sequence[str], problems: list[str]
         if not wrong:
             settings[path] = value
         problems += wrong
-    notices = tuple(_drop_old_keys(raw, settings))
+    return settings
+
+
+def _override(
+    raw: dict[str, Any], settings: dict[tuple[str, ...], Any], problems: list[str], schema: Schema
+) -> tuple[str, ...]:
+    """Set every override in `raw`; return a sentence for each kind that took keys of the file with it."""
+    notices = tuple(_drop_old_keys(raw, settings, schema))
     for path, value in settings.items():
-        _set(raw, path, value, problems)
+        _set(raw, path, value, problems, schema)
     return notices
 
 
-def _section_schema(name: str) -> Schema:
-    """Return the JSON schema of a section of RunConfig with its default; {} when there is no such section."""
-    return resolved(schema_of(RunConfig)["properties"].get(name, {}))
+def _section_schema(name: str, schema: Schema) -> Schema:
+    """Return the JSON schema of a section of a configuration with its default; {} when there is no such section."""
+    return resolved(schema["properties"].get(name, {}))
 
 
-def _drop_old_keys(raw: dict[str, Any], settings: dict[tuple[str, ...], Any]) -> Iterator[str]:
+def _drop_old_keys(raw: dict[str, Any], settings: dict[tuple[str, ...], Any], schema: Schema) -> Iterator[str]:
     for (name, *rest), new in settings.items():
-        discriminator = _section_schema(name).get("discriminator", {})
+        discriminator = _section_schema(name, schema).get("discriminator", {})
         section = raw.get(name)
         if not isinstance(section, dict) or rest != [discriminator.get("propertyName")]:
             continue
@@ -206,12 +284,12 @@ def _drop_old_keys(raw: dict[str, Any], settings: dict[tuple[str, ...], Any]) ->
             yield f"{name}.{rest[0]}: {old} -> {new} drops {dropped}, which {new} does not have"
 
 
-def _set(raw: dict[str, Any], path: tuple[str, ...], value: Any, problems: list[str]) -> None:
+def _set(raw: dict[str, Any], path: tuple[str, ...], value: Any, problems: list[str], schema: Schema) -> None:
     section = raw
     for depth, name in enumerate(path[:-1], start=1):
         if section.get(name) is None:
             # Sections that may be left out start as their default kind, so that strategy.micro_batch=8 is enough.
-            default = _section_schema(name).get("default") or {} if depth == 1 else {}
+            default = _section_schema(name, schema).get("default") or {} if depth == 1 else {}
             section[name] = {tag: default[tag] for tag in _TAGS if tag in default}
         section = section[name]
         if not isinstance(section, dict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -50,18 +50,20 @@ def nearest_name(found: str, names: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(found, names, n=1)), None)
 
 
-def problem_sentence(details: Any, model: type[BaseModel]) -> str:
-    """Return `path: found, wanted` for one entry of what `ValidationError.errors()` of a model returns."""
-    path, keys, field = _locate(details["loc"], schema_of(model))
+def problem_sentence(details: Any, schema: Schema) -> str:
+    """Return `path: found, wanted` for one entry of a model's `ValidationError.errors()`."""
+    path, keys, field = _locate(details["loc"], schema)
+    origins: list[str] = []
     kind, found = details["type"], details["input"]
     if kind in ("union_tag_not_found", "union_tag_invalid"):
         tagged = resolved(field)["discriminator"]
         tag, field = tagged["propertyName"], {"enum": list(tagged["mapping"])}
         path = f"{path}.{tag}"
         kind, found = (kind, found[tag]) if tag in found else ("missing", None)
+        origins = [f"{origin}: {', '.join(kinds)}" for origin, kinds in tagged.get("origins", {}).items()]
     hints: list[str] = []
     if kind == "extra_forbidden":
-        hints = _kinds_hint(details["loc"], schema_of(model)) or _nearest_hint(details["loc"][-1], keys)
+        hints = _kinds_hint(details["loc"], schema) or _nearest_hint(details["loc"][-1], keys)
         text, hints = "unknown key", [*hints, f"allowed: {', '.join(keys)}"]
     elif kind == "missing":
         text = f"missing; wanted: {_wanted(field)}"
@@ -75,6 +77,7 @@ def problem_sentence(details: Any, model: type[BaseModel]) -> str:
         text, hints = f"{shown(found)} is not {_wanted(field)}", _nearest_hint(found, resolved(field).get("enum") or ())
         if kind == "string_type":
             hints = ["""write what looks like something else in quotes, on a command line '"..."'"""]
+        hints += origins
     return f"{path}: {text}" + (f" ({'; '.join(hints)})" if hints else "")
 
 
@@ -95,11 +98,12 @@ def _locate(loc: Sequence[str | int], schema: Schema) -> tuple[str, list[str], S
             continue
         parts.append(step)
         keys = {**section.get("properties", {}), **dict(enumerate(section.get("prefixItems", [])))}
-        schema = keys[step] if step in keys else section.get("items") or {}
+        schema = keys[step] if step in keys else section.get("items") or section.get("additionalProperties") or {}
+        schema = schema if isinstance(schema, dict) else {}
     return dotted(*parts) or "configuration", [str(key) for key in keys], schema
 
 
-def _wanted(schema: Schema) -> str:
+def _wanted(schema: Schema) -> str:  # noqa: PLR0911  # one for each kind of schema
     """Return in plain words what a JSON schema allows, such as `a whole number, at least 1, or null`."""
     if "anyOf" in schema:
         return ", or ".join(_wanted(option) for option in schema["anyOf"])
@@ -111,10 +115,13 @@ def _wanted(schema: Schema) -> str:
         return ("one of " if len(schema["enum"]) > 1 else "") + ", ".join(map(str, schema["enum"]))
     if "properties" in schema:
         return f"a section with {', '.join(schema.get('required') or schema['properties'])}"
+    if "type" not in schema:
+        return "a value"
     if schema["type"] == "array":
         size = f" of {schema['minItems']}" if "minItems" in schema else ""
         size += " or more" if size and "maxItems" not in schema else ""
-        return f"a list{size}, each {_wanted(schema.get('items') or schema['prefixItems'][0])}"
+        item: Schema = schema.get("items") or next(iter(schema.get("prefixItems", [])), {})
+        return f"a list{size}" + (f", each {_wanted(item)}" if item else "")
     return ", ".join([_WORDS[schema["type"]], *(f"{_BOUNDS[key]} {schema[key]}" for key in schema if key in _BOUNDS)])
 
 
@@ -134,20 +141,30 @@ def _kinds_hint(loc: Sequence[str | int], schema: Schema) -> list[str]:
 @cache
 def schema_of(model: type[BaseModel]) -> Schema:
     """Return the JSON schema of a configuration, with what a reference refers to in the place of each reference."""
-    schema = model.model_json_schema()
+    return expanded(model.model_json_schema())
+
+
+def with_slots(schema: Schema, slots: Mapping[str, Schema]) -> Schema:
+    """Return the schema of a configuration with those of all kinds in the place of its slots."""
+    properties = {name: {**found, **slots.get(name, {})} for name, found in schema["properties"].items()}
+    return {**schema, "properties": properties}
+
+
+def expanded(schema: Schema) -> Schema:
+    """Return a JSON schema with what a reference refers to in the place of each reference."""
     definitions = schema.pop("$defs", {})
 
-    def expanded(node: Any) -> Any:
+    def replaced(node: Any) -> Any:
         if isinstance(node, list):
-            return [expanded(item) for item in node]
+            return [replaced(item) for item in node]
         if isinstance(node, str) and node.startswith("#/$defs/"):  # also the kinds of a discriminator
-            return expanded(definitions[node.removeprefix("#/$defs/")])
+            return replaced(definitions[node.removeprefix("#/$defs/")])
         if not isinstance(node, dict):
             return node
-        rest = {key: expanded(item) for key, item in node.items() if key != "$ref"}
-        return {**expanded(node["$ref"]), **rest} if "$ref" in node else rest
+        rest = {key: replaced(item) for key, item in node.items() if key != "$ref"}
+        return {**replaced(node["$ref"]), **rest} if "$ref" in node else rest
 
-    result: Schema = expanded(schema)
+    result: Schema = replaced(schema)
     return result
 
 

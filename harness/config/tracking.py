@@ -9,7 +9,7 @@ from __future__ import annotations
 import netrc
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from configparser import ConfigParser
 from configparser import Error as ConfigParserError
 from importlib.machinery import PathFinder
@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from harness.config.fields import RUN_ID, Int, PositiveFloat, PositiveInt, Section, looks_like_key
+from harness.config.problems import nearest_name
 
 VARIABLES = {
     "mode": "WANDB_MODE",
@@ -98,8 +99,9 @@ class Tracking(Section):
     """After so long without an update, an evaluation or a save people are alerted, where a tracker can do that."""
     wandb: Wandb | None = None
     tensorboard: TensorBoard | None = None
-    own: tuple[Annotated[str, Field(pattern=r"^([A-Za-z_]\w*\.)+[A-Za-z_]\w*$")], ...] = ()
-    """Trackers of yours, such as my_trackers.Lines: subclasses of `harness.tracking.tracker.Tracker`."""
+    own: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_][\w-]*(\.[A-Za-z_]\w*)*$")], ...] = ()
+    """Trackers of yours, subclasses of `harness.tracking.tracker.Tracker`: kinds that a file of `use` registers, or
+    classes by their place, such as my_trackers.Lines."""
 
 
 def wandb_settings(tracking: Tracking, environment: Mapping[str, str] = os.environ) -> Wandb | None:
@@ -152,10 +154,24 @@ def tracking_problems(tracking: Tracking, environment: Mapping[str, str] = os.en
             "tracking.tensorboard: tensorboard is not installed; pip install 'harness-train[tensorboard]', or "
             "tracking.tensorboard=null"
         )
-    for name in tracking.own:
+    for name in (name for name in tracking.own if "." in name):
         module = name.partition(".")[0]
         if PathFinder.find_spec(module, [os.getcwd(), *sys.path]) is None:
             problems.append(f"tracking.own: there is no module {module} here or in PYTHONPATH, for {name}")
+    return problems
+
+
+def tracker_problems(tracking: Tracking, kinds: Collection[str]) -> list[str]:
+    """Return which trackers are not among the kinds that are registered, one `path: problem` line each."""
+    problems = []
+    for name in tracking.own:
+        if "." not in name and name not in kinds:
+            nearest = nearest_name(name, kinds)
+            hint = f" (nearest: {nearest})" if nearest else ""
+            problems.append(
+                f"tracking.own: no file of `use` registers a tracker {name!r}{hint}; a class is named by its place, "
+                "such as my_trackers.Lines"
+            )
     return problems
 
 

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from harness.config.fields import RUN_ID, Mode
-from harness.config.problems import problem_sentence, shown
+from harness.config.problems import problem_sentence, schema_of, shown
 from harness.errors import CheckpointError
 from harness.record.manifest import MAX_COUNT, TRAINER
 
@@ -131,7 +131,7 @@ def trainer_problems(trainer: Mapping[str, Any], *, step: int) -> list[str]:
     try:
         Trainer.model_validate(trainer)
     except ValidationError as error:
-        return [problem_sentence(details, Trainer) for details in error.errors(include_url=False)]
+        return [problem_sentence(details, schema_of(Trainer)) for details in error.errors(include_url=False)]
     return [] if trainer["step"] == step else [f"step: {trainer['step']:,} is not {step:,}, that of the checkpoint"]
 
 

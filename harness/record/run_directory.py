@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import uuid
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -12,8 +13,9 @@ from typing import Any
 
 from harness.config.changes import compare
 from harness.config.fields import RUN_ID
-from harness.config.io import dump_config, load_config, other_version, shown
+from harness.config.io import dump_config, load_stored, other_version, shown
 from harness.config.run_config import RunConfig
+from harness.config.use import UsedFile
 from harness.errors import ConfigError, RunInUseError, StorageError
 from harness.record.checkpoints import CheckpointDirectory
 from harness.record.files import json_bytes, make_directory_durably, own_file, replace_durably, storage_errors
@@ -27,10 +29,12 @@ class RunDirectory:
 
     Args:
         new_id: of a run that has none yet, if somebody else has chosen one.
+        used: the files whose code the configuration brings.
     """
 
-    def __init__(self, config: RunConfig, *, new_id: str | None = None) -> None:
-        self._config, self._new_id = config, new_id
+    def __init__(self, config: RunConfig, *, new_id: str | None = None, used: Sequence[UsedFile] = ()) -> None:
+        self._config, self._new_id, self._used = config, new_id, used
+        self._stored: RunConfig | None = None
         self.path = config.run_directory
         self.run_id = ""
         """What trackers know the run by; known to who has described the directory."""
@@ -79,6 +83,9 @@ class RunDirectory:
             ConfigError: the directory holds a run that this config, or this version, cannot continue.
         """
         notices = changes_since(self.path, self._config)
+        if goes_on(self.path):
+            self._stored = stored_config(self.path)
+            notices += self._changed_code()
         identity = self.path / "run.json"
         created = datetime.now(UTC).isoformat(timespec="seconds")
         with storage_errors("write in", self.path):
@@ -88,6 +95,8 @@ class RunDirectory:
             (self.path / "exit.json").unlink(missing_ok=True)
         if (self.path / "config.yaml").exists() or not has_saves(self.path):
             self.keep_config()
+        if not has_saves(self.path):
+            self.note_used()
         self.run_id = str(read_identity(self.path)["id"])
         return notices
 
@@ -98,9 +107,57 @@ class RunDirectory:
             replace_durably(identity, json_bytes({**read_identity(self.path), **facts}))
 
     def keep_config(self) -> None:
-        """Write config.yaml."""
+        """Write config.yaml, with what an earlier start took from the data until this one has taken it."""
+        config = self._config
+        if self._stored and (left := _left_to_data(config)):
+            kept = {name: getattr(self._stored.model, name, None) for name in left}
+            config = config.model_copy(update={"model": config.model.model_copy(update=kept)})
         with storage_errors("write in", self.path):
-            replace_durably(self.path / "config.yaml", dump_config(self._config).encode())
+            replace_durably(self.path / "config.yaml", dump_config(config).encode())
+
+    def note_used(self) -> None:
+        """Write into run.json which files brought code of the user."""
+        self._note(use=[file.to_json() for file in self._used])
+
+    def take_facts(self, config: RunConfig, facts: Mapping[str, Any]) -> None:
+        """Write the configuration after its network has taken what the data say, and what they say.
+
+        Raises:
+            ConfigError: they say otherwise than when the run began.
+        """
+        left = _left_to_data(self._config)
+        for name in left:
+            before, now = getattr(self._stored and self._stored.model, name, None), getattr(config.model, name)
+            if before is not None and before != now:
+                raise ConfigError(
+                    f"{self.path} holds another run: model.{name} was {before!r}, and the data say {now!r} now. Give "
+                    "it the data that it began with, or use another run.name for a new run"
+                )
+        if not (config.model.is_ours and config.data.is_ours):
+            self._note(facts=dict(facts))
+        if left:
+            self._config = config
+            self.keep_config()
+
+    def _note(self, **values: Any) -> None:
+        """Write something into run.json, if there is something to write."""
+        identity = read_json(self.path / "run.json")
+        changed = {**identity, **{name: value for name, value in values.items() if value or name in identity}}
+        if json_bytes(changed) != json_bytes(identity):
+            with storage_errors("write in", self.path):
+                replace_durably(self.path / "run.json", json_bytes(changed))
+
+    def _changed_code(self) -> list[str]:
+        """Return a sentence where code of the user is not what it was at the last start."""
+        before = {Path(file["file"]).name: file["sha256"] for file in read_json(self.path / "run.json").get("use", [])}
+        now = {Path(file.file).name: file.sha256 for file in self._used}
+        names = [name for name in before | now if before.get(name) != now.get(name)]
+        if not names:
+            return []
+        return [
+            f"the code of {', '.join(names)} is not what it was when the run was last started; a network whose tensors "
+            "have other names or shapes is refused"
+        ]
 
     def _saved_id(self) -> str | None:
         """Return the id that a checkpoint knows this run by, where run.json is lost.
@@ -120,6 +177,16 @@ class RunDirectory:
         """Write how the run ended, since torchrun itself exits with 1 for everything."""
         with storage_errors("write", self.path / "exit.json"):
             replace_durably(self.path / "exit.json", json_bytes({"code": code, "reason": reason, "step": step}))
+
+
+def _left_to_data(config: RunConfig) -> list[str]:
+    """Return the keys of the network that the data are to say."""
+    return [name for name in config.model.facts_wanted if getattr(config.model, name) is None]
+
+
+def goes_on(directory: Path) -> bool:
+    """Whether a run directory holds a run that a start continues."""
+    return (directory / "config.yaml").exists() and (directory / "run.json").exists() and has_saves(directory)
 
 
 def has_saves(directory: Path) -> bool:
@@ -180,7 +247,7 @@ def stored_config(directory: Path) -> RunConfig:
         ConfigError: its config.yaml is damaged or gone.
     """
     try:
-        return load_config(directory / "config.yaml").config
+        return load_stored(directory / "config.yaml")
     except ConfigError as error:
         advice = (
             "\n  The run wrote it when it was started. Put it back from a copy; or remove it and start "

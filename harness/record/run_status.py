@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from harness.config.io import load_config
+from harness.config.io import load_stored
 from harness.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError
 from harness.record.checkpoints import CheckpointDirectory, step_of
 from harness.record.json_lines import ends
@@ -112,7 +112,7 @@ def _best(directory: Path, trainer: dict[str, Any]) -> dict[str, Any]:
     if not named or step_of(named) == score["best_step"]:
         return score
     try:
-        rule = load_config(directory / "config.yaml").config.best_rule
+        rule = load_stored(directory / "config.yaml").best_rule
     except ConfigError:
         return score  # of another version
     own = _object(checkpoints.path / named / TRAINER)

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel
 
 from harness.config.changes import leaves
-from harness.config.io import load_config
+from harness.config.io import load_stored
 from harness.config.run import Best
 from harness.errors import ConfigError
 from harness.record.checkpoints import CheckpointDirectory, step_of
@@ -172,7 +172,7 @@ def _identity(directory: Path, ignored: list[str]) -> dict[str, Any]:
 def _settings(path: Path, ignored: list[str]) -> tuple[dict[str, Any], frozenset[str], Best]:
     """Return the settings, the paths that are not defaults, and what decides which evaluation is best."""
     try:
-        config = load_config(path).config
+        config = load_stored(path)
     except ConfigError as error:
         ignored.append(f"{error.args[0]} (so it is not known which of its settings are defaults)")
         return _raw_settings(path), frozenset(), Best(metric="val/loss", mode="min")
@@ -195,7 +195,7 @@ def _raw_settings(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(path.read_bytes())
     except (OSError, ValueError, yaml.YAMLError):
-        return {}  # load_config has said why
+        return {}  # load_stored has said why
     return dict(leaves(raw)) if isinstance(raw, dict) else {}
 
 

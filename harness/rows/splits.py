@@ -32,9 +32,14 @@ class DataSplits:
     tokenizer: TextTokenizer | None = None
     """Of running text."""
     own_facts: dict[str, Any] = field(default_factory=dict)
-    """JSON that the data of a user say of themselves."""
+    """JSON that the data say of themselves beside these sizes, by the names of docs/parts.md."""
     read_otherwise: tuple[str, ...] = ()
     """What is done with the columns here that was not in the version before, see `tabular.read_otherwise`."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a network may be built from."""
+        return {"input_shape": self.input_shape, "num_outputs": self.num_outputs, **self.own_facts}
 
 
 def split_rows(targets: NDArray[Any], data: DataSection, *, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -2,10 +2,12 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pkgutil import resolve_name
 
 from harness.config.tracking import Tracking, wandb_settings
 from harness.errors import ConfigError
+from harness.parts import registered
 from harness.record.run_directory import RunDirectory
 from harness.tracking.sidecar import Sidecar
 from harness.tracking.tensorboard import TensorBoardTracker
@@ -15,21 +17,30 @@ from harness.tracking.wandb import WandbTracker
 TRACKERS: dict[str, type[Tracker]] = {tracker.name: tracker for tracker in (WandbTracker, TensorBoardTracker)}
 
 
-def start_trackers(tracking: Tracking, directory: RunDirectory) -> list[Sidecar]:
-    """Start a process for each tracker that a configuration wants; none of them is waited for."""
+def start_trackers(tracking: Tracking, directory: RunDirectory, *, use: Sequence[str] = ()) -> list[Sidecar]:
+    """Start a process for each tracker that a configuration wants; none of them is waited for.
+
+    Args:
+        use: what the configuration brings, for the process of a tracker that it registers.
+    """
     sidecars = []
     if wandb := wandb_settings(tracking):
         timeout = wandb.start_timeout_seconds if wandb.mode == "online" else None
         sidecars.append(_sidecar("wandb", directory, start_timeout_seconds=timeout))
     if tracking.tensorboard:
         sidecars.append(_sidecar("tensorboard", directory, start_timeout_seconds=None))
-    return [*sidecars, *(_sidecar(name, directory, start_timeout_seconds=None) for name in tracking.own)]
+    for name in tracking.own:
+        brings = () if "." in name else use
+        sidecars.append(_sidecar(name, directory, start_timeout_seconds=None, use=brings))
+    return sidecars
 
 
-def _sidecar(name: str, directory: RunDirectory, *, start_timeout_seconds: float | None) -> Sidecar:
+def _sidecar(
+    name: str, directory: RunDirectory, *, start_timeout_seconds: float | None, use: Sequence[str] = ()
+) -> Sidecar:
     path = directory.path
     links = TRACKERS[name].links(path) if name in TRACKERS else ()  # a stranger's code stays in its own process
-    return Sidecar(name, path, links=links, start_timeout_seconds=start_timeout_seconds)
+    return Sidecar(name, path, links=links, start_timeout_seconds=start_timeout_seconds, use=use)
 
 
 def build_tracker(name: str, run: TrackedRun) -> Tracker:
@@ -41,7 +52,8 @@ def build_tracker(name: str, run: TrackedRun) -> Tracker:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # where nothing of ours is looked for (`pin_packages`)
     try:
-        tracker = TRACKERS.get(name) or resolve_name(name)
+        own = registered().of("tracker").get(name)
+        tracker = TRACKERS.get(name) or (own.section if own else resolve_name(name))
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"tracking.own: {name} cannot be imported ({error})") from error
     if not (isinstance(tracker, type) and issubclass(tracker, Tracker)):

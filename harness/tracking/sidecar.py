@@ -42,6 +42,7 @@ class Sidecar(Observer):
         links: how to see the run whatever becomes of the process.
         start_timeout_seconds: how long the tracker may take to open before it is started again offline; None if there
             is no server that it could wait for.
+        use: files that register it.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Sidecar(Observer):
         *,
         links: Sequence[Link] = (),
         start_timeout_seconds: float | None = None,
+        use: Sequence[str] = (),
     ) -> None:
         self._links, self._url = links, ""
         self._sends = dict(links).get(TO_SEND, "")
@@ -67,6 +69,7 @@ class Sidecar(Observer):
         events = directory / "events.jsonl"
         self._alerts_from = events.stat().st_size if events.exists() else 0
         self._options = [f"--trainer-pid={os.getpid()}", f"--events-from={self._alerts_from}"]
+        self._options += [f"--use={name}" for name in use]
         self._thread = threading.Thread(target=self._watch, name=f"{tracker} tracker", daemon=True)
         self._thread.start()
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from harness.config.run_config import RunConfig
 from harness.config.tracking import Wandb, has_key, is_installed, wandb_settings
+from harness.config.use import load_used
 from harness.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError, HarnessError, RunInUseError, TrackingError
 from harness.observers.base import Line
 from harness.record.json_lines import has, parse_line
@@ -73,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     follow_parser.add_argument("tracker")
     follow_parser.add_argument("run", metavar="RUN", type=Path)
     follow_parser.add_argument("--trainer-pid", type=int)
+    follow_parser.add_argument("--use", metavar="FILE", action="append", default=[])
     follow_parser.add_argument("--events-from", metavar="BYTES", type=int, default=0)
     follow_parser.add_argument("--offline", action="store_true")
     follow_parser.add_argument("--alerts-from", metavar="BYTES", type=int, default=0)
@@ -97,6 +99,7 @@ def follow(given: argparse.Namespace) -> None:
     for number in StopSignals.NUMBERS:  # they are for the training, whose end ends this
         signal.signal(number, signal.SIG_IGN)
     tell = _take_standard_output()
+    load_used(given.use, folder=Path.cwd(), is_typed=True)
     tracker = build_tracker(given.tracker, tracked_run(given.run, trainer_pid=given.trainer_pid))
     opened = tracker.open(offline=given.offline)
     tell({"text": opened.text, "url": opened.url})

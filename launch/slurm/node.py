@@ -21,9 +21,11 @@ from harness.launch.slurm.preflight import (
     EXIT_BAD_NODE,
     PREFLIGHT_FAILED,
     ROLL_CALL_MODULE,
+    USED_FILES,
     bad_node_file,
     node_name,
     node_problems,
+    used_file_problems,
 )
 from harness.launch.torchrun import torchrun_command
 
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, command = parser.parse_args(arguments[:split]), tuple(arguments[split + 1 :])
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS_FOR_RANKS)
         logs = Path(_read(os.environ, "HARNESS_LOG_DIRECTORY"))
-        if os.environ.get("SLURM_LOCALID") == "0" and not (is_fit(logs) and all_answer(logs)):
+        if os.environ.get("SLURM_LOCALID") == "0" and not (is_fit(logs, command) and all_answer(logs)):
             (logs / PREFLIGHT_FAILED).touch()
             return EXIT_BAD_NODE
         if options.style == "srun":
@@ -55,9 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
 
 
-def is_fit(logs: Path) -> bool:
+def is_fit(logs: Path, command: Sequence[str] = ()) -> bool:
     """Look at this node; write and say what is wrong with it."""
     problems = list(node_problems(logs, os.environ))
+    problems += used_file_problems(Path(command[1]).with_name(USED_FILES)) if len(command) > 1 else []
     if problems:
         _name(node_name(os.environ), "; ".join(problems), logs)
     return not problems

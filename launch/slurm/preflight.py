@@ -5,7 +5,9 @@ Needs nothing but the standard library.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -20,10 +22,27 @@ EXIT_BAD_NODE = 76
 PREFLIGHT_FAILED = "preflight-failed"
 """A file beside an attempt's logs: srun ends with the code of the tasks that it killed for a bad one, not with 76."""
 MIN_FREE_BYTES = {"disk": 2**30, "shared memory": 2**26}
+USED_FILES = "use.json"
+"""Beside the configuration of a job: the files of the user that it brings, with their SHA-256."""
 PACKAGES = ("torch", "accelerate", "datasets", "safetensors", "pydantic", "yaml")
 NVIDIA_SMI_TIMEOUT_SECONDS = 60
 ROLL_CALL_MODULE = "harness.ranks.roll_call"
 """What the nodes of a job run before their ranks."""
+
+
+def used_file_problems(listed: Path) -> Iterator[str]:
+    """Yield a sentence for each file whose code a run brings and that is another on this node, or is not there."""
+    if not listed.exists():
+        return
+    for entry in json.loads(listed.read_bytes()):
+        path, wanted = Path(entry["file"]), entry["sha256"]
+        try:
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            yield f"{path}, which the run uses, cannot be read ({error.strerror or error})"
+            continue
+        if found != wanted:
+            yield f"{path} is not the file that was submitted (sha256 {found[:12]}, not {wanted[:12]}); submit again"
 
 
 def node_problems(run_directory: Path, environment: Mapping[str, str]) -> Iterator[str]:

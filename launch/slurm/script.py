@@ -26,6 +26,8 @@ class Place:
     """The folder that holds the package `harness`, unless it is installed there for the interpreter."""
     python: str
     """The interpreter that submits."""
+    folders: tuple[Path, ...] = ()
+    """Others that a container must have."""
 
 
 def job_script(plan: LaunchPlan, cluster: Cluster, place: Place, *, job_name: str, array: str | None = None) -> str:
@@ -36,7 +38,7 @@ def job_script(plan: LaunchPlan, cluster: Cluster, place: Place, *, job_name: st
     Raises:
         ConfigError: a path has a character that no batch script can hold.
     """
-    paths = (plan.run_directory, place.working_directory, place.packages, Path(place.python))
+    paths = (*place.folders, plan.run_directory, place.working_directory, place.packages, Path(place.python))
     for path in filter(None, paths):
         if not str(path).isprintable():
             raise ConfigError(f"{str(path)!r} has a character that a batch script cannot hold; rename that folder")
@@ -96,7 +98,7 @@ def srun_command(plan: LaunchPlan, cluster: Cluster, place: Place) -> list[str]:
     shape = [f"--{name}={value}" for name, value in _shape(plan, cluster).items() if value is not None]
     hygiene = ["--export=ALL", "--kill-on-bad-exit=1", "--wait=0", "--open-mode=append"]
     container = cluster.container
-    ours = (place.working_directory, plan.run_directory, place.packages)
+    ours = (place.working_directory, plan.run_directory, place.packages, *place.folders)
     binds = [str(path) for path in (*container.binds, *filter(None, ours))]
     before: list[str] = []
     if container.runtime == "pyxis":

@@ -1,5 +1,6 @@
 """`harness submit`: a run as a Slurm job. Everything that can be wrong is told before anything is submitted."""
 
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -7,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.config.io import LoadedConfig, dump_config
+from harness.config.use import NOTHING_USED, Used, UsedFile
 from harness.errors import ConfigError
 from harness.launch.plan import LaunchPlan
 from harness.launch.slurm import client as slurm_client
 from harness.launch.slurm.cluster import Cluster, check_batch
+from harness.launch.slurm.preflight import USED_FILES
 from harness.launch.slurm.script import Place, job_script
 from harness.ranks.process import CHECKOUT
-from harness.record.files import replace_durably, storage_errors
+from harness.record.files import json_bytes, replace_durably, storage_errors
 from harness.record.json_lines import append_event, read_events
 
 TRAIN_MODULE = "harness.train"
@@ -29,6 +32,8 @@ class Submission:
     configs: Mapping[str, str]
     """The whole configuration of every run by its folder in `directory`, so that a job trains what was submitted,
     whatever becomes of the file until then."""
+    used: tuple[UsedFile, ...] = ()
+    """The files whose code the runs bring; each node looks whether it has the same."""
 
     @property
     def script_path(self) -> Path:
@@ -45,26 +50,43 @@ def prepare(loaded: LoadedConfig, cluster: Cluster, *, python: str = sys.executa
     check_batch(loaded, cluster)
     config = loaded.config
     directory = Path(os.path.abspath(config.run_directory))
-    script = script_of(directory, cluster, job_name=config.run.name, python=python)
-    return Submission(directory, script, {".": dump_config(config)})
+    script = script_of(directory, cluster, job_name=config.run.name, python=python, used=loaded.used)
+    return Submission(directory, script, {".": dump_config(config)}, loaded.used.files)
 
 
 def script_of(
-    run_directory: Path, cluster: Cluster, *, job_name: str, python: str = sys.executable, array: str | None = None
+    run_directory: Path,
+    cluster: Cluster,
+    *,
+    job_name: str,
+    python: str = sys.executable,
+    array: str | None = None,
+    used: Used = NOTHING_USED,
 ) -> str:
     """Return the batch script of a run.
 
     Args:
+        used: the code that the configuration brings. The job's command line names it by absolute paths: the stored
+            configuration is not followed in this.
         array: the tasks of an array; then `run_directory` is that of each, with TASK of `job_facts` for its number.
     """
     plan = LaunchPlan(
-        command=(TRAIN_MODULE, str(run_directory / "slurm" / "config.yaml")),
+        command=(
+            TRAIN_MODULE,
+            str(run_directory / "slurm" / "config.yaml"),
+            *([f"use={json.dumps(used.names)}"] if used.names else []),
+        ),
         run_directory=run_directory,
         nodes=cluster.nodes,
         ranks_per_node=cluster.ranks_on_a_node,
         threads_per_rank=cluster.cpus_per_rank,
     )
-    place = Place(working_directory=Path.cwd(), packages=CHECKOUT, python=python)
+    place = Place(
+        working_directory=Path.cwd(),
+        packages=CHECKOUT,
+        python=python,
+        folders=tuple(sorted({Path(name).parent for name in used.names if os.path.isabs(name)})),
+    )
     return job_script(plan, cluster, place, job_name=job_name, array=array)
 
 
@@ -117,6 +139,8 @@ def write(submission: Submission) -> None:
             path = submission.directory / folder / "slurm" / "config.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_durably(path, config.encode())
+            if submission.used:
+                replace_durably(path.with_name(USED_FILES), json_bytes([file.to_json() for file in submission.used]))
             # How the run ended before is no news: a job that is queued again would take it for its own end.
             (submission.directory / folder / "exit.json").unlink(missing_ok=True)
         replace_durably(submission.script_path, submission.script.encode())

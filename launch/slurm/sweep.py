@@ -12,6 +12,7 @@ from typing import Any
 
 from harness.config.io import dump_config, load_config, read_mapping, refuse, shown
 from harness.config.run_config import RunConfig
+from harness.config.use import Used
 from harness.errors import EXIT_DONE, ConfigError
 from harness.launch.slurm import client as slurm_client
 from harness.launch.slurm.cluster import Cluster, check_batch
@@ -70,6 +71,7 @@ class Sweep:
         self.tasks = load_grid(grid)
         self._name, self._cluster, self._at_once = base.run.name, cluster, at_once
         self._configs: dict[str, str] = {}
+        self._used = Used()
         for index, task in enumerate(self.tasks):
             own = [f"run.name={json.dumps(task_name(index))}", f"run.output_root={json.dumps(str(self.directory))}"]
             kept = [override for override in overrides if override.partition("=")[0] not in OWN_KEYS]
@@ -78,16 +80,16 @@ class Sweep:
                 check_batch(loaded, cluster)
             except ConfigError as error:
                 raise ConfigError(f"task {index} of {grid} ({' '.join(task)}): {error.args[0]}") from None
+            self._used = loaded.used
             self._configs[task_name(index)] = dump_config(_grouped(loaded.config, base.run.name))
 
     def submission(self, indices: Sequence[int]) -> Submission:
         """Return the array of some of the tasks."""
         limit = f"%{self._at_once}" if self._at_once else ""
         array = ",".join(map(str, indices)) + limit
-        script = script_of(self.directory / TASK, self._cluster, job_name=self._name, array=array)
-        return Submission(
-            self.directory, script, {task_name(index): self._configs[task_name(index)] for index in indices}
-        )
+        script = script_of(self.directory / TASK, self._cluster, job_name=self._name, array=array, used=self._used)
+        configs = {task_name(index): self._configs[task_name(index)] for index in indices}
+        return Submission(self.directory, script, configs, self._used.files)
 
     def open_tasks(self) -> list[int]:
         """Return the tasks that are not done, and that no job waits for or trains."""

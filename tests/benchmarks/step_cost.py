@@ -19,7 +19,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.assemble import assemble
-from harness.catalogue.networks import build_model
 from harness.config.run_config import RunConfig
 from harness.loop import fit
 from harness.observers.base import Observer, Observers
@@ -30,6 +29,7 @@ from harness.state import TrainState
 from harness.stopping import StopSignals
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import cost_of_updates, join
+from tests.sections import build_model
 
 LOG_EVERY = 10
 WORKLOADS: dict[str, dict[str, Any]] = {

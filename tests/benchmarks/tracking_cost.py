@@ -20,7 +20,6 @@ from typing import Any, Self
 import torch
 
 from harness.assemble import assemble
-from harness.catalogue.networks import build_model
 from harness.config.tracking import Tracking, Wandb
 from harness.loop import fit
 from harness.observers.base import Line, Observer, Observers
@@ -34,6 +33,7 @@ from harness.tracking.sidecar import Sidecar
 from tests.benchmarks.step_cost import LOG_EVERY, WORKLOADS, Clock, columns_of, config_of
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import join
+from tests.sections import build_model
 
 STEP_SECONDS = 0.010
 """The update that the promise is made for."""

@@ -12,14 +12,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from harness.assemble import assemble
-from harness.catalogue.networks import build_model
 from harness.catalogue.text.tokenizers import Bytes
 from harness.checkpoint.store import CheckpointStore
-from harness.config.kinds import Model
 from harness.config.run import Diagnostics
 from harness.config.run_config import RunConfig
 from harness.config.tracking import Tracking
@@ -34,6 +31,7 @@ from harness.run import Run
 from harness.stopping import StopSignals
 from harness.strategy.build import AUTOCAST, DTYPES
 from harness.strategy.loss_scale import LossScale
+from tests.sections import build_model, parsed
 
 MODELS: dict[str, dict[str, Any]] = {
     "perceptron": {"kind": "perceptron", "activation": "sigmoid"},
@@ -153,7 +151,7 @@ class Spec:
                 return build_model(self.config.model, input_shape=(BLOCK,), num_outputs=Bytes.num_tokens)
             case name if name in MODELS:
                 shape = tuple(self.columns().inputs.shape[1:])
-                return build_model(TypeAdapter(Model).validate_python(MODELS[name]), input_shape=shape, num_outputs=5)
+                return build_model(parsed("model", MODELS[name]), input_shape=shape, num_outputs=5)
         raise ValueError(self.network)
 
     def columns(self) -> Columns:

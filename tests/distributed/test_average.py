@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.catalogue.sources import load
 from harness.config.io import load_config
 from harness.errors import CheckpointError
 from harness.export import load_exported, main
@@ -31,6 +30,7 @@ from tests.distributed.scenarios import (
 )
 from tests.distributed.test_checkpoints import rewrite
 from tests.distributed.test_export import write_config
+from tests.sections import load
 
 DECAY = 0.7
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")

@@ -12,7 +12,6 @@ import torch
 from harness.catalogue.causal_lm.section import CausalLmTask
 from harness.catalogue.classification.section import ClassificationTask
 from harness.catalogue.regression.section import RegressionTask
-from harness.config.kinds import HIGHER_IS_BETTER
 from harness.observers.ledger import read_lines
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main
@@ -20,8 +19,8 @@ from tests.distributed.scenarios import train_main
 PATIENCE = 2
 METRICS = [
     *(("classification", metric) for metric in ClassificationTask(kind="classification", num_classes=2).metrics),
-    *(("regression", metric) for metric in RegressionTask.metrics),
-    *(("causal_lm", metric) for metric in CausalLmTask.metrics),
+    *(("regression", metric) for metric in RegressionTask(kind="regression").metric_names),
+    *(("causal_lm", metric) for metric in CausalLmTask(kind="causal_lm").metric_names),
 ]
 
 
@@ -51,7 +50,7 @@ def sections(folder: Path, task: str) -> dict[str, Any]:
 def test_the_best_checkpoint_and_the_end_follow_the_score_that_was_named(
     tmp_path: Path, task: str, metric: str
 ) -> None:
-    mode = "max" if metric in HIGHER_IS_BETTER else "min"
+    mode = "max" if metric in (*ClassificationTask.higher_is_better, *RegressionTask.higher_is_better) else "min"
     config = {
         "run": {"name": "run", "output_root": str(tmp_path), "max_steps": 120},
         **sections(tmp_path, task),

@@ -168,7 +168,7 @@ def test_scores_are_those_of_a_plain_pass_over_the_whole_split(world_size: int, 
     wanted = plain_scores(spec, ranks[0].before)
     assert_scores(ranks[0].scores, wanted, rel=1e-6)
     numbers = {name for name in wanted if name != "val/confusion_matrix"}
-    assert numbers == set(spec.config.task.metrics), "what can drive early stopping is what an evaluation has"
+    assert numbers == set(spec.config.task.metric_names), "what can drive early stopping is what an evaluation has"
 
 
 @pytest.mark.parametrize("network", ["norm_mlp", "mlp"])

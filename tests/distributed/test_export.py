@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 import harness.export
-from harness.catalogue.sources import load
 from harness.config.io import load_config
 from harness.export import find_checkpoint, load_exported, main
 from tests import helpers
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main
 from tests.distributed.test_checkpoints import seal_trainer
+from tests.sections import load
 
 
 def write_config(folder: Path, strategy: str) -> Path:

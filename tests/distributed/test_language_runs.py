@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from harness.catalogue.causal_lm.task import BitsPerByte
-from harness.catalogue.sources import load
 from harness.catalogue.text.read import prepare_text
 from harness.config.io import load_config
 from harness.export import load_exported
@@ -23,6 +22,7 @@ from harness.sample import write
 from tests import helpers
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main, train_main_and_listen
+from tests.sections import load
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from harness.catalogue.networks import build_model
-from harness.catalogue.sources import load, prepare
 from harness.catalogue.text.tokenizers import ModelTokens, tokenizer_from_json
 from harness.config.io import load_config
 from harness.errors import ConfigError, DataError
@@ -21,6 +19,7 @@ from harness.sample import main as sample
 from tests.distributed.ranks import run_ranks
 from tests.distributed.scenarios import train_main
 from tests.distributed.test_language_runs import write_config
+from tests.sections import build_model, load, prepare
 from tests.tiny_models import END, write_language_model, write_model
 
 TEXTS = [f"{n} and {n + 1} are {2 * n + 1}.\n" for n in range(60)]

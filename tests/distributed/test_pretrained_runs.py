@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from harness.catalogue.pretrained.network import build
 from harness.catalogue.pretrained.section import PretrainedModel
-from harness.catalogue.sources import load
 from harness.config.io import load_config
 from harness.config.run_config import RunConfig
 from harness.export import load_exported, main
@@ -23,6 +22,7 @@ from harness.rows.order import BatchPlan
 from tests import helpers
 from tests.distributed.ranks import run_ranks, run_standing_ranks
 from tests.distributed.scenarios import Spec, harness_trace, load_and_train, save_after, train_main
+from tests.sections import load
 from tests.tiny_architectures import change_config, write_architecture
 from tests.tiny_models import NUM_TOKENS, config_values, write_model, write_reviews, write_tokenizer
 

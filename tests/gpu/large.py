@@ -13,7 +13,6 @@ import torch
 
 from harness.assemble import assemble
 from harness.catalogue.gpt.section import GptModel, num_parameters
-from harness.catalogue.networks import build_model
 from harness.catalogue.text.tokenizers import Bytes
 from harness.config.run_config import RunConfig
 from harness.rows.batches import Columns
@@ -21,6 +20,7 @@ from harness.rows.splits import DataSplits
 from harness.run import Run
 from harness.stopping import StopSignals
 from tests.gpu.small import joined
+from tests.sections import build_model
 
 
 class ManyTokens(Bytes):

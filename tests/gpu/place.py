@@ -85,12 +85,11 @@ def placement() -> Figures:
 
 def _place(path: Path, folder: Path) -> int:
     from harness.assemble import assemble
-    from harness.catalogue.networks import build_model
-    from harness.catalogue.sources import load, prepare
     from harness.config.io import load_config
     from harness.state import TrainState
     from harness.stopping import StopSignals
     from tests.gpu.small import device, joined, make_updates
+    from tests.sections import build_model, load, prepare
 
     overrides = write_rows(load_config(path).config, folder)
     config = load_config(path, [*overrides, "run.max_steps=1000", "schedule={kind: constant}"], world_size=1).config

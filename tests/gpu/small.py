@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from harness.assemble import assemble
-from harness.catalogue.networks import build_model
 from harness.catalogue.text.tokenizers import Bytes
 from harness.config.run_config import RunConfig
 from harness.interval import Interval
@@ -32,6 +31,7 @@ from harness.stopping import StopSignals
 from harness.strategy import build
 from harness.strategy.build import AUTOCAST, DTYPES
 from harness.strategy.loss_scale import LossScale
+from tests.sections import build_model
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "mlp": {"kind": "mlp", "hidden": [32, 32], "norm": "layer"},

@@ -8,11 +8,11 @@ _TABULAR, _COLUMNS, _SHARDS, _SOURCES, _DOCUMENTS, _TEXT, _IMAGES, _LOOK = (
         "table/read",
         "table/columns",
         "table/shards",
-        "sources",
+        "table/open",
         "text/documents",
         "text/read",
         "images/read",
-        "look",
+        "table/first_rows",
     )
 )
 _SUSPECTS, _PREPROCESS, _RESUME = (
@@ -20,6 +20,7 @@ _SUSPECTS, _PREPROCESS, _RESUME = (
     "harness/catalogue/table/preprocess.py",
     "harness/saving.py",
 )
+_FINISH = "harness/catalogue/finish.py"
 _TESTS, _UNCHANGED = ("test_columns.py",), ("test_unchanged.py",)
 
 READING = (
@@ -154,8 +155,8 @@ READING = (
     ),
     Mutant(
         "rows_that_train_and_validate_are_not_told",
-        _SOURCES,
-        "notices = [*splits.notices, *_same_rows(splits.train, splits.validation)]",
+        _FINISH,
+        "notices = [*splits.notices, *same_rows(splits.train, splits.validation)]",
         "notices = [*splits.notices]",
         _TESTS,
     ),

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from harness.config.fields import Int, NonNegativeFloat, PositiveInt, Probability, Section, WrongKey
+from harness.config.slots import KnownRows, ModelSection
+from harness.parts import model
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from harness.config.run_config import RunConfig
 
 
 class Experts(Section):
@@ -32,7 +40,8 @@ class Ngrams(Section):
     longest: Annotated[Int, Field(ge=2, le=8)] = 3
 
 
-class GptModel(Section):
+@model("gpt")
+class GptModel(ModelSection):
     """Token and position embeddings, pre-norm blocks of causal attention and a feed-forward net, a linear head.
 
     The context is `data.block`. No layer has a bias.
@@ -65,6 +74,21 @@ class GptModel(Section):
                 f"rotary turns pairs of features, a head has {self.width // self.heads}; use an even width / heads",
             )
         return self
+
+    def build(self, facts: Mapping[str, Any]) -> nn.Module:
+        from harness.catalogue.gpt.network import build
+
+        return build(self, input_shape=facts["input_shape"], num_outputs=facts["num_outputs"])
+
+    def problems(self, config: RunConfig) -> list[str]:
+        from harness.catalogue.agree import language_problems
+
+        return language_problems(config)
+
+    def advice(self, config: RunConfig, *, ranks: int | None, rows: KnownRows | None) -> Iterator[str]:
+        from harness.catalogue.gpt.advice import advice
+
+        return advice(self, config)
 
     @property
     def hidden_width(self) -> int:

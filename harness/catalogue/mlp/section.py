@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import model_validator
 
-from harness.config.fields import OneOrEach, PositiveInt, Probability, Section, WrongKey
+from harness.config.fields import OneOrEach, PositiveInt, Probability, WrongKey
+from harness.config.slots import KnownRows, ModelSection
+from harness.parts import model
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from harness.config.run_config import RunConfig
 
 PlainActivation = Literal["relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu"]
 
@@ -30,15 +37,32 @@ SATURATING = ("sigmoid", "tanh")
 T = TypeVar("T")
 
 
-class PerceptronModel(Section):
+@model("perceptron")
+class PerceptronModel(ModelSection):
     """One linear layer with an activation (Rosenblatt 1958)."""
 
     kind: Literal["perceptron"]
     activation: Literal[PlainActivation, "none", "softmax"] = "none"
     init: Init = "auto"
 
+    def build(self, facts: Mapping[str, Any]) -> nn.Module:
+        from harness.catalogue.mlp.network import build_perceptron
 
-class HiddenLayers(Section):
+        return build_perceptron(self, input_shape=facts["input_shape"], num_outputs=facts["num_outputs"])
+
+    def problems(self, config: RunConfig) -> list[str]:
+        from harness.catalogue.agree import language_problems, output_problems
+
+        output = output_problems(config, path="model.activation", function=self.activation, plain="none")
+        return [*language_problems(config), *output]
+
+    def advice(self, config: RunConfig, *, ranks: int | None, rows: KnownRows | None) -> Iterator[str]:
+        from harness.catalogue.mlp.advice import advice
+
+        return advice(self, config, ranks=ranks)
+
+
+class HiddenLayers(ModelSection):
     """What networks with fully connected hidden layers have in common."""
 
     hidden: tuple[PositiveInt, ...]
@@ -72,6 +96,11 @@ class HiddenLayers(Section):
         return self
 
     @property
+    def keys_without_meaning(self) -> set[str]:
+        """Keys about something that this section does not have."""
+        return set() if self.has_batch_norm else {"sync_batch_norm"}
+
+    @property
     def kinds_of_norm(self) -> set[Norm]:
         """The norms that there are."""
         return {*self.norms} - {"none"}
@@ -92,6 +121,7 @@ class HiddenLayers(Section):
         return _for_each(self.dropout, len(self.hidden))
 
 
+@model("mlp")
 class MlpModel(HiddenLayers):
     """Fully connected layers: hidden ones, then one linear layer to the outputs of the task."""
 
@@ -105,6 +135,22 @@ class MlpModel(HiddenLayers):
         if self.residual and not self.hidden:
             raise WrongKey("residual", "true wants a hidden layer, such as hidden: [64]")
         return self
+
+    def build(self, facts: Mapping[str, Any]) -> nn.Module:
+        from harness.catalogue.mlp.network import build
+
+        return build(self, input_shape=facts["input_shape"], num_outputs=facts["num_outputs"])
+
+    def problems(self, config: RunConfig) -> list[str]:
+        from harness.catalogue.agree import language_problems, output_problems
+
+        output = output_problems(config, path="model.output", function=self.output, plain="linear")
+        return [*language_problems(config), *output]
+
+    def advice(self, config: RunConfig, *, ranks: int | None, rows: KnownRows | None) -> Iterator[str]:
+        from harness.catalogue.mlp.advice import advice
+
+        return advice(self, config, ranks=ranks)
 
 
 def _for_each(given: T | tuple[T, ...], count: int) -> Sequence[T]:

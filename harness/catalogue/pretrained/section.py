@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from harness.config.fields import CountInt, Float, PositiveFloat, PositiveInt, Probability, Section
+from harness.config.slots import KnownRows, ModelSection
+from harness.parts import model
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from harness.config.run_config import RunConfig
 
 
 class Lora(Section):
@@ -24,9 +33,12 @@ class Lora(Section):
     architecture. One that shares its weight with another layer, as a head does with embeddings, gets one of its own."""
 
 
-class PretrainedModel(Section):
+@model("pretrained")
+class PretrainedModel(ModelSection):
     """A network of `transformers` from a local directory of config.json and safetensors; no code of it is run."""
 
+    is_of_transformers: ClassVar[bool] = True
+    starts_from_nothing: ClassVar[bool] = False
     kind: Literal["pretrained"]
     path: str
     head: Literal["sequence_classification", "causal_lm"] = "sequence_classification"
@@ -39,3 +51,47 @@ class PretrainedModel(Section):
     dropout: Probability | None = None
     """Replaces every dropout rate of config.json; null keeps them."""
     lora: Lora | None = None
+
+    @property
+    def extras(self) -> set[str]:
+        """Extras of our distribution whose versions can change what a run computes."""
+        return {"pretrained"} if self.lora is None else {"pretrained", "lora"}
+
+    @classmethod
+    def completed(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        data, path = values.get("data"), values["model"].get("path")
+        own = {"text_table": path, "text": {"kind": "pretrained", "path": path}}
+        if not isinstance(data, dict) or data.get("source") not in own or data.get("tokenizer") is not None:
+            return values
+        return {**values, "data": {**data, "tokenizer": own[data["source"]]}}
+
+    def build(self, facts: Mapping[str, Any]) -> nn.Module:
+        from harness.catalogue.pretrained.network import build
+
+        return build(self, num_outputs=facts["num_outputs"])
+
+    def problems(self, config: RunConfig) -> list[str]:
+        from harness.catalogue.agree import language_problems
+        from harness.catalogue.text_table.agree import pretrained_text_problems
+
+        return [*language_problems(config), *pretrained_text_problems(config)]
+
+    def problems_here(self, config: RunConfig, *, must_be_there: bool) -> list[str]:
+        from harness.catalogue.pretrained.directory import pretrained_problems
+
+        return pretrained_problems(config, must_be_there=must_be_there)
+
+    def advice(self, config: RunConfig, *, ranks: int | None, rows: KnownRows | None) -> Iterator[str]:
+        from harness.catalogue.gpt.advice import training_advice
+
+        return training_advice(config)
+
+    def write_export(self, directory: Path, tensors: Mapping[str, Tensor], described: dict[str, Any]) -> None:
+        from harness.catalogue.pretrained.export import write_for_transformers
+
+        write_for_transformers(directory, tensors, self, described)
+
+    def as_exported(self, directory: Path) -> PretrainedModel:
+        """Return the section that builds the network of an export: its weights are read, and nothing is trained."""
+        trained = {"lora": None, "frozen_layers": None, "layer_lr_decay": 1.0}
+        return self.model_copy(update={"path": str(directory), **trained})

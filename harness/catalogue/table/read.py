@@ -37,7 +37,7 @@ from harness.catalogue.table.columns import (
 from harness.catalogue.table.csv_rows import check_header, field_at, open_text
 from harness.catalogue.table.json_rows import json_rows
 from harness.catalogue.table.section import TableData
-from harness.config.kinds import Task
+from harness.config.slots import TaskSection
 from harness.errors import DataError, StorageError
 from harness.rows.unchanged import check_unchanged, file_states
 
@@ -259,7 +259,7 @@ def read_otherwise(files: Sequence[Table], *, left_out: Sequence[str] = ()) -> t
 
 
 def table_targets(
-    table: Table, names: Sequence[str], task: Task, classes: Sequence[str] | None
+    table: Table, names: Sequence[str], task: TaskSection, classes: Sequence[str] | None
 ) -> tuple[NDArray[Any], list[str] | None]:
     """Return the (N,) labels or (N, K) numbers to predict, and the names of the classes where labels are texts.
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from harness.config.data import DataSection
 from harness.config.fields import WrongKey
+from harness.config.slots import KnownRows, TaskSection
+from harness.parts import data
+
+if TYPE_CHECKING:
+    from harness.config.run_config import RunConfig
+    from harness.rows.splits import DataSplits
 
 
+@data("csv")
+@data("parquet")
+@data("json")
 class TableData(DataSection):
     """A local table. What is learned of its columns every rank learns alike from the training rows, and it is saved."""
 
@@ -36,7 +46,32 @@ class TableData(DataSection):
                 raise WrongKey("categorical", f"{name!r} is not one of the features")
         return self
 
+    def problems(self, config: RunConfig) -> list[str]:
+        from harness.catalogue.agree import language_problems
 
+        problems = language_problems(config)
+        if not self.in_memory and config.strategy.precision == "fp64":
+            problems.append("data.in_memory: false keeps columns in fp32, strategy.precision is fp64; use fp32")
+        return problems
+
+    def open(self, task: TaskSection, *, seed: int) -> DataSplits:
+        from harness.catalogue.table.open import open_rows
+
+        return open_rows(self, task, seed=seed)
+
+    def look(self, task: TaskSection) -> Iterator[str]:
+        from harness.catalogue.table.look import look_at_table
+
+        return look_at_table(self, task)
+
+    def known_rows(self, task: TaskSection) -> KnownRows | None:
+        from harness.catalogue.table.noted import known_rows_of_table
+
+        own = self.validation_path
+        return known_rows_of_table(self, task, path=self.path, validation_path=own, targets=[*self.targets])
+
+
+@data("parquet_shards")
 class ShardedTableData(TableData):
     """A table of numbers in many parquet files that are read in place, one at a time, and never copied.
 
@@ -44,6 +79,7 @@ class ShardedTableData(TableData):
     files are not well mixed. Nothing is learned from the rows before training, so they have to be numbers as they are.
     """
 
+    counts_labels: ClassVar[bool] = False
     source: Literal["parquet_shards"]  # type: ignore[assignment]
     path: str
     """A pattern, such as `rows/*.parquet`, or a URL with one, of any file system that fsspec knows here."""
@@ -62,3 +98,8 @@ class ShardedTableData(TableData):
         for name in [name for name, is_asked in asked.items() if is_asked]:
             raise WrongKey(name, f"parquet_shards are read as they are, a file at a time; leave {name} out")
         return self
+
+    def look(self, task: TaskSection) -> Iterator[str]:
+        from harness.catalogue.table.look import look_at_shards
+
+        return look_at_shards(self, task)

@@ -31,7 +31,7 @@ from harness.catalogue.table.read import (
     table_targets,
 )
 from harness.catalogue.table.section import ShardedTableData
-from harness.config.kinds import Task
+from harness.config.slots import TaskSection
 from harness.errors import DataError
 from harness.rows.batches import Columns
 
@@ -51,7 +51,7 @@ class ShardedColumns:
         DataError: no file matches, one is unreadable, or one has not the columns of the first.
     """
 
-    def __init__(self, data: ShardedTableData, task: Task) -> None:
+    def __init__(self, data: ShardedTableData, task: TaskSection) -> None:
         self._filesystem, path = fsspec.core.url_to_fs(data.path)
         self._names = sorted(self._filesystem.glob(path))
         if not self._names:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from harness.config.data import DataSection
 from harness.config.fields import Int, PositiveInt, Section
+from harness.config.slots import TaskSection
+from harness.parts import data
+
+if TYPE_CHECKING:
+    from harness.config.run_config import RunConfig
+    from harness.rows.splits import DataSplits
 
 
 class ByteTokenizer(Section):
@@ -61,5 +68,32 @@ class TextSection(Section):
     """Made from the training text when the run first starts; by default that of a pretrained model, if it is one."""
 
 
+@data("text")
 class TextData(DataSection, TextSection):
     """Running text for a causal language model."""
+
+    def problems(self, config: RunConfig) -> list[str]:
+        from harness.catalogue.agree import language_problems
+        from harness.catalogue.text_table.agree import tokenizer_problems
+
+        return [*language_problems(config), *tokenizer_problems(config, self)]
+
+    def problems_here(self, config: RunConfig, *, must_be_there: bool) -> list[str]:
+        from harness.catalogue.pretrained.directory import pretrained_problems
+
+        return pretrained_problems(config, must_be_there=must_be_there)
+
+    def prepare(self, *, seed: int) -> None:
+        from harness.catalogue.text.read import prepare_text
+
+        prepare_text(self, seed=seed)
+
+    def open(self, task: TaskSection, *, seed: int) -> DataSplits:
+        from harness.catalogue.text.open import open_rows
+
+        return open_rows(self, seed=seed)
+
+    def look(self, task: TaskSection) -> Iterator[str]:
+        from harness.catalogue.text.look import look_at_running_text
+
+        return look_at_running_text(self)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import PurePath
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, model_validator
 
 from harness.config.data import DataSection
 from harness.config.fields import PositiveInt, WrongKey
+from harness.config.slots import KnownRows, TaskSection
+from harness.parts import data
+
+if TYPE_CHECKING:
+    from harness.config.run_config import RunConfig
+    from harness.rows.splits import DataSplits
 
 TABLE_SUFFIXES = {".csv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 
@@ -20,6 +27,7 @@ def table_format(path: str) -> str:
     return path
 
 
+@data("text_table")
 class TextTableData(DataSection):
     """A local table with a text and its label in each row."""
 
@@ -40,3 +48,30 @@ class TextTableData(DataSection):
         if self.target == self.text:
             raise WrongKey("target", f"{self.target!r} is the column of the texts; name that of the labels")
         return self
+
+    def problems(self, config: RunConfig) -> list[str]:
+        from harness.catalogue.agree import language_problems
+        from harness.catalogue.text_table.agree import text_table_problems
+
+        return [*language_problems(config), *text_table_problems(config)]
+
+    def problems_here(self, config: RunConfig, *, must_be_there: bool) -> list[str]:
+        from harness.catalogue.pretrained.directory import pretrained_problems
+
+        return pretrained_problems(config, must_be_there=must_be_there)
+
+    def open(self, task: TaskSection, *, seed: int) -> DataSplits:
+        from harness.catalogue.text_table.open import open_rows
+
+        return open_rows(self, task, seed=seed)
+
+    def look(self, task: TaskSection) -> Iterator[str]:
+        from harness.catalogue.text_table.look import look_at_texts
+
+        return look_at_texts(self, task)
+
+    def known_rows(self, task: TaskSection) -> KnownRows | None:
+        from harness.catalogue.table.noted import known_rows_of_table
+
+        own = self.validation_path
+        return known_rows_of_table(self, task, path=self.path, validation_path=own, targets=[self.target])
