@@ -40,11 +40,12 @@ class Own:
     overrides: tuple[str, ...] = ()
 
     def config(self) -> RunConfig:
+        micro_batch = self.micro_batch or "null"
+        strategy = f"{{kind: {self.strategy}, precision: {self.precision}, micro_batch: {micro_batch}}}"
         given = (
             *(f"data.num_rows={ROWS}", f"data.global_batch={BATCH}", f"run.max_steps={UPDATES}", "run.max_epochs=null"),
-            *(f"strategy={{kind: {self.strategy}, precision: {self.precision}}}", f"clip.max_norm={MAX_NORM}"),
+            *(f"strategy={strategy}", f"clip.max_norm={MAX_NORM}"),
             *("schedule={kind: constant}", "early_stopping=null", "optim.peak_lr=0.01"),
-            *([f"strategy.micro_batch={self.micro_batch}"] if self.micro_batch else []),
         )
         return load_config(EXAMPLES / self.example / "run.yaml", (*given, *self.overrides)).config
 

@@ -41,7 +41,8 @@ def assert_alike(found: Course, own: Own) -> None:
     for name, weights in wanted.weights.items():
         tolerance = 1e-12 if own.precision == "fp64" else 1e-5
         torch.testing.assert_close(found.weights[name], weights, rtol=0, atol=tolerance)
-    assert found.scores == pytest.approx(wanted.scores, **close), own
+    assert found.scores["val/loss"] == pytest.approx(wanted.scores["val/loss"], **close), own
+    assert found.scores == pytest.approx(wanted.scores, rel=1e-5, abs=1e-6), own  # plain metrics count in fp32
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, pytest.param(8, marks=pytest.mark.slow)])
