@@ -13,7 +13,7 @@ STAMP := .venv/setup-is-done
 TORCH := $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-quick test-long test-versions slurm-test faults mutants gpu-check gpu-wheels check licences bench lock release clean
+.PHONY: help setup train test test-quick test-long test-versions slurm-test faults mutants same-bits gpu-check gpu-wheels check licences bench lock release clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ faults: $(STAMP) ## Damage, kill and resume in every way, 20 minutes: make fault
 
 mutants: $(STAMP) ## Break the code in 166 ways and see the tests fail, hours: make mutants [ARGS="--part 1/8"]
 	@$(BIN)/python -m tests.mutants $(ARGS)
+
+same-bits: $(STAMP) ## Train configs/ as version 0.1.0 did, to the bit, 10 minutes: make same-bits [ARGS="--quick"]
+	@$(BIN)/python -m tests.same_bits $(ARGS)
 
 # It needs no set-up: beside a torch that is there, without network, it adds what is missing from gpu-wheels/.
 gpu-check: ## Say what works on this machine's GPU, in 8 minutes: make gpu-check [GPU_PYTHON=python3] [ARGS="zero3 save"]

@@ -36,6 +36,7 @@ BUDGETS: dict[str, float] = {
     "tests/test_end_to_end.py": 53,
     "tests/test_examples.py": 32,
     "tests/test_launch.py": 32,
+    "tests/test_same_bits.py (long)": 31,
     "tests/distributed/test_resume.py (long)": 30,
     "tests/distributed/test_fp16.py": 28,
     "tests/distributed/test_two_machines.py": 28,
