@@ -74,15 +74,15 @@ def weight_of_global_batch(run: Run, position: int, micro_batches: list[Batch]) 
 def loss_sums(run: Run, batch: Batch) -> dict[str, Tensor]:
     """Return the () sum of the loss, and of what else is told, over the targets of a batch; 0 for a row that only keeps
     the other ranks company."""
-    if not batch.is_padding:
-        sums = run.task.loss_sums(run.task.forward(run.strategy.forward, batch.data), batch)
-        penalty = run.strategy.penalty()  # of experts that are unevenly loaded
-        return sums if penalty is None else {**sums, LOSS: sums[LOSS] + penalty * run.task.weight_sum(batch)}
-    model = run.strategy.model
-    model.eval()  # so that a row that does not count leaves no trace in BatchNorm
-    nothing = zero_of(run.task.forward(run.strategy.forward, batch.data))
-    model.train()
-    return dict.fromkeys(run.task.terms, nothing)
+    task, model = run.task, run.strategy.model
+    if model.training == batch.is_padding:  # such a row leaves no trace in BatchNorm, and is not changed at random,
+        model.train(not batch.is_padding)  # also where its forward pass is made again within the backward pass
+    outputs = task.forward(run.strategy.forward, batch.data)
+    if batch.is_padding:
+        return dict.fromkeys(task.terms, zero_of(outputs))
+    sums = task.loss_sums(outputs, batch)
+    penalty = run.strategy.penalty()  # of experts that are unevenly loaded
+    return sums if penalty is None else {**sums, LOSS: sums[LOSS] + penalty * task.weight_sum(batch)}
 
 
 @torch.no_grad()

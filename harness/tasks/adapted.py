@@ -113,7 +113,8 @@ class AdaptedTask:
         terms = dict(found) if isinstance(found, dict) else {LOSS: found}
         if LOSS not in terms:
             raise self._error(
-                f"its loss returned a dict with {', '.join(map(str, terms))}; the term `loss`, which is trained on, is missing"
+                f"its loss returned a dict with {', '.join(map(str, terms))}; the term `loss`, which is trained on, is "
+                "missing"
             )
         terms = {LOSS: terms[LOSS], **terms}
         for name, values in terms.items():

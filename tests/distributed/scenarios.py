@@ -47,6 +47,7 @@ GPT: dict[str, Any] = {"kind": "gpt", "layers": 2, "width": 16, "heads": 2}
 GPT_FORMS: dict[str, dict[str, Any]] = {
     "gpt": GPT,
     "gpt_swiglu": {**GPT, "norm": "rms", "activation": "swiglu", "tied_embeddings": False, "positions": "rotary"},
+    "gpt_dropout": {**GPT, "dropout": 0.5},
     "gpt_ngrams": {**GPT, "ngrams": {"rows": 7, "longest": 3}},
     "gpt_experts": {**GPT, "experts": {"count": 4, "top_k": 2, "load_balance": 0.0}},
     "gpt_many_experts": {**GPT, "experts": {"count": 100, "top_k": 1, "load_balance": 0.5}},

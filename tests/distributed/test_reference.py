@@ -1,8 +1,10 @@
 """The arithmetic of an update, against plain PyTorch on the whole global batch."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from harness.schedule import learning_rate
@@ -116,3 +118,20 @@ def test_without_clipping_the_norm_is_still_that_of_the_whole_gradient() -> None
     found, wanted = run_standing_ranks(4, harness_trace, spec)[0], plain_pytorch(spec)
     assert found.norms == pytest.approx(wanted.norms, rel=1e-6)
     assert set(found.coefficients) == {1.0}
+
+
+def traces(specs: list[Spec]) -> list[Trace]:
+    found = []
+    for spec in specs:
+        torch.manual_seed(0)  # of the dropout
+        found.append(harness_trace(spec))
+    return found
+
+
+def test_activations_computed_again_are_those_of_the_first_time_also_where_a_rank_has_no_row() -> None:
+    kept = Spec(network="gpt_dropout", rows=17, updates=4)
+    kept_trace, again = run_standing_ranks(4, traces, [kept, replace(kept, activation_checkpointing=True)])[0]
+    assert again.losses == kept_trace.losses
+    assert again.norms == kept_trace.norms
+    for name, weights in kept_trace.parameters.items():
+        assert torch.equal(again.parameters[name], weights)

@@ -35,15 +35,15 @@ LOOP = (
     Mutant(
         "a_row_that_does_not_count_leaves_a_trace_in_batch_norm",
         _LOOP,
-        "    model.eval()  # so that a row that does not count leaves no trace in BatchNorm\n",
-        "",
+        "        model.train(not batch.is_padding)  # also",
+        "        model.train()  # also",
         ("distributed/test_loop.py::test_a_rank_without_rows_takes_no_statistics_of_that_update_and_of_every_other",),
     ),
     Mutant(
         "a_rank_that_had_no_row_goes_on_in_eval_mode",
         _LOOP,
-        "    model.train()\n    return dict.fromkeys",
-        "    return dict.fromkeys",
+        "    if model.training == batch.is_padding:",
+        "    if model.training and batch.is_padding:",
         ("distributed/test_loop.py::test_a_rank_without_rows_takes_no_statistics_of_that_update_and_of_every_other",),
     ),
     Mutant(
