@@ -7,14 +7,11 @@ import hashlib
 import pickle
 import subprocess
 import sys
-import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -22,8 +19,7 @@ import pytest
 from harness.config.run_config import RunConfig
 from harness.config.slots import KnownRows
 from harness.errors import DataError
-from harness.examples.pickled_table import read_frame
-from harness.examples.prepare import PREPARATIONS, Preparation, main, prepare
+from harness.examples.prepare import PREPARATIONS, Preparation, literals_of_pickle, main, prepare
 from tests.sections import known_rows
 
 CONTENT = b"x,y\n1,a\n2,b\n3,a\n"
@@ -164,26 +160,17 @@ def test_the_command_answers_without_torch_and_without_the_packages() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-# ---------------------------------------------------------------- pickled tables
+# ---------------------------------------------------------------- the tables in pickles
 
 
-def pickled(columns: dict[str, Any]) -> bytes:
-    """As pandas below version 3 wrote them: texts are objects."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        with pandas.option_context("future.infer_string", False):
-            return pickle.dumps(pandas.DataFrame(columns), protocol=5)
-
-
-def test_a_pickled_frame_reads_as_pandas_reads_it() -> None:
-    columns = {
-        "a": np.arange(5),
-        "b": np.linspace(0, 1, 5),
-        "c": np.array(["x", "yy", "x", None, "z" * 300], object),
-        "d": np.arange(5) * 1000,
-        "e": np.array([1, 2, 3, 4, 5], np.int32),
-    }
-    assert read_frame(pickled(columns)) == {name: list(values) for name, values in columns.items()}
+def test_the_texts_of_a_pickle_are_read_in_order_also_those_that_it_has_once() -> None:
+    again = "".join(["again"])
+    content = pickle.dumps([again, "é" * 300, again, bytearray(b"12345678"), ["inner", again]], protocol=5)
+    assert literals_of_pickle(content) == [
+        [],
+        ["again", "é" * 300, "again", bytearray(b"12345678")],
+        ["inner", "again"],
+    ]
 
 
 class Malicious:
@@ -196,15 +183,10 @@ class Malicious:
 
 def test_what_a_pickle_would_run_is_not_run(tmp_path: Path) -> None:
     path = tmp_path / "was-run"
-    for content in (pickle.dumps(Malicious(path)), pickled({"a": np.array([Malicious(path)], object)})):
-        with pytest.raises(DataError, match="no pickled table"):
-            read_frame(content)
-        assert not path.exists()
+    content = pickle.dumps(["before", Malicious(path), "after"], protocol=5)
+    _, texts = literals_of_pickle(content)
+    assert texts[0] == "before"
+    assert texts[-1] == "after"
+    assert not path.exists()
     pickle.loads(content)  # noqa: S301
     assert path.exists()
-
-
-@pytest.mark.parametrize("content", [b"", b"garbage", pickle.dumps([1, 2]), pickle.dumps({"a": 1}, protocol=0)])
-def test_what_is_no_frame_is_refused(content: bytes) -> None:
-    with pytest.raises(DataError, match="no pickled table"):
-        read_frame(content)
