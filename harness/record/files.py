@@ -54,9 +54,9 @@ def new_directory(path: Path) -> Iterator[Path]:
     """Give an empty directory to fill, which becomes `path` in one step, and does so only if nothing fails inside.
 
     Raises:
-        OSError: also if `path` is a file, or a directory with something in it.
+        OSError: also if `path` is a file by then, or a directory with something in it.
     """
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.tmp-{os.urandom(4).hex()}")  # other nodes have the same process ids
     temporary.mkdir(parents=True)
     try:
         yield temporary
