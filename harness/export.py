@@ -10,7 +10,6 @@ tokenizer; what `load_exported` wants to know is in harness.json. It is loaded b
 import argparse
 import json
 import os
-import shutil
 import sys
 from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from harness.errors import EXIT_DONE, CheckpointError, ConfigError, HarnessError
 from harness.exported import CONFIG, DESCRIPTION, MODEL, fill
 from harness.parts import registered
 from harness.record.checkpoints import CheckpointDirectory
-from harness.record.files import json_bytes, storage_errors, write_durably
+from harness.record.files import json_bytes, new_directory, storage_errors, write_durably
 from harness.record.manifest import checkpoint_problems, read_manifest, read_trainer
 from harness.record.progress import check_trainer
 from harness.record.run_directory import read_identity, stored_config
@@ -114,23 +113,17 @@ def export(run: Path, checkpoint: Path, *, to: Path) -> None:
         described |= {key: identity.get(key, []) for key in ("use", "facts")}
     if os.path.lexists(to):
         raise ConfigError(f"--to: {to} is there already; give the name of a new folder")
-    temporary = to.with_name(f".{to.name}.tmp-{os.getpid()}")
-    with storage_errors("write", to):
-        temporary.mkdir(parents=True)
-        try:
-            live = TensorFiles(checkpoint, manifest.names("model"))
-            averaged = TensorFiles(checkpoint, manifest.names("ema"), prefix="weight/")
-            tensors: Mapping[str, Tensor] = ChainMap(averaged, live)  # type: ignore[arg-type]  # it is only read
-            if config.model.is_of_transformers:
-                config.model.write_export(temporary, tensors, described)
-            else:
-                write_tensors(temporary / MODEL, tensors)
-                write_durably(temporary / CONFIG, [json_bytes(described)])
-            if trainer["tokenizer"] and not config.model.is_of_transformers:
-                write_durably(temporary / TOKENIZER, [trainer["tokenizer"].encode()])
-            os.rename(temporary, to)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with storage_errors("write", to), new_directory(to) as directory:
+        live = TensorFiles(checkpoint, manifest.names("model"))
+        averaged = TensorFiles(checkpoint, manifest.names("ema"), prefix="weight/")
+        tensors: Mapping[str, Tensor] = ChainMap(averaged, live)  # type: ignore[arg-type]  # it is only read
+        if config.model.is_of_transformers:
+            config.model.write_export(directory, tensors, described)
+        else:
+            write_tensors(directory / MODEL, tensors)
+            write_durably(directory / CONFIG, [json_bytes(described)])
+        if trainer["tokenizer"] and not config.model.is_of_transformers:
+            write_durably(directory / TOKENIZER, [trainer["tokenizer"].encode()])
 
 
 def unknown_kind(kind: str, use: Sequence[str], advice: str) -> str:

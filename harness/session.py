@@ -169,7 +169,7 @@ class Session:
         config, ranks = self.config, self.ranks
         with ranks.together("preparing the data"):
             if ranks.rank == 0:
-                config.data.prepare(seed=config.run.seed)
+                config.data.prepare(config.task, seed=config.run.seed)
         with ranks.together("loading the data"):
             splits = config.data.open(config.task, seed=config.run.seed)
         self.notices = [*self.notices, *splits.notices]

@@ -20,9 +20,9 @@ def build_model(config: ModelSection, *, input_shape: tuple[int, ...], num_outpu
     return config.build({"input_shape": input_shape, "num_outputs": num_outputs})
 
 
-def prepare(data: DataSection, *, seed: int) -> None:
+def prepare(data: DataSection, task: TaskSection, *, seed: int) -> None:
     """Do what one rank does before all open the rows."""
-    data.prepare(seed=seed)
+    data.prepare(task, seed=seed)
 
 
 def load(data: DataSection, task: TaskSection, *, seed: int) -> DataSplits:

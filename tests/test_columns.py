@@ -597,10 +597,17 @@ def rows_of_csv(separator: str = ",", newline: str = "\n", header: str = "a,y", 
     return "".join(f"{line}{end}{newline}" for line in lines)
 
 
+def data_of(folder: Path) -> TableData:
+    path = str(folder / "t.csv")
+    return TableData(source="csv", path=path, targets=("y",), validation_fraction=0.25, global_batch=4)
+
+
 CSV_AS_OTHERS_WRITE_IT = {
     "a mark at the beginning": (rows_of_csv().encode("utf-8-sig"), None),
     "lines that end in CR": (rows_of_csv(newline="\r").encode(), None),
     "lines that end in CR LF": (rows_of_csv(newline="\r\n").encode(), None),
+    "a comma after each row": (rows_of_csv(end=",").replace("a,y,", "a,y").encode(), None),
+    "lines of spaces": (rows_of_csv(newline="\n  \n").encode(), None),
     "semicolons": (rows_of_csv(";").encode(), r"there is no column 'y' \(nearest: 'a;y'\)"),
     "tabs": (rows_of_csv("\t").encode(), r"there is no column 'y' \(nearest: 'a\\ty'\)"),
     "spaces in the header": (rows_of_csv(header="a, y").encode(), r"there is no column 'y' \(nearest: ' y'\)"),
@@ -612,13 +619,21 @@ CSV_AS_OTHERS_WRITE_IT = {
 }
 
 
+@pytest.mark.parametrize("words", [("0x10", "0x11"), ("True", "1"), ("2024-01-01", "2024-01-02")])
+def test_words_of_csv_that_other_readers_take_for_numbers_or_times_are_refused_as_texts(
+    words: tuple[str, str], tmp_path: Path
+) -> None:
+    rows = "".join(f"{words[row % 2]},{row % 2}\n" for row in range(40))
+    (tmp_path / "t.csv").write_text(f"a,y\n{rows}")
+    with pytest.raises(DataError, match=rf"column 'a' holds large_string, .* row . has '{words[0]}|{words[1]}'"):
+        load(data_of(tmp_path), ClassificationTask(kind="classification", num_classes=2), seed=0)
+
+
 @pytest.mark.parametrize("way", CSV_AS_OTHERS_WRITE_IT)
 def test_csv_as_other_programs_write_it_has_its_rows_or_is_refused_by_what_is_other(way: str, tmp_path: Path) -> None:
     content, refusal = CSV_AS_OTHERS_WRITE_IT[way]
     (tmp_path / "t.csv").write_bytes(content)
-    data = TableData(
-        source="csv", path=str(tmp_path / "t.csv"), targets=("y",), validation_fraction=0.25, global_batch=4
-    )
+    data = data_of(tmp_path)
     task = ClassificationTask(kind="classification", num_classes=2)
     if refusal:
         with pytest.raises(DataError, match=refusal):

@@ -79,9 +79,10 @@ def test_numbers_with_an_exponent_are_numbers(load: Load) -> None:
     assert load("run.max_steps=1e5").config.run.max_steps == 100_000
 
 
-@pytest.mark.parametrize("name", ["no", "on", "y", "010", "2024-01-01", "1_000", "0x1f"])
-def test_yaml_1_1_does_not_turn_names_into_something_else(load: Load, name: str) -> None:
+@pytest.mark.parametrize("name", ["no", "on", "y", "010", "00", "0o10", "0b11", "2024-01-01", "1_000", "0x1f"])
+def test_no_version_of_yaml_turns_names_into_something_else(load: Load, name: str) -> None:
     assert load(f"run.name={name}").config.run.name == name
+    assert load(text="%YAML 1.1\n---\n" + GOOD.replace("name: digits", f"name: {name}")).config.run.name == name
 
 
 @pytest.mark.parametrize("duration", ["1:30:00", "1:30.5"])

@@ -35,6 +35,7 @@ from harness.catalogue.text.documents import CONTENTS, find_corpus
 from harness.catalogue.text.section import ByteTokenizer, TextData
 from harness.catalogue.text.tokenizing_memory import free_memory, memory_wanted
 from harness.errors import DataError
+from harness.rows.cache import Facts, Write
 from tests.sections import look, prepare
 from tests.test_text import splits_of, text_data, write_texts
 
@@ -165,14 +166,15 @@ def test_a_line_that_holds_no_text_is_named(tmp_path: Path, line: str, message: 
 def test_text_that_changes_while_its_tokens_are_built_leaves_none_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, said: str
 ) -> None:
-    pattern, build = write_texts(tmp_path), text._build
+    pattern, write_tokens = write_texts(tmp_path), text._write_tokens
 
-    def build_slowly(folder: Path, data: TextData, *, seed: int) -> None:
-        build(folder, data, seed=seed)
+    def write_slowly(write: Write, data: TextData, *, seed: int) -> Facts:
+        facts = write_tokens(write, data, seed=seed)
         (tmp_path / file).write_text("more")
+        return facts
 
     with monkeypatch.context() as patch:
-        patch.setattr(text, "_build", build_slowly)
+        patch.setattr(text, "_write_tokens", write_slowly)
         with pytest.raises(DataError, match=said):
             splits_of(text_data(pattern))
     assert not list((tmp_path / ".harness-cache").iterdir())
@@ -200,7 +202,7 @@ def test_a_document_whose_tokens_cannot_fit_is_refused_before_any_is_made_and_to
     bpe = text_data(path, split="tail", tokenizer={"kind": "bpe", "vocab_size": 300})
     monkeypatch.setattr(text, "token_folder", lambda *_, **__: tmp_path / "tokens")  # or all of it is read first
     with pytest.raises(DataError, match=r"large\.txt: is one document of 1,099,511,627,776 bytes, .* want 230,"):
-        prepare(bpe, seed=0)
+        prepare(bpe, CausalLmTask(kind="causal_lm"), seed=0)
     (told,) = [line for line in look(bpe, CausalLmTask(kind="causal_lm")) if "GB" in line]
     assert told.startswith(f"{path}: is one document, whose tokens want 230,")
     assert memory_wanted([find_corpus(str(path), text_column="text")], ByteTokenizer(kind="byte"))[1] == 2**40

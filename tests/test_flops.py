@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from harness.catalogue.gpt.section import Experts, GptModel, forward_flops_per_token
+from harness.catalogue.gpt.section import Experts, GptModel
 from harness.watch.flops import training_flops_per_row
 from harness.watch.peak_flops import peak_flops
+from tests.gpt_sizes import forward_flops_per_token
 from tests.pairs import pair
 from tests.sections import build_model, parsed
 from tests.tiny_models import write_model

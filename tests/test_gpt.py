@@ -15,8 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.catalogue.gpt.network import Attention, Gpt, attended
-from harness.catalogue.gpt.section import GptModel, forward_flops_per_token, num_parameters
+from harness.catalogue.gpt.section import GptModel
 from harness.optim import parameter_groups
+from tests.gpt_sizes import forward_flops_per_token, num_parameters
 from tests.sections import build_model
 from tests.test_order import unhurried
 

@@ -11,7 +11,7 @@ import pytest
 from harness.catalogue.text.section import ByteTokenizer, TextData
 from harness.config.io import load_config
 from harness.errors import DataError
-from harness.examples.prepare_text import describe, prepare_shakespeare
+from harness.examples.prepare import prepare
 from harness.observers.ledger import read_lines
 from tests.benchmarks.ngram_baseline import baselines
 from tests.distributed.ranks import run_ranks
@@ -26,11 +26,11 @@ PLAYS = ("comedy_of_errors", "henry_vi_part_3", "merchant_of_venice", "richard_i
 def texts(prepared_data: Path) -> Path:
     """The folder of the 42 files."""
     try:
-        folder = prepare_shakespeare(prepared_data)
+        said = prepare("shakespeare", prepared_data)
     except DataError as error:
         pytest.skip(f"the texts are not to be had: {error}")
-    assert "42 documents, 5,057,198 bytes" in describe(folder)
-    return folder
+    assert "42 files, 5,057,198 bytes" in said
+    return prepared_data / "shakespeare"
 
 
 def counted_and_trained(

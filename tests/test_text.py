@@ -49,7 +49,7 @@ def write_texts(folder: Path, texts: list[str] = TEXTS) -> str:
 
 
 def splits_of(data: TextData, seed: int = 1) -> DataSplits:
-    prepare(data, seed=seed)
+    prepare(data, TASK, seed=seed)
     return load(data, TASK, seed=seed)
 
 
@@ -280,8 +280,8 @@ def flip_a_bit(path: Path) -> None:
         (TRAIN, cut_off, r"train.bin has [\d,]+ bytes, wanted"),
         (VALIDATION, flip_a_bit, r"validation.bin is not what was written"),
         ("tokenizer.json", flip_a_bit, r"tokenizer.json is not what was written"),
-        ("tokens.json", cut_off, r"Expecting|delimiter|Unterminated"),
-        ("tokens.json", Path.unlink, r"No such file"),
+        ("facts.json", cut_off, r"Expecting|delimiter|Unterminated"),
+        ("facts.json", Path.unlink, r"No such file"),
     ],
 )
 def test_a_torn_token_folder_is_refused_and_says_what_to_remove(
@@ -291,7 +291,7 @@ def test_a_torn_token_folder_is_refused_and_says_what_to_remove(
     folder = prepare_text(data, seed=1)
     damage(folder / name)
     with pytest.raises(DataError, match=words) as raised:
-        prepare(data, seed=1)
+        prepare(data, TASK, seed=1)
     assert f"rm -r {folder}" in str(raised.value)
 
 
@@ -306,7 +306,7 @@ def test_a_cache_that_cannot_be_written_says_where_it_could_be(tmp_path: Path, m
     data = text_data(write_texts(tmp_path))
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "00.txt" / "cache"))
     with pytest.raises(StorageError, match=r"Not a directory\. Mend that, or set HARNESS_CACHE to a folder"):
-        prepare(data, seed=1)
+        prepare(data, TASK, seed=1)
 
 
 def test_a_rank_that_does_not_find_the_tokens_says_that_nodes_must_share_them(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from harness.catalogue.table import read as tabular
 from harness.catalogue.table.shards import ShardedColumns
 from harness.errors import DataError
 from harness.rows.splits import DataSplits
-from tests.sections import load, parsed
+from tests.sections import load, parsed, prepare
 
 TASK = ClassificationTask(kind="classification", num_classes=2)
 CHANGED = r"changed (while it was read|since the run looked at it)"
@@ -35,7 +35,9 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 def rows_of(path: str, source: str, **options: Any) -> DataSplits:
     values = {"source": source, "path": path, "targets": ["y"], "global_batch": 2, **options}
-    return load(parsed("data", values), TASK, seed=0)
+    data = parsed("data", values)
+    prepare(data, TASK, seed=0)
+    return load(data, TASK, seed=0)
 
 
 def write_rows(path: Path) -> str:
@@ -65,7 +67,7 @@ def test_a_table_that_changes_is_told_and_leaves_no_columns_in_the_cache(
         touched_in(patch, *where, Path(path))
         with pytest.raises(DataError, match=CHANGED):
             rows_of(path, "parquet", in_memory=in_memory)
-    assert not list((tmp_path / "cache/harness-columns").glob("*/facts.json"))
+    assert not list((tmp_path / ".harness-cache").glob("**/facts.json"))
     assert len(rows_of(path, "parquet", in_memory=in_memory).train)
 
 

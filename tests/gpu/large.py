@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from harness.assemble import assemble
-from harness.catalogue.gpt.section import GptModel, num_parameters
+from harness.catalogue.gpt.section import GptModel
 from harness.catalogue.text.tokenizers import Bytes
 from harness.config.run_config import RunConfig
 from harness.rows.batches import Columns
 from harness.rows.splits import DataSplits
 from harness.run import Run
 from harness.stopping import StopSignals
+from tests.gpt_sizes import num_parameters
 from tests.gpu.small import joined
 from tests.sections import build_model
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import DeviceType
 
-from harness.catalogue.gpt.section import GptModel, forward_flops_per_token
+from harness.catalogue.gpt.section import GptModel
 from harness.checkpoint.store import CheckpointStore
 from harness.interval import Interval
 from harness.loop import train_step
@@ -27,6 +27,7 @@ from harness.rows.order import BatchPlan
 from harness.run import Run
 from harness.state import TrainState
 from harness.watch.peak_flops import peak_flops
+from tests.gpt_sizes import forward_flops_per_token
 from tests.gpu.large import GPT_350M, Gpt, running
 from tests.gpu.small import Job, assembled, device, make_updates
 

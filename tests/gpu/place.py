@@ -96,7 +96,7 @@ def _place(path: Path, folder: Path) -> int:
     if config.data.source == "mnist_5k":
         splits = _digits()
     else:
-        prepare(config.data, seed=config.run.seed)
+        prepare(config.data, config.task, seed=config.run.seed)
         splits = load(config.data, config.task, seed=config.run.seed)
     torch.manual_seed(config.run.seed)
     model = build_model(config.model, input_shape=splits.input_shape, num_outputs=splits.num_outputs)

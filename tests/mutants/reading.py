@@ -21,6 +21,7 @@ _SUSPECTS, _PREPROCESS, _RESUME = (
     "harness/saving.py",
 )
 _FINISH = "harness/catalogue/finish.py"
+_CACHE, _PREPARE, _FILES = "harness/rows/cache.py", "harness/examples/prepare.py", "harness/record/files.py"
 _TESTS, _UNCHANGED = ("test_columns.py",), ("test_unchanged.py",)
 
 READING = (
@@ -128,7 +129,7 @@ READING = (
     Mutant(
         "tokens_that_cannot_fit_are_made",
         _TEXT,
-        "    check_memory(corpora, data.tokenizer)\n",
+        "        check_memory(corpora, data.tokenizer)\n",
         "",
         ("test_documents.py",),
     ),
@@ -216,7 +217,9 @@ READING = (
         "",
         _UNCHANGED,
     ),
-    Mutant("columns_of_a_table_that_changed_are_cached", _SOURCES, "        check_unchanged(before)\n", "", _UNCHANGED),
+    Mutant(
+        "columns_of_a_table_that_changed_are_cached", _SOURCES, "        check_unchanged(before)\n", "", _UNCHANGED
+    ),
     Mutant("an_image_that_changed_is_kept", _IMAGES, "    check_unchanged(before)\n", "", _UNCHANGED),
     Mutant(
         "a_shard_that_changed_is_read",
@@ -233,4 +236,39 @@ READING = (
         ("test_sources.py",),
     ),
     Mutant("files_left_out_are_not_told", _IMAGES, "    if not others:\n", "    if True:\n", ("test_sources.py",)),
+    Mutant(
+        "columns_that_are_cut_off_are_mapped",
+        _CACHE,
+        '            if found != wanted["size"]:\n',
+        "            if False:\n",
+        ("test_mapped.py",),
+    ),
+    Mutant(
+        "columns_with_a_flipped_bit_are_trained_on",
+        _CACHE,
+        "                if read_all and ",
+        "                if False and ",
+        ("test_mapped.py",),
+    ),
+    Mutant(
+        "a_run_whose_folder_another_made_meanwhile_ends",
+        _CACHE,
+        "(errno.ENOTEMPTY, errno.EEXIST)",
+        "()",
+        ("test_mapped.py",),
+    ),
+    Mutant(
+        "what_is_half_made_stays",
+        _FILES,
+        "        shutil.rmtree(temporary, ignore_errors=True)\n",
+        "        pass\n",
+        ("test_prepare.py",),
+    ),
+    Mutant(
+        "any_archive_that_is_given_is_opened",
+        _PREPARE,
+        "    found, wanted = _sha256(archive), preparation.sha256\n    if found != wanted:\n",
+        "    found, wanted = _sha256(archive), preparation.sha256\n    if found is None:\n",
+        ("test_prepare.py",),
+    ),
 )

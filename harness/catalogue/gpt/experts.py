@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.catalogue.gpt.section import Experts, GptModel
+from harness.catalogue.layers import swiglu
 
 
 class MixtureOfExperts(nn.Module):
@@ -70,8 +71,8 @@ class MixtureOfExperts(nn.Module):
 
 
 def activated(x: Tensor, *, is_gated: bool) -> Tensor:
-    """Return GELU of (..., H), or (..., H) from (..., 2 H): the first half times SiLU of the second."""
+    """Return GELU of (..., H), or (..., H) from (..., 2 H): the first half gated by the second."""
     if not is_gated:
         return F.gelu(x)
-    value, gate = x.chunk(2, dim=-1)
-    return value * F.silu(gate)
+    value, gate = x.chunk(2, dim=-1)  # not in the order of layers.SwiGLU; so the weights of a gpt are saved
+    return swiglu(gate, value)

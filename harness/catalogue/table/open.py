@@ -33,7 +33,8 @@ from harness.catalogue.table.shards import ShardedColumns
 from harness.catalogue.table.suspects import suspects
 from harness.config.slots import TaskSection
 from harness.rows.batches import Columns
-from harness.rows.mapped import Facts, cached, open_columns, write_columns
+from harness.rows.cache import Facts, Write, cache_folder, fill_once, read_facts
+from harness.rows.mapped import open_columns, write_columns
 from harness.rows.splits import DataSplits, split_rows
 from harness.rows.unchanged import check_unchanged, file_states
 
@@ -84,16 +85,8 @@ def _paths(data: TableData) -> list[str]:
 def _open_table(data: TableData, task: TaskSection, *, seed: int) -> DataSplits:
     if data.in_memory:
         return _read_table(data, task, seed=seed).splits()
-    paths = list(map(Path, _paths(data)))
-    before = file_states(paths)
-
-    def build(folder: Path) -> Facts:
-        facts = _read_table(data, task, seed=seed).write(folder)
-        check_unchanged(before)
-        return facts
-
-    digests = [file_digest(data.source, path) for path in paths]
-    folder, facts = cached([digests, data.model_dump(mode="json"), task.model_dump(mode="json"), seed], build)
+    folder = _columns_folder(data, task, seed=seed)
+    facts = read_facts(folder)
     train, validation = (
         open_columns(folder, name, facts[name], has_labels=isinstance(task, ClassificationTask))
         for name in ("train", "validation")
@@ -103,6 +96,30 @@ def _open_table(data: TableData, task: TaskSection, *, seed: int) -> DataSplits:
         name: tuple(value) if isinstance(value, list) else value for name, value in facts["described"].items()
     }
     return DataSplits(train, validation, shape, **described)
+
+
+def write_rows(data: TableData, task: TaskSection, *, seed: int) -> None:
+    """Write the columns that every rank maps, unless they are there; for one rank, before any opens them.
+
+    Raises:
+        DataError: the files cannot be used, or what was written before is not what is there.
+        StorageError: the cache cannot be written.
+    """
+    before = file_states(map(Path, _paths(data)))
+
+    def fill(write: Write) -> Facts:
+        facts = _read_table(data, task, seed=seed).write(write)
+        check_unchanged(before)
+        return facts
+
+    fill_once(_columns_folder(data, task, seed=seed), fill)
+
+
+def _columns_folder(data: TableData, task: TaskSection, *, seed: int) -> Path:
+    paths = list(map(Path, _paths(data)))
+    digests = [file_digest(data.source, path) for path in paths]
+    described = [digests, data.model_dump(mode="json"), task.model_dump(mode="json"), seed]
+    return cache_folder("columns", described, beside=paths[0])
 
 
 @dataclass(frozen=True)
@@ -119,8 +136,8 @@ class _Part:
         inputs = torch.from_numpy(apply_features(self.table, features))
         return Columns(inputs[self.rows], torch.from_numpy(self.targets[self.rows]))
 
-    def write(self, folder: Path, name: str, features: Sequence[Feature]) -> Facts:
-        return write_columns(folder, name, self._blocks(features), torch.from_numpy(self.targets[self.rows]))
+    def write(self, write: Write, name: str, features: Sequence[Feature]) -> Facts:
+        return write_columns(write, name, self._blocks(features), torch.from_numpy(self.targets[self.rows]))
 
     def _blocks(self, features: Sequence[Feature]) -> Iterator[torch.Tensor]:
         for start in range(0, len(self.targets), BLOCK_ROWS):
@@ -155,10 +172,10 @@ class _ReadTable:
             "read_otherwise": tuple(self.read_otherwise),
         }
 
-    def write(self, folder: Path) -> Facts:
+    def write(self, write: Write) -> Facts:
         return {
-            "train": self.train.write(folder, "train", self.features),
-            "validation": self.validation.write(folder, "validation", self.features),
+            "train": self.train.write(write, "train", self.features),
+            "validation": self.validation.write(write, "validation", self.features),
             "described": self._described(),
         }
 

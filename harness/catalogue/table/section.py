@@ -35,7 +35,9 @@ class TableData(DataSection):
     impute: Literal["none", "mean", "median"] = "none"
     """What stands for a number that is missing; none refuses it."""
     in_memory: bool = True
-    """false: the columns are written to the cache of `datasets` once and mapped, for tables larger than memory."""
+    """false: the columns are written once and mapped, for tables larger than memory: to the folder that HARNESS_CACHE
+    names, or .harness-cache beside the file. The other ranks wait for rank zero to do so as long as
+    strategy.collective_timeout_seconds."""
     standardize: bool = False
     """Bring features that are numbers to mean 0 and standard deviation 1."""
 
@@ -53,6 +55,12 @@ class TableData(DataSection):
         if not self.in_memory and config.strategy.precision == "fp64":
             problems.append("data.in_memory: false keeps columns in fp32, strategy.precision is fp64; use fp32")
         return problems
+
+    def prepare(self, task: TaskSection, *, seed: int) -> None:
+        if not self.in_memory:
+            from harness.catalogue.table.open import write_rows
+
+            write_rows(self, task, seed=seed)
 
     def open(self, task: TaskSection, *, seed: int) -> DataSplits:
         from harness.catalogue.table.open import open_rows

@@ -4,19 +4,16 @@ Documents stand one after another with an end-of-document token before the first
 has the tokens r T ... r T + T - 1 as inputs and the same, one further, as targets; fewer than T at the end are left
 out.
 
-CACHE/tokens-KEY/          KEY is a digest of the files' contents and of every setting that decides about tokens
-  train.bin validation.bin the tokens, little-endian int16 or int32
-  tokenizer.json           what `tokenizer_from_json` reads
-  tokens.json              counts, type, sizes and SHA-256 of the others
-CACHE is the folder that HARNESS_CACHE names, or .harness-cache beside the first file.
+CACHE/tokens-KEY/ (cache.py)  KEY is a digest of the files' contents and of every setting that decides about tokens
+  train.bin validation.bin    the tokens, little-endian int16 or int32
+  tokenizer.json              what `tokenizer_from_json` reads
+  facts.json                  their type, and how many there are
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,14 +29,12 @@ from harness.catalogue.text.documents import Corpus, Document, cut_at, divide_do
 from harness.catalogue.text.section import ByteTokenizer, PretrainedTokenizer, TextData
 from harness.catalogue.text.tokenizers import TextTokenizer, tokenizer_from_json, train_tokenizer
 from harness.catalogue.text.tokenizing_memory import check_memory
-from harness.errors import DataError, StorageError
-from harness.record.files import json_bytes, sync_directory, write_durably
+from harness.errors import DataError
 from harness.rows.batches import Columns
+from harness.rows.cache import Facts, Write, cache_folder, fill_once, read_facts
 from harness.rows.unchanged import check_unchanged, file_states
 
-LAYOUT = 1
-"""Of a token folder; another number is another key."""
-TRAIN, VALIDATION, TOKENIZER, FACTS = "train.bin", "validation.bin", "tokenizer.json", "tokens.json"
+TRAIN, VALIDATION, TOKENIZER = "train.bin", "validation.bin", "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -55,7 +50,7 @@ class TextSplits:
 
 
 def prepare_text(data: TextData, *, seed: int, environment: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder of tokens of `data`, after building it if it is not there; for one process, before `load_text`.
+    """Return the folder of tokens of `data`, after filling it if it is not there; for one process, before `load_text`.
 
     Raises:
         DataError: the files cannot be used, or the folder is not what was written.
@@ -64,27 +59,16 @@ def prepare_text(data: TextData, *, seed: int, environment: Mapping[str, str] = 
     corpora = _corpora(data)
     before = file_states(path for corpus in corpora for path in corpus.files)
     folder = token_folder(data, seed=seed, environment=environment)
-    if folder.exists():
-        _check(folder, read_all=True)
-        return folder
-    check_memory(corpora, data.tokenizer)
-    temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-    try:
-        temporary.mkdir(parents=True)
-        _build(temporary, data, seed=seed)
+
+    def fill(write: Write) -> Facts:
+        check_memory(corpora, data.tokenizer)
+        facts = _write_tokens(write, data, seed=seed)
         check_unchanged(before)
         if _corpora(data) != corpora:
             raise DataError(f"{data.path}: files came or went while they were read. Start again when nothing does that")
-        if not folder.exists():  # another run may have been quicker
-            os.rename(temporary, folder)
-        sync_directory(folder.parent)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {folder}, where the tokens of {data.path} are kept: {error.strerror or error}. Mend that, "
-            "or set HARNESS_CACHE to a folder that can be written (and that all nodes share)"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        return facts
+
+    fill_once(folder, fill)
     return folder
 
 
@@ -95,7 +79,7 @@ def load_text(data: TextData, *, seed: int, environment: Mapping[str, str] = os.
         DataError: the folder is missing or torn, or a split has not one whole block.
     """
     folder = token_folder(data, seed=seed, environment=environment)
-    facts = _check(folder, read_all=False)
+    facts = read_facts(folder)
     train, validation = (_blocks(folder, name, facts, block=data.block) for name in (TRAIN, VALIDATION))
     corpora = _corpora(data)
     trains, validates = ({path.resolve() for path in corpus.files} for corpus in (corpora[0], corpora[-1]))
@@ -122,7 +106,7 @@ def _corpora(data: TextData) -> list[Corpus]:
 def token_folder(data: TextData, *, seed: int, environment: Mapping[str, str] = os.environ) -> Path:
     """Return where the tokens of `data` are kept; reads all of its files."""
     corpora = _corpora(data)
-    settings: dict[str, Any] = {"layout": LAYOUT, "tokenizer": data.tokenizer.model_dump()}
+    settings: dict[str, Any] = {"tokenizer": data.tokenizer.model_dump()}
     if data.tokenizer.kind != "byte":
         settings["tokenizers"] = tokenizers.__version__  # which may merge otherwise
     if isinstance(data.tokenizer, PretrainedTokenizer):
@@ -135,9 +119,7 @@ def token_folder(data: TextData, *, seed: int, environment: Mapping[str, str] = 
     settings["columns"] = data.text_column
     if any(corpus.in_lines() for corpus in corpora):
         settings["in_lines"] = True  # once they were one document
-    key = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
-    beside = corpora[0].files[0].parent / ".harness-cache"
-    return Path(environment.get("HARNESS_CACHE") or beside) / f"tokens-{key}"
+    return cache_folder("tokens", settings, beside=corpora[0].files[0], environment=environment)
 
 
 def documents_of(data: TextData, *, seed: int, validating: bool) -> Iterator[Document]:
@@ -153,21 +135,19 @@ def documents_of(data: TextData, *, seed: int, validating: bool) -> Iterator[Doc
         yield from (document for index, document in enumerate(corpus) if (index in chosen) == validating)
 
 
-def _build(folder: Path, data: TextData, *, seed: int) -> None:
+def _write_tokens(write: Write, data: TextData, *, seed: int) -> Facts:
     texts = (document.text() for document in documents_of(data, seed=seed, validating=False))
     tokenizer = train_tokenizer(data.tokenizer, texts)
     dtype = np.dtype("<i2" if tokenizer.num_tokens <= 2**15 else "<i4")
-    facts: dict[str, Any] = {"layout": LAYOUT, "dtype": dtype.name, "num_tokens": tokenizer.num_tokens, "files": {}}
+    facts: Facts = {"dtype": dtype.name}
     for name, validating in ((TRAIN, False), (VALIDATION, True)):
         documents = documents_of(data, seed=seed, validating=validating)
         if not isinstance(data.tokenizer, ByteTokenizer):
             documents = (Document(document.name, document.text().encode()) for document in documents)
         tokens = _with_ends(documents, tokenizer)
-        size, digest = write_durably(folder / name, (chunk.astype(dtype).tobytes() for chunk in tokens))
-        facts["files"][name] = {"size": size, "sha256": digest, "tokens": size // dtype.itemsize}
-    size, digest = write_durably(folder / TOKENIZER, [tokenizer.to_json().encode()])
-    facts["files"][TOKENIZER] = {"size": size, "sha256": digest}
-    write_durably(folder / FACTS, [json_bytes(facts)])
+        facts[name] = write(name, (chunk.astype(dtype).tobytes() for chunk in tokens)) // dtype.itemsize
+    write(TOKENIZER, [tokenizer.to_json().encode()])
+    return facts
 
 
 def _with_ends(documents: Iterator[Document], tokenizer: TextTokenizer) -> Iterator[NDArray[np.int32]]:
@@ -188,35 +168,8 @@ def _with_ends(documents: Iterator[Document], tokenizer: TextTokenizer) -> Itera
         yield end
 
 
-def _check(folder: Path, *, read_all: bool) -> dict[str, Any]:
-    """Return what tokens.json says, after comparing the files with it.
-
-    Raises:
-        DataError: they are not what was written.
-    """
-    if not folder.exists():
-        raise DataError(
-            f"{folder}: the tokens that rank zero has built are not there. Set HARNESS_CACHE to a folder that all "
-            "nodes share"
-        )
-    try:
-        facts: dict[str, Any] = json.loads((folder / FACTS).read_bytes())
-        for name, wanted in facts["files"].items():
-            found = (folder / name).stat().st_size
-            if found != wanted["size"]:
-                raise ValueError(f"{name} has {found:,} bytes, wanted {wanted['size']:,}")
-            with (folder / name).open("rb") as file:
-                if read_all and hashlib.file_digest(file, "sha256").hexdigest() != wanted["sha256"]:
-                    raise ValueError(f"{name} is not what was written: its SHA-256 differs")
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            f"{folder}: {error}. Remove the folder (rm -r {folder}); the next start builds it again"
-        ) from error
-    return facts
-
-
-def _blocks(folder: Path, name: str, facts: dict[str, Any], *, block: int) -> Columns:
-    num_tokens = facts["files"][name]["tokens"]
+def _blocks(folder: Path, name: str, facts: Facts, *, block: int) -> Columns:
+    num_tokens = facts[name]
     num_rows = (num_tokens - 1) // block  # the last target has no successor
     if num_rows == 0:
         what = "training" if name == TRAIN else "validation"

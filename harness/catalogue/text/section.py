@@ -83,7 +83,7 @@ class TextData(DataSection, TextSection):
 
         return pretrained_problems(config, must_be_there=must_be_there)
 
-    def prepare(self, *, seed: int) -> None:
+    def prepare(self, task: TaskSection, *, seed: int) -> None:
         from harness.catalogue.text.read import prepare_text
 
         prepare_text(self, seed=seed)
