@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HarnessError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    print(f"{checkpoint} is exported to {given.to}: harness.export.load_exported({str(given.to)!r}) builds it")
+    how = f"{str(given.to)!r}" + (f", use={given.use}" if given.use else "")
+    print(f"{checkpoint} is exported to {given.to}: harness.export.load_exported({how}) builds it")
     return EXIT_DONE
 
 
@@ -101,7 +102,7 @@ def export(run: Path, checkpoint: Path, *, to: Path) -> None:
         raise CheckpointError(f"{checkpoint} is broken: {problems[0]}. Choose another with --from STEP")
     manifest, trainer = read_manifest(checkpoint), read_trainer(checkpoint)
     check_trainer(trainer, checkpoint, step=manifest.step)
-    config, identity = stored_config(run), read_identity(run)
+    config = stored_config(run)
     if not config.model.is_known:
         advice = f"Type: harness export {run} --to {to} --use {(*config.use, 'FILE')[0]}"
         raise ConfigError(unknown_kind(config.model.kind, config.use, advice))
@@ -110,6 +111,7 @@ def export(run: Path, checkpoint: Path, *, to: Path) -> None:
         **{key: trainer[key] for key in ("input_shape", "num_outputs", "step", "metrics", "harness", "preprocessing")},
     }
     if not config.model.is_ours:
+        identity = read_identity(run)
         described |= {key: identity.get(key, []) for key in ("use", "facts")}
     if os.path.lexists(to):
         raise ConfigError(f"--to: {to} is there already; give the name of a new folder")

@@ -22,10 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompt", default="", help="the text before; default: the start of a document")
     parser.add_argument("--tokens", type=int, default=200, help="at most so many; default: 200")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token; default: 0.8")
+    parser.add_argument("--use", metavar="FILE", action="append", default=[], help="that brings the network's kind")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     given = parser.parse_args(arguments)
     try:
-        network, tokenizer, context = load(given.directory)
+        network, tokenizer, context = load(given.directory, use=given.use)
     except HarnessError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -42,9 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return EXIT_DONE
 
 
-def load(directory: Path) -> tuple[nn.Module, TextTokenizer, int]:
+def load(directory: Path, *, use: Sequence[str] = ()) -> tuple[nn.Module, TextTokenizer, int]:
     """Return the network of an exported folder, its tokenizer, and how many tokens it can look back on.
 
+    Args:
+        use: files that register its kind, where that is not built in.
     Raises:
         ConfigError: the folder holds no language model.
     """
@@ -52,9 +55,9 @@ def load(directory: Path) -> tuple[nn.Module, TextTokenizer, int]:
         raise ConfigError(f"{directory} has no {TOKENIZER}: export a run of task.kind=causal_lm, and give that folder")
     if (directory / DESCRIPTION).is_file():  # of a pretrained model, whose config.json is transformers'
         (context,) = json.loads((directory / DESCRIPTION).read_bytes())["input_shape"]
-        return load_exported(directory), ModelTokens(directory), context
+        return load_exported(directory, use=use), ModelTokens(directory), context
     (context,) = json.loads((directory / CONFIG).read_bytes())["input_shape"]
-    return load_exported(directory), tokenizer_from_json((directory / TOKENIZER).read_text()), context
+    return load_exported(directory, use=use), tokenizer_from_json((directory / TOKENIZER).read_text()), context
 
 
 @torch.no_grad()

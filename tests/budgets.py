@@ -58,6 +58,7 @@ BUDGETS: dict[str, float] = {
     "tests/test_architectures.py": 12,
     "tests/distributed/test_saving.py": 12,
     "tests/distributed/test_stray_variables.py": 8,
+    "tests/test_own_runs.py": 53,
     "tests/distributed/test_reference.py": 11,
     "tests/distributed/test_loop.py": 10,
     "tests/test_mutants.py": 9,

@@ -1,6 +1,7 @@
 """No arrow points up: the layers of CONTRIBUTING.md, read from the imports."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -81,14 +82,12 @@ STILL_TO_BE_MENDED = {
         "table/columns",
         "table/shards",
     ),
-    "harness/rows/batches.py": ("images/augment",),
-    "harness/rows/splits.py": ("table/shards", "text/tokenizers"),
 }
 """Files of the core that import the catalogue."""
 
 LIBRARIES = {
     0: set(),
-    1: {"packaging", "pydantic", "pydantic_core", "yaml"},
+    1: {"packaging", "pydantic", "yaml"},
     2: {
         "torch",
         "numpy",
@@ -248,6 +247,61 @@ def _problems(path: str, layer: int, imported: Import, root: Path) -> Iterator[s
 
 def test_no_import_points_up_and_every_library_is_used_in_its_place() -> None:
     assert problems(ROOT) == []
+
+
+KIND = re.compile(r"\b(model|data|task)\.(kind|source) (==|!=|in|not in) ")
+
+
+def asked_kinds(root: Path) -> list[str]:
+    """Return a sentence for each place of the core that imports the catalogue, or compares the kind of a part."""
+    found = []
+    for file in sorted([*root.glob("harness/**/*.py"), *root.glob("launch/**/*.py")]):
+        path = file.relative_to(root).as_posix()
+        if path.startswith("harness/catalogue/") or layer_of(path) == 7:
+            continue
+        tree = ast.parse(file.read_bytes())
+        for imported in imports_of(tree, package=".".join(Path(path).parent.parts)):
+            ours = our_file(imported.name, root)
+            if ours and ours.startswith("harness/catalogue/") and not _may_point_up(path, ours, imported):
+                found.append(f"{path} imports {imported.name}: have the section of the part say it, or do it")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Compare) and KIND.search(ast.unparse(node)):
+                found.append(
+                    f"{path} line {node.lineno} asks for a kind ({ast.unparse(node)}): have its section say it"
+                )
+    return list(dict.fromkeys(found))
+
+
+def test_the_core_asks_no_part_for_its_kind() -> None:
+    assert asked_kinds(ROOT) == []
+    for path, names in STILL_TO_BE_MENDED.items():
+        text = (ROOT / path).read_text()
+        missing = [name for name in names if name.replace("/", ".") not in text]
+        assert not missing, f"{path} no longer imports {missing}: take it from the list"
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        (
+            "from harness.catalogue.mlp.section import MlpModel",
+            "harness/loop.py imports harness.catalogue.mlp.section.MlpModel: have the section of the part say it, or "
+            "do it",
+        ),
+        (
+            "def f(config):\n    return config.model.kind != 'mlp'",
+            "harness/loop.py line 2 asks for a kind (config.model.kind != 'mlp'): have its section say it",
+        ),
+        (
+            "def f(data):\n    return data.source in ('csv', 'json')",
+            "harness/loop.py line 2 asks for a kind (data.source in ('csv', 'json')): have its section say it",
+        ),
+    ],
+)
+def test_a_core_that_asks_for_a_kind_is_told(tmp_path: Path, source: str, sentence: str) -> None:
+    _write(tmp_path / "harness/loop.py", source)
+    _write(tmp_path / "harness/catalogue/mlp/section.py", "")
+    assert asked_kinds(tmp_path) == [sentence]
 
 
 def test_the_files_of_layer_0_and_1_are_all_there() -> None:

@@ -69,6 +69,10 @@ class WrongKey(ValueError):
         self.key, self.problem = key, problem
 
 
+class NoneOfSeveral(ValueError):
+    """A value that none of several types takes; what they are, the schema says."""
+
+
 class Section(BaseModel):
     """A part of the configuration: frozen, and closed to keys it does not know."""
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from harness.config.fields import WrongKey, without_keys
+from harness.config.fields import NoneOfSeveral, WrongKey, without_keys
 
 _MAX_SHOWN_CHARACTERS = 60
 _WORDS = {
@@ -67,7 +67,7 @@ def problem_sentence(details: Any, schema: Schema) -> str:
         text, hints = "unknown key", [*hints, f"allowed: {', '.join(keys)}"]
     elif kind == "missing":
         text = f"missing; wanted: {_wanted(field)}"
-    elif kind == "value_error":
+    elif kind == "value_error" and not isinstance(details["ctx"]["error"], NoneOfSeveral):
         error = details["ctx"]["error"]
         if isinstance(error, WrongKey):
             path, text = f"{path}.{error.key}", error.problem

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import Field, Strict, TypeAdapter, ValidationError, WrapValidator, create_model
 from pydantic.errors import PydanticUserError
-from pydantic_core import PydanticCustomError, PydanticSerializationError
 
 from harness.config.data import DataSection, UnknownData
-from harness.config.fields import Section
+from harness.config.fields import NoneOfSeveral, Section
 from harness.config.slots import KnownRows, ModelSection, TaskSection, UnknownModel, UnknownTask
 from harness.errors import ConfigError, DataError
 
@@ -362,7 +361,7 @@ def _can_be_written(annotation: Any, default: Any) -> bool:
     try:
         adapter = TypeAdapter(annotation)
         adapter.validate_python(adapter.dump_python(default, mode="json"))
-    except (PydanticSerializationError, ValidationError, TypeError, ValueError):
+    except (ValidationError, TypeError, ValueError):
         return False
     return True
 
@@ -397,7 +396,7 @@ def _told_once(value: Any, validate: Callable[[Any], Any]) -> Any:
     try:
         return validate(value)
     except ValidationError:
-        raise PydanticCustomError("none_of_several", "none of the types takes it") from None
+        raise NoneOfSeveral("none of the types takes it") from None
 
 
 def key_texts(section: Any) -> dict[str, str]:

@@ -100,12 +100,6 @@ class RunDirectory:
         self.run_id = str(read_identity(self.path)["id"])
         return notices
 
-    def note(self, **facts: Any) -> None:
-        """Write facts of this launch into run.json, in the place of those of the one before."""
-        identity = self.path / "run.json"
-        with storage_errors("write in", self.path):
-            replace_durably(identity, json_bytes({**read_identity(self.path), **facts}))
-
     def keep_config(self) -> None:
         """Write config.yaml, with what an earlier start took from the data until this one has taken it."""
         config = self._config
@@ -117,7 +111,8 @@ class RunDirectory:
 
     def note_used(self) -> None:
         """Write into run.json which files brought code of the user."""
-        self._note(use=[file.to_json() for file in self._used])
+        if self._used or "use" in read_identity(self.path):
+            self.note(use=[file.to_json() for file in self._used])
 
     def take_facts(self, config: RunConfig, facts: Mapping[str, Any]) -> None:
         """Write the configuration after its network has taken what the data say, and what they say.
@@ -134,22 +129,20 @@ class RunDirectory:
                     "it the data that it began with, or use another run.name for a new run"
                 )
         if not (config.model.is_ours and config.data.is_ours):
-            self._note(facts=dict(facts))
+            self.note(facts=dict(facts))
         if left:
             self._config = config
             self.keep_config()
 
-    def _note(self, **values: Any) -> None:
-        """Write something into run.json, if there is something to write."""
-        identity = read_json(self.path / "run.json")
-        changed = {**identity, **{name: value for name, value in values.items() if value or name in identity}}
-        if json_bytes(changed) != json_bytes(identity):
-            with storage_errors("write in", self.path):
-                replace_durably(self.path / "run.json", json_bytes(changed))
+    def note(self, **facts: Any) -> None:
+        """Write facts of this launch into run.json, in the place of those of the one before."""
+        identity = self.path / "run.json"
+        with storage_errors("write in", self.path):
+            replace_durably(identity, json_bytes({**read_identity(self.path), **facts}))
 
     def _changed_code(self) -> list[str]:
         """Return a sentence where code of the user is not what it was at the last start."""
-        before = {Path(file["file"]).name: file["sha256"] for file in read_json(self.path / "run.json").get("use", [])}
+        before = {Path(file["file"]).name: file["sha256"] for file in read_identity(self.path).get("use", [])}
         now = {Path(file.file).name: file.sha256 for file in self._used}
         names = [name for name in before | now if before.get(name) != now.get(name)]
         if not names:

@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.catalogue.text.tokenizers import TextTokenizer
 from harness.config.data import DataSection
 from harness.errors import DataError
 from harness.rows.batches import AnyRows
 from harness.rows.order import permutation_key, permute
+
+
+class Tokens(Protocol):
+    """The tokens of running text, as a run asks for them."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Different tokens."""
+        ...
+
+    def decode(self, ids: list[int]) -> bytes:
+        """Return the bytes that tokens stand for."""
+        ...
+
+    def token_bytes(self) -> NDArray[np.int64]:
+        """Return (V,) how many bytes each token stands for."""
+        ...
+
+    def to_json(self) -> str:
+        """Return everything that it is."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -29,7 +49,7 @@ class DataSplits:
     """Plain data: how rows became `inputs` ("features", see preprocess.py) and names labels ("classes")."""
     notices: tuple[str, ...] = ()
     """Sentences for whoever started the run."""
-    tokenizer: TextTokenizer | None = None
+    tokenizer: Tokens | None = None
     """Of running text."""
     own_facts: dict[str, Any] = field(default_factory=dict)
     """JSON that the data say of themselves beside these sizes, by the names of docs/parts.md."""

@@ -18,7 +18,7 @@ from tests.distributed.scenarios import train_main
 
 PATIENCE = 2
 METRICS = [
-    *(("classification", metric) for metric in ClassificationTask(kind="classification", num_classes=2).metrics),
+    *(("classification", metric) for metric in ClassificationTask(kind="classification", num_classes=2).metric_names),
     *(("regression", metric) for metric in RegressionTask(kind="regression").metric_names),
     *(("causal_lm", metric) for metric in CausalLmTask(kind="causal_lm").metric_names),
 ]
