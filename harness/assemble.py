@@ -16,7 +16,7 @@ from harness.config.run_config import RunConfig
 from harness.config.training import AdafactorOptim, MuonOptim
 from harness.doctor.promises import look
 from harness.errors import ConfigError
-from harness.fits import check_batch_norm
+from harness.fits import check_batch_norm, check_padding
 from harness.observers.base import Observers
 from harness.ranks.group import Ranks
 from harness.rows.batches import TrainingBatches, ValidationBatches, labels_of
@@ -66,6 +66,7 @@ def assemble(
     autocast = AUTOCAST[config.strategy.precision]
     found = look(model, task, splits.train, batches, ranks, autocast=autocast, only_ddp=_only_ddp(config))
     with ranks.together("reading the groups of parameters"):
+        check_padding(found.only_in_training, plan)
         groups = task.parameter_groups(model)
     strategy = build_strategy(config, model, ranks, groups=groups)
     strategy.notices = (*strategy.notices, *found.notices)

@@ -1,6 +1,6 @@
 """Refuses parts of a run that do not fit, by trying one row."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,25 @@ def check_batch_norm(model: nn.Module, plan: BatchPlan, forward: Callable[[], An
                     f"leaves rank {rank} of {plan.world_size} a micro-batch of one row, and BatchNorm (layer "
                     f"{layers[0]}) wants two or more; with {plan.num_rows:,} training rows use another "
                     "data.global_batch, strategy.micro_batch or number of ranks, or model.norm=none"
+                )
+
+
+def check_padding(only_in_training: Sequence[str], plan: BatchPlan) -> None:
+    """Refuse a batch arithmetic that leaves a rank without a row where some parameters are used in training mode alone.
+
+    Such a rank runs a row in eval mode to keep the others company, and its reduction would wait for their gradients.
+
+    Raises:
+        ConfigError: names a parameter, the batch and the rank.
+    """
+    for position in {0, plan.steps_per_epoch - 1} if only_in_training else ():
+        for rank in range(plan.world_size):
+            if any(start == stop for start, stop in plan.micro_batches(position, rank)):
+                raise ConfigError(
+                    f"data.global_batch: batch {position + 1:,} of an epoch has {plan.rows_at(position)} rows, which "
+                    f"leaves rank {rank} of {plan.world_size} a micro-batch without a row, and "
+                    f"{only_in_training[0]} is used in training mode only; with {plan.num_rows:,} training rows use "
+                    "another data.global_batch, strategy.micro_batch or number of ranks"
                 )
 
 

@@ -16,6 +16,7 @@ LAYERS = {
     0: (
         "harness/__init__.py",
         "harness/errors.py",
+        "harness/own_code.py",
         "harness/record/exit_file.py",
         "harness/record/files.py",
         "harness/record/json_lines.py",

@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import math
-import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from harness.errors import ConfigError
+from harness.own_code import refused_as
 from harness.ranks.group import Ranks
 from harness.rows.batches import AnyRows, Batch, TrainingBatches
 from harness.rows.own import DatasetRows
-from harness.strategy.unused import freeze_unused
-from harness.tasks.base import LOSS, TaskLoss
+from harness.strategy.untouched import no_trace
+from harness.strategy.unused import freeze, unused_parameters
+from harness.tasks.base import LOSS, PairTask, TaskLoss
 
 Verdict = Literal["held", "held if", "not"]
 LOOKED_AT_ROWS = 4
@@ -34,6 +33,11 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 TOLERANCE_ON_GPU = 5e-3
 """The same where products of matrices may be rounded to TF32."""
 SHOWN = 3
+SAY_SO = (
+    ", so it depends on which rows come together, and the run on its number of ranks. If that is meant, as in a "
+    "contrastive loss, say mixes_rows = True in the task; if not, look for a mean or a norm over dimension 0"
+)
+DOING = "one look at the first rows, before any update,"
 OF_A_RANK = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 """Whose statistics are those of the rows of one rank; SyncBatchNorm's are not."""
 
@@ -57,6 +61,8 @@ class Found:
 
     notices: tuple[str, ...]
     promises: tuple[Promise, ...]
+    only_in_training: tuple[str, ...]
+    """Parameters that the loss depends on in training mode alone."""
     seconds: float
 
 
@@ -80,10 +86,11 @@ def look(
         ConfigError: ranks have built other networks, a loss mixes rows unsaid, no parameter is left to train.
     """
     began = time.perf_counter()
-    first = batches.at(0)[0]
+    with ranks.together("taking the first rows"):
+        first, few = batches.at(0)[0], batches.some(range(min(len(rows), LOOKED_AT_ROWS)))
+        is_repeatable = not isinstance(rows, DatasetRows) or rows.is_repeatable()
     with no_trace(module, ranks.device):
-        with ranks.together("comparing the first weights"):
-            _check_same_weights(module, ranks)
+        _check_same_weights(module, ranks)
 
         def losses_of(batch: Batch) -> Callable[[], Tensor]:
             def losses() -> Tensor:
@@ -93,48 +100,29 @@ def look(
 
             return losses
 
-        few = batches.some(range(min(len(rows), LOOKED_AT_ROWS)))
-        with ranks.together("looking at the loss of the first rows"):
+        with ranks.together("looking at the loss of the first rows"), refused_as(ConfigError, DOING):
             notices = _check_loss(module, task, losses_of(few), few)
-            _check_rows_are_apart(module, task, few, batches)
-        strays, calls = _watched(module, losses_of(first))
-        notices += freeze_unused(module, [losses_of(few), losses_of(first)], ranks)
+            company = "" if task.mixes_rows or not is_repeatable else _told_of_company(module, task, few, batches)
+            if company and not isinstance(task, PairTask):
+                raise ConfigError(f"task: {company}{SAY_SO}")
+            strays, calls = _watched(module, losses_of(first))
+            unused = unused_parameters(module, [losses_of(few), losses_of(first)])
+        notices += freeze(module, unused.always, ranks)
     same_calls = len(set(ranks.gather_objects(calls))) == 1
     strays = ranks.broadcast(strays)
     notices += tuple(
         f"{name} changes in a forward pass and is no buffer, so it is lost when the run is resumed: register_buffer it"
         for name in strays[:SHOWN]
     )
-    is_repeatable = all(ranks.gather_objects(not isinstance(rows, DatasetRows) or rows.is_repeatable()))
+    is_repeatable = all(ranks.gather_objects(is_repeatable))
     promises = (
         Promise("order of rows exact", "held"),
-        _any_number_of_ranks(module, task),
+        _any_number_of_ranks(module, task, company),
         _resume(strays, is_repeatable=is_repeatable),
         _any_strategy(only_ddp, same_calls=same_calls),
         Promise("export", "held"),
     )
-    return Found(notices, promises, time.perf_counter() - began)
-
-
-@contextmanager
-def no_trace(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Have random states, buffers, modes and gradients afterwards as they were before."""
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    modes = {child: child.training for child in module.modules()}
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        with torch.no_grad():
-            for name, buffer in module.named_buffers():
-                if name in buffers:
-                    buffer.copy_(buffers[name])
-        for child, mode in modes.items():
-            child.training = mode
-        module.zero_grad(set_to_none=True)
+    return Found(notices, promises, tuple(unused.in_eval_mode), time.perf_counter() - began)
 
 
 def _check_same_weights(module: nn.Module, ranks: Ranks) -> None:
@@ -182,10 +170,10 @@ def _check_loss(module: nn.Module, task: TaskLoss, losses: Callable[[], Tensor],
     )
 
 
-def _check_rows_are_apart(module: nn.Module, task: TaskLoss, few: Batch, batches: TrainingBatches) -> None:
-    """Refuse a loss whose rows depend on each other, unless its task says so."""
-    if few.num_rows < LOOKED_AT_ROWS or task.mixes_rows:
-        return
+def _told_of_company(module: nn.Module, task: TaskLoss, few: Batch, batches: TrainingBatches) -> str:
+    """Return a sentence if the loss of a row depends on which rows come with it, in eval mode; else nothing."""
+    if few.num_rows < LOOKED_AT_ROWS:
+        return ""
     module.eval()
     ids = few.ids.tolist()
     halves = [batches.some(ids[: len(ids) // 2]), batches.some(ids[len(ids) // 2 :])]
@@ -194,14 +182,13 @@ def _check_rows_are_apart(module: nn.Module, task: TaskLoss, few: Batch, batches
     apart = torch.cat(parts)
     tolerance = TOLERANCE_ON_GPU if whole.is_cuda else TOLERANCE[next(module.parameters()).dtype]
     differs = (whole - apart).abs() > tolerance * whole.abs().max().clamp(min=1.0)
-    if differs.any():
-        place = int(differs.to(torch.uint8).argmax())
-        raise ConfigError(
-            f"task: the loss of row {ids[place]} is {whole[place]:.6g} beside {len(ids) - 1} other rows and "
-            f"{apart[place]:.6g} beside {len(ids) // 2 - 1}, in eval mode, so it depends on which rows come together, "
-            "and the run on its number of ranks. If that is meant, as in a contrastive loss, say mixes_rows = True in "
-            "the task; if not, look for a mean or a norm over dimension 0"
-        )
+    if not differs.any():
+        return ""
+    place = int(differs.to(torch.uint8).argmax())
+    return (
+        f"the loss of row {ids[place]} is {whole[place]:.6g} beside {len(ids) - 1} other rows and {apart[place]:.6g} "
+        f"beside {len(ids) // 2 - 1}, in eval mode"
+    )
 
 
 def _watched(module: nn.Module, losses: Callable[[], Tensor]) -> tuple[list[str], str]:
@@ -250,8 +237,10 @@ def _state_of(value: Any) -> Any:
     return None
 
 
-def _any_number_of_ranks(module: nn.Module, task: TaskLoss) -> Promise:
+def _any_number_of_ranks(module: nn.Module, task: TaskLoss, company: str) -> Promise:
     name = "any number of ranks"
+    if company:
+        return Promise(name, "not", company)
     if task.mixes_rows:
         return Promise(name, "not", "the loss mixes the rows of a micro-batch, whose size follows from it (mixes_rows)")
     norms = [of for of, child in module.named_modules() if type(child) in OF_A_RANK]

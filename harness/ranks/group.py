@@ -81,10 +81,10 @@ class Ranks:
         if not failed:
             return
         first = errors[failed[0]]
-        first.is_of_one_rank = False
-        if len(failed) == self.world_size:
-            raise first
-        raise type(first)(f"{first.args[0]} (on rank {failed[0]} of {self.world_size}, while {doing})")
+        if len(failed) < self.world_size:
+            first = type(first)(f"{first.args[0]} (on rank {failed[0]} of {self.world_size}, while {doing})")
+        first.is_of_one_rank = False  # all know of it now
+        raise first
 
 
 @contextmanager

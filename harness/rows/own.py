@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from harness.errors import DataError
+from harness.own_code import told
 from harness.rows.batches import ColumnTree, TakenRows
 from harness.rows.collate import Collate, check_rows, stack
 from harness.rows.order import permutation_key, random_bits
@@ -193,13 +193,6 @@ def _random_state_kept() -> Iterator[None]:
         random.setstate(python)
         np.random.set_state(numpy)
         torch.set_rng_state(own)
-
-
-def told(error: BaseException) -> str:
-    """Return an exception as its type, message and the line of code that raised it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line})" if frames else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
 
 
 def _few(ids: Sequence[int] | NDArray[np.int64]) -> str:

@@ -16,6 +16,7 @@ from harness.strategy.average import WeightAverage
 from harness.strategy.base import CLIP_EPSILON, Strategy, model_tensors, moments_by_parameter
 from harness.strategy.graph import zero_of
 from harness.strategy.noise import NoiseSource
+from harness.strategy.untouched import no_trace
 
 
 class DdpStrategy(Strategy):
@@ -71,11 +72,8 @@ class DdpStrategy(Strategy):
         # back to the same bits.
         if not isinstance(self.model, DistributedDataParallel):
             return
-        self.model.eval()
-        self.backward(zero_of(forward()))
-        self.model.train()  # type: ignore[no-untyped-call]
-        for parameter in self._parameters:
-            parameter.grad = None
+        with no_trace(self.module, self.device):
+            self.backward(zero_of(forward()))
 
     def accumulate(self, *, is_last: bool) -> AbstractContextManager[object]:
         if is_last or not isinstance(self.model, DistributedDataParallel):

@@ -1,7 +1,7 @@
 """Parameters that the loss does not depend on: DDP would wait for their gradients for ever."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -14,8 +14,16 @@ Losses = Callable[[], Any]
 """Computes the () sums of the loss of some rows, from which a backward pass could begin."""
 
 
-def freeze_unused(module: nn.Module, losses: Sequence[Losses], ranks: Ranks) -> tuple[str, ...]:
-    """Freeze the trainable parameters that no loss depends on, and return what there is to say of them. Collective.
+class Unused(NamedTuple):
+    """Names of trainable parameters that no loss depends on."""
+
+    always: list[str]
+    in_eval_mode: list[str]
+    """Though it does in training mode."""
+
+
+def unused_parameters(module: nn.Module, losses: Sequence[Losses]) -> Unused:
+    """Return the trainable parameters that no loss depends on, on this rank.
 
     The network is looked at in both of its modes: a head may be used in training only, and a layer that is left out at
     random may be missing there.
@@ -23,19 +31,33 @@ def freeze_unused(module: nn.Module, losses: Sequence[Losses], ranks: Ranks) -> 
     Args:
         module: on its device, not wrapped yet.
         losses: are asked one after the other for as long as some parameter is not found, first those of few rows.
+    """
+    trainable = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    missing = {}
+    for is_training in (False, True):
+        unused = list(trainable)
+        module.train(is_training)
+        for loss in losses:
+            if unused:
+                with torch.enable_grad():
+                    used = parameters_behind([loss()])
+                unused = [name for name in unused if trainable[name] not in used]
+        missing[is_training] = unused
+    return Unused(
+        always=[name for name in missing[True] if name in missing[False]],
+        in_eval_mode=[name for name in missing[False] if name not in missing[True]],
+    )
+
+
+def freeze(module: nn.Module, unused: Sequence[str], ranks: Ranks) -> tuple[str, ...]:
+    """Freeze parameters that no loss depends on, and return what there is to say of them. Collective.
+
+    Args:
+        unused: on this rank.
     Raises:
         ConfigError: no parameter is left to train, or the loss depends on some on one rank and not on another.
     """
     trainable = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-    unused = list(trainable)
-    for loss in losses:
-        for is_training in (False, True):
-            if unused:
-                module.train(is_training)
-                with torch.enable_grad():
-                    used = parameters_behind([loss()])
-                unused = [name for name in unused if trainable[name] not in used]
-    module.train()
     found = ranks.gather_objects(unused)
     nowhere = [name for name in found[0] if all(name in names for names in found)]
     sometimes = sorted({name for names in found for name in names} - {*nowhere})

@@ -197,5 +197,5 @@ def adapted(part: Any, *, name: str) -> AdaptedTask:
 
 
 def _weighted(values: Tensor, weights: Tensor) -> Tensor:
-    """Return values times weights; what has the weight 0 is 0, whatever it is."""
-    return torch.where(weights == 0, 0.0, values * weights)
+    """Return values times weights; what has the weight 0 is 0, be it NaN."""
+    return torch.where((weights == 0) & ~values.isfinite(), 0.0, values * weights)

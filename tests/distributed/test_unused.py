@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.doctor.promises import no_trace
 from harness.errors import ConfigError
 from harness.ranks.group import Ranks
 from harness.record.json_lines import read_events
-from harness.strategy.unused import freeze_unused
+from harness.strategy.untouched import no_trace
+from harness.strategy.unused import freeze, unused_parameters
 from tests import helpers
 from tests.distributed.ranks import run_ranks, run_standing_ranks
 from tests.distributed.scenarios import join, train_main, train_main_and_listen
@@ -72,7 +72,8 @@ def frozen(signs: list[list[float]]) -> tuple[list[str], tuple[str, ...]]:
     ranks = join()
     module = Halves()
     rows = torch.tensor([[sign, 1.0] for sign in signs[ranks.rank]])
-    notices = freeze_unused(module, [lambda: module(rows[:2]).sum(), lambda: module(rows).sum()], ranks)
+    unused = unused_parameters(module, [lambda: module(rows[:2]).sum(), lambda: module(rows).sum()])
+    notices = freeze(module, unused.always, ranks)
     return [name for name, parameter in module.named_parameters() if not parameter.requires_grad], notices
 
 
@@ -99,7 +100,7 @@ def test_looking_for_them_leaves_no_trace_in_the_module_or_the_random_numbers() 
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     state = torch.get_rng_state()
     with no_trace(module, ALONE.device):
-        assert freeze_unused(module, [lambda: module(torch.ones(3, 2)).sum()] * 2, ALONE) == ()
+        assert unused_parameters(module, [lambda: module(torch.ones(3, 2)).sum()] * 2) == ([], [])
     assert torch.equal(torch.get_rng_state(), state)
     assert module.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
@@ -109,7 +110,7 @@ def test_looking_for_them_leaves_no_trace_in_the_module_or_the_random_numbers() 
 def test_a_model_of_which_nothing_would_be_trained_is_refused() -> None:
     module = nn.Linear(2, 2).requires_grad_(False)
     with pytest.raises(ConfigError, match="nothing would be trained"):
-        freeze_unused(module, [lambda: module(torch.ones(3, 2)).sum()], ALONE)
+        freeze(module, unused_parameters(module, [lambda: module(torch.ones(3, 2)).sum()]).always, ALONE)
 
 
 def train_padding_at_the_end(*arguments: str) -> int:

@@ -1,0 +1,48 @@
+"""What is said of an error in a user's code: its type, its message, and the line that it came from."""
+
+from __future__ import annotations
+
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from harness.errors import HarnessError
+
+_OURS = str(Path(__file__).parent)
+_INSTALLED = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+
+
+def told(error: BaseException) -> str:
+    """Return an exception as its type, its message and the innermost line of a user's that led to it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = next((frame for frame in reversed(frames) if _is_users(frame.filename)), None)
+    where = f" ({frame.filename}, line {frame.lineno}: {frame.line})" if frame else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
+
+
+def is_of_user(error: BaseException) -> bool:
+    """Return whether a line of a user's led to an exception."""
+    return any(_is_users(frame.filename) for frame in traceback.extract_tb(error.__traceback__))
+
+
+@contextmanager
+def refused_as(kind: type[HarnessError], doing: str) -> Iterator[None]:
+    """Turn an exception that a user's code leads to inside into an error of ours that says so; our own bugs pass.
+
+    Args:
+        doing: what was done, such as `the loss of the first rows`.
+    """
+    try:
+        yield
+    except HarnessError:
+        raise
+    except Exception as error:
+        if not is_of_user(error):
+            raise
+        raise kind(f"{doing} raised {told(error)}") from error
+
+
+def _is_users(file: str) -> bool:
+    return not file.startswith((_OURS, *_INSTALLED, "<"))

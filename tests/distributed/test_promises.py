@@ -1,0 +1,276 @@
+"""What user code can break, found before the first update and told: as an error, or as a promise that is not made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from harness.observers.console import promised
+from harness.record.json_lines import read_events
+from harness.strategy.untouched import no_trace
+from tests.distributed.starts import train_on_standing_ranks
+from tests.helpers import write_config
+
+PARTS = '''
+"""Parts that have one fault each."""
+import os
+import random
+from collections import deque
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import harness
+
+
+@harness.model("tower")
+class Tower(nn.Module):
+    def __init__(self, fault: str = ""):
+        super().__init__()
+        self.fault = fault
+        if fault == "built by rank":
+            torch.manual_seed(int(os.environ["RANK"]))
+        self.body, self.spare, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 1)
+        self.norm = nn.BatchNorm1d(8) if fault == "batch norm" else nn.Identity()
+        self.calls, self.queue, self.kept = 0, deque(), []
+        if fault == "raises when built":
+            raise RuntimeError("no weights today")
+
+    def forward(self, x, *, flag=None):
+        found = self.norm(self.body(x))
+        match self.fault:
+            case "counts":
+                self.calls += 1
+            case "keeps tensors":
+                self.kept = [found.detach()]
+            case "spare on rank 1" if os.environ["RANK"] == "1":
+                found = found + self.spare(found)
+            case "spare first on rank 1":
+                order = [self.spare, self.head] if os.environ["RANK"] == "1" else [self.head, self.spare]
+                return sum(layer(found).sum(-1) for layer in order)
+            case "spare in training" if self.training:
+                found = found + self.spare(found)
+            case "mixes rows":
+                found = found - found.mean(dim=0)
+            case "log":
+                found = found.log()
+        return self.head(found).squeeze(-1)
+
+
+@harness.data("points")
+class Points(torch.utils.data.Dataset):
+    def __init__(self, num_rows: int = 24, fault: str = ""):
+        draw = torch.Generator().manual_seed(0)
+        self.x = torch.randn(num_rows, 4, generator=draw)
+        self.fault, self.own = fault, torch.Generator().manual_seed(1)
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        noise = torch.rand(4, generator=self.own) if self.fault == "own generator" else torch.zeros(4)
+        if self.fault == "raises" and i == 11:
+            raise KeyError("pixels")
+        return {"x": self.x[i] + noise, "y": self.x[i].sum(), "age": float(i), "name": f"row {i}"}
+
+
+@harness.task("sum")
+class Sum:
+    mixes_rows = False
+
+    def __init__(self, fault: str = "", weight: float = 1.0):
+        self.fault, self.weight = fault, weight
+        self.mixes_rows = fault == "says that it mixes rows"
+
+    def forward(self, network, batch):
+        if self.fault == "age":
+            return network(batch["x"], age=batch["age"])
+        return network(batch["x"])
+
+    def loss(self, outputs, batch):
+        each = F.mse_loss(outputs, batch["y"], reduction="none")
+        if self.fault in ("mixes rows", "says that it mixes rows"):
+            return each - each.mean()
+        if self.fault == "nan":
+            return torch.where(batch["age"] == 3, torch.nan, each)
+        return each.mean() if self.fault == "mean" else each
+
+    def weights(self, batch):
+        return torch.full_like(batch["y"], self.weight)
+'''
+
+
+def start(folder: Path, *overrides: str, ranks: int = 2, **keys: Any) -> list[tuple[int, str]]:
+    """Train two updates with one fault in a model, data or task."""
+    (folder / "faulty.py").write_text(PARTS)
+    config = write_config(
+        folder / "run.yaml",
+        {
+            "use": ["faulty.py"],
+            "run": {"name": "a", "max_steps": 2, "output_root": str(folder / "runs")},
+            "model": {"kind": "tower", **keys.get("model", {})},
+            "data": {"source": "points", "global_batch": 8, **keys.get("data", {})},
+            "task": {"kind": "sum", **keys.get("task", {})},
+            "optim": {"kind": "adamw", "peak_lr": 0.01},
+            "tracking": {"report": False},
+        },
+    )
+    return train_on_standing_ranks(ranks, str(config), *overrides)
+
+
+def promises(folder: Path) -> dict[str, tuple[str, str]]:
+    """Name to verdict and reason, as run.json has them."""
+    told = json.loads((folder / "runs/a/run.json").read_bytes())["promises"]
+    (event,) = [event for event in read_events(folder / "runs/a") if event["event"] == "promises"]
+    assert event["promises"] == told
+    assert event["seconds"] > 0
+    return {promise["name"]: (promise["verdict"], promise["reason"]) for promise in told}
+
+
+def notices(folder: Path) -> str:
+    return "\n".join(event["text"] for event in read_events(folder / "runs/a") if event["event"] == "notice")
+
+
+HELD = ("held", "")
+
+
+def test_of_a_network_without_fault_all_is_held_and_a_layer_that_nothing_uses_is_named(tmp_path: Path) -> None:
+    assert [code for code, _ in start(tmp_path)] == [0, 0]
+    found = promises(tmp_path)
+    assert set(found.values()) == {HELD}
+    assert list(found) == ["order of rows exact", "any number of ranks", "resume exact", "any strategy", "export"]
+    assert "the loss does not depend on 2 of the model's parameters, which stay as they are: spare.weight" in notices(
+        tmp_path
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "promise", "reason"),
+    [
+        ({"model": {"fault": "counts"}}, "resume exact", "Tower.calls changes and is no buffer"),
+        ({"model": {"fault": "keeps tensors"}}, "resume exact", "Tower.kept changes and is no buffer"),
+        ({"data": {"fault": "own generator"}}, "resume exact", "row 0, asked for twice, is not the same"),
+        (
+            {"model": {"fault": "batch norm"}, "data": {"num_rows": 30}},
+            "any number of ranks",
+            "BatchNorm (norm) takes the statistics of a rank",
+        ),
+        ({"task": {"fault": "says that it mixes rows"}}, "any number of ranks", "the loss mixes the rows"),
+        ({"model": {"fault": "spare first on rank 1"}}, "any strategy", "modules are called in another order"),
+    ],
+)
+def test_what_the_parts_do_not_let_the_run_promise_is_told_with_the_reason(
+    fault: dict[str, Any], promise: str, reason: str, tmp_path: Path
+) -> None:
+    assert [code for code, _ in start(tmp_path, **fault)] == [0, 0]
+    found = promises(tmp_path)
+    verdict, why = found.pop(promise)
+    assert verdict == "not"
+    assert reason in why
+    assert set(found.values()) == {HELD}
+    if "no buffer" in reason:
+        assert "so it is lost when the run is resumed: register_buffer it" in notices(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "said"),
+    [
+        (
+            {"model": {"fault": "built by rank"}},
+            2,
+            "rank 1 has built other first weights than rank 0 (6 tensors",
+        ),
+        (
+            {"model": {"fault": "spare on rank 1"}},
+            2,
+            "such as spare.bias, act on the rows of some ranks only",
+        ),
+        ({"model": {"fault": "raises when built"}}, 2, "raised RuntimeError: no weights today"),
+        ({"task": {"fault": "mean"}}, 2, "task sum: its loss is one number, shape (); return one value a target"),
+        ({"task": {"fault": "mixes rows"}}, 2, "so it depends on which rows come together"),
+        ({"model": {"fault": "mixes rows"}}, 2, "say mixes_rows = True in the task"),
+        ({"task": {"fault": "age"}}, 2, "forward() got an unexpected keyword argument 'age'"),
+        ({"task": {"weight": -1.0}}, 2, "weights of the first rows are negative or NaN"),
+        ({"data": {"num_rows": 0}}, 3, "Points has not one row (its len is 0)"),
+    ],
+)
+def test_what_no_run_could_be_made_of_is_refused_before_the_first_update(
+    fault: dict[str, Any], code: int, said: str, tmp_path: Path
+) -> None:
+    answers = start(tmp_path, **fault)
+    assert [found for found, _ in answers] == [code, code]
+    assert said in answers[0][1]
+    assert "Traceback" not in answers[0][1]
+
+
+def test_an_error_in_a_users_forward_is_told_with_his_line(tmp_path: Path) -> None:
+    said = start(tmp_path, task={"fault": "age"})[0][1]
+    assert f"({tmp_path / 'faulty.py'}, line " in said
+    assert 'return network(batch["x"], age=batch["age"])' in said
+
+
+def test_a_head_that_is_used_in_training_alone_is_trained(tmp_path: Path) -> None:
+    assert [code for code, _ in start(tmp_path, model={"fault": "spare in training"})] == [0, 0]
+    assert "does not depend on" not in notices(tmp_path)
+    answers = start(tmp_path, "data.num_rows=21", "run.name=b", model={"fault": "spare in training"})
+    assert [code for code, _ in answers] == [2, 2]
+    said = "a micro-batch without a row, and spare.weight is used in training mode only"
+    assert said in answers[0][1]
+
+
+def test_a_row_that_raises_is_told_by_its_number_its_rank_and_the_line(tmp_path: Path) -> None:
+    answers = start(tmp_path, ranks=1, data={"fault": "raises"})
+    ((code, said),) = answers
+    assert code == 3
+    assert "row 11 of Points raised KeyError: 'pixels'" in said
+    assert 'raise KeyError("pixels")' in said
+
+
+def test_a_row_whose_loss_is_no_number_is_told_at_the_start_and_not_trained_on(tmp_path: Path) -> None:
+    ((code, _),) = start(tmp_path, "run.max_steps=6", ranks=1, task={"fault": "nan"})
+    assert code == 0
+    assert "the loss of row 3 is nan before any update" in notices(tmp_path)
+
+
+def test_weights_that_are_all_zero_end_the_run_with_the_reason(tmp_path: Path) -> None:
+    ((code, said),) = start(tmp_path, "run.max_nonfinite_updates=1", ranks=1, task={"weight": 0.0})
+    assert code == 6
+    assert "the weights of all its targets are 0, so there is nothing to take the mean of" in said
+
+
+def test_rows_that_every_update_fails_at_are_named_when_the_run_gives_up(tmp_path: Path) -> None:
+    answers = start(tmp_path, "run.max_steps=40", "run.max_nonfinite_updates=1", task={"fault": "nan"})
+    assert {code for code, _ in answers} == {6}
+    number = json.loads((tmp_path / "runs/a/exit.json").read_bytes())["reason"]
+    assert "and the loss of training row " in number
+
+
+def test_looking_leaves_no_trace() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5), nn.BatchNorm1d(2))
+    module[2].eval()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    state = torch.get_rng_state()
+    with no_trace(module, torch.device("cpu")):
+        module.train()
+        module(torch.randn(3, 2)).sum().backward()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert all(parameter.grad is None for parameter in module.parameters())
+    assert (module[0].training, module[2].training) == (True, False)
+
+
+def test_promises_are_a_line_where_all_are_held_and_a_table_where_not() -> None:
+    held = {"name": "resume exact", "verdict": "held", "reason": ""}
+    broken = {"name": "export", "verdict": "not", "reason": "it cannot be"}
+    assert list(promised([held], seconds=0.04)) == ["promises: all held (resume exact); looked at in 0.0 s"]
+    assert list(promised([held, broken], seconds=2)) == [
+        "promises: 1 of 2 held; looked at in 2.0 s",
+        "  resume exact  held",
+        "  export        not, because it cannot be",
+    ]
