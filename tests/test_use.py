@@ -57,7 +57,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
         return folder / "a.yaml"
 
     yield written
-    use._LOADER.drop(list(use._LOADER.files))
+    use.unload()
 
 
 def refusal(path: Path, *overrides: str) -> str:
@@ -300,7 +300,7 @@ def stored(write: Write, tmp_path: Path) -> Path:
     for path in (run / "config.yaml", run / "slurm" / "config.yaml"):
         path.write_text(dump_config(config))
         (path.parent / "my_parts.py").write_text("raise SystemExit('a stranger says hello')")
-    use._LOADER.drop(list(use._LOADER.files))
+    use.unload()
     return run / "config.yaml"
 
 
@@ -383,7 +383,7 @@ def test_each_node_compares_the_files_that_a_job_uses(tmp_path: Path) -> None:
     file.unlink()
     (problem,) = used_file_problems(listed)
     assert problem == f"{file}, which the run uses, cannot be read (No such file or directory)"
-    use._LOADER.drop(list(use._LOADER.files))
+    use.unload()
 
 
 def test_a_job_is_told_its_files_by_absolute_paths(

@@ -184,6 +184,11 @@ def load_used(names: Sequence[str], *, folder: Path, is_typed: bool = False) -> 
     return Used(files, frozenset().union(*(used.modules for used in found)), asked)
 
 
+def unload() -> None:
+    """Take back every file that was loaded, as if this process had not heard of it."""
+    _LOADER.drop(list(_LOADER.files))
+
+
 def refuse_while_loading(what: str) -> None:
     """Refuse to train where a file is only imported for what it registers.
 
