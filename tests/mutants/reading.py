@@ -217,9 +217,7 @@ READING = (
         "",
         _UNCHANGED,
     ),
-    Mutant(
-        "columns_of_a_table_that_changed_are_cached", _SOURCES, "        check_unchanged(before)\n", "", _UNCHANGED
-    ),
+    Mutant("columns_of_a_table_that_changed_are_cached", _SOURCES, "        check_unchanged(before)\n", "", _UNCHANGED),
     Mutant("an_image_that_changed_is_kept", _IMAGES, "    check_unchanged(before)\n", "", _UNCHANGED),
     Mutant(
         "a_shard_that_changed_is_read",
