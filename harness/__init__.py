@@ -1,6 +1,7 @@
 """A config-driven distributed training harness: the same arithmetic under every strategy."""
 
 import sys
+from typing import Any
 
 if sys.version_info < (3, 11):  # noqa: UP036  # pip says it too, but not to who starts a checkout
     raise SystemExit("harness needs Python 3.11 or newer, and %s is older; python3.11 -m venv .venv" % sys.executable)  # noqa: UP031
@@ -11,7 +12,7 @@ DOOR = ("model", "data", "task", "tracker")
 """Decorators of parts.py, as names of the package; `import harness` itself imports nothing."""
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name in DOOR:
         from harness import parts
 

@@ -21,11 +21,12 @@ from typing import Annotated, Any, TypeVar, Union
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from harness.config.fields import Section
 from harness.config.problems import Schema, expanded
 from harness.config.signature import SLOTS, UNKNOWN, section_of
 from harness.errors import ConfigError
 
-__all__ = ["Part", "Parts", "data", "model", "registered", "task", "tracker"]
+__all__ = ["Part", "Parts", "Section", "data", "model", "registered", "task", "tracker"]
 
 T = TypeVar("T")
 BUILT_IN = "built in"

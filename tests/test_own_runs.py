@@ -141,7 +141,7 @@ def test_a_run_is_exported_and_loaded_with_the_file_that_brings_its_network(
         network = load_exported("exported", use=["my_parts.py"])
         assert network(torch.zeros(3, 2)).shape == (3, 2)
     finally:
-        use._LOADER.drop(list(use._LOADER.files))
+        use.unload()
 
 
 def test_a_tracker_of_the_file_runs_in_its_own_process_and_a_strangers_run_directory_is_plain_data(

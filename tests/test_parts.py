@@ -514,6 +514,10 @@ def test_a_metric_of_a_users_task_is_not_judged_before_the_task_is_there(tmp_pat
         {**BASE, "task": {"kind": "click"}, "early_stopping": {"metric": "val/ndgc", "mode": "max"}}
     )
     assert contradictions(config) == []
+    loss = {"metric": "val/loss", "mode": "max"}
+    assert contradictions(config.model_validate({**config.model_dump(), "early_stopping": loss})) == [
+        "early_stopping.mode: val/loss is better the lower it is; use early_stopping.mode=min"
+    ]
     check_metrics(config, ["val/loss", "val/ndgc"])
     with pytest.raises(ConfigError) as caught:
         check_metrics(config, ["val/loss", "val/ndcg"])

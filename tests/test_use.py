@@ -57,7 +57,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
         return folder / "a.yaml"
 
     yield written
-    use._LOADER.drop(list(use._LOADER.files))
+    use.unload()
 
 
 def refusal(path: Path, *overrides: str) -> str:
@@ -138,6 +138,24 @@ def test_what_is_built_can_be_imported_by_another_process(write: Write, tmp_path
     assert done.stdout == "7\n"
     with multiprocessing.get_context("spawn").Pool(1) as pool:  # its processes get our `sys.path`
         assert pool.apply(Tower, (8,)).width == 8
+
+
+@pytest.mark.parametrize(("script", "module"), [("my_parts.py", "__main__"), ("other.py", "my_parts")])
+def test_a_file_that_is_the_script_or_that_it_has_imported_is_not_imported_twice(
+    write: Write, tmp_path: Path, script: str, module: str
+) -> None:
+    train = (
+        "if __name__ == '__main__':\n"
+        "    from harness.config.io import load_config\n"
+        f"    print(load_config({str(tmp_path / 'a.yaml')!r}).config.model.plain.module)\n"
+    )
+    write(TOWER + train)
+    (tmp_path / "other.py").write_text("import my_parts\n" + train)
+    environment = {**os.environ, "PYTHONSAFEPATH": "", "PYTHONPATH": str(Path(use.__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / script)], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.stdout == f"{module}\n", done.stderr
 
 
 def test_an_installed_package_brings_its_kinds_by_its_entry_point(
@@ -300,7 +318,7 @@ def stored(write: Write, tmp_path: Path) -> Path:
     for path in (run / "config.yaml", run / "slurm" / "config.yaml"):
         path.write_text(dump_config(config))
         (path.parent / "my_parts.py").write_text("raise SystemExit('a stranger says hello')")
-    use._LOADER.drop(list(use._LOADER.files))
+    use.unload()
     return run / "config.yaml"
 
 
@@ -383,7 +401,7 @@ def test_each_node_compares_the_files_that_a_job_uses(tmp_path: Path) -> None:
     file.unlink()
     (problem,) = used_file_problems(listed)
     assert problem == f"{file}, which the run uses, cannot be read (No such file or directory)"
-    use._LOADER.drop(list(use._LOADER.files))
+    use.unload()
 
 
 def test_a_job_is_told_its_files_by_absolute_paths(
@@ -404,3 +422,12 @@ def test_a_job_is_told_its_files_by_absolute_paths(
     assert "lies in a run directory" in refusal(job / "config.yaml")
     started = load_config(job / "config.yaml", [f'use=["{tmp_path / "my_parts.py"}"]'])
     assert started.config.model.kind == "tower"
+
+
+def test_the_tasks_of_a_sweep_use_the_same_files(tmp_path: Path) -> None:
+    from harness.launch.slurm.sweep import load_grid
+
+    grid = tmp_path / "grid.yaml"
+    grid.write_text("use: [[a.py], [b.py]]\n")
+    with pytest.raises(ConfigError, match="use: all tasks of a sweep use the same files; name them in the config"):
+        load_grid(grid)

@@ -15,9 +15,9 @@ def contradictions(config: RunConfig) -> list[str]:
     problems = []
     for path, (metric, mode) in judging_metrics(config).items():
         wanted, way = ("max", "higher") if metric in task.higher_is_better else ("min", "lower")
-        if task.metric_names is None:  # of a user's task, see `check_metrics`
+        if task.metric_names is None and metric != "val/loss":  # of a user's task, see `check_metrics`
             continue
-        if metric not in task.metric_names:
+        if metric not in (task.metric_names or ("val/loss",)):
             problems.append(f"{path}.metric: {task.why_there_is_none(metric)}")
         elif mode != wanted:
             problems.append(f"{path}.mode: {metric} is better the {way} it is; use {path}.mode={wanted}")

@@ -171,7 +171,11 @@ class OwnTask(Made, TaskSection):
 
     def advice(self, config: RunConfig, *, ranks: int | None, rows: KnownRows | None) -> Iterator[str]:
         if hasattr(self.plain.make, "advice"):
-            yield from self._made().advice(config)
+            made = self._made()
+            try:
+                yield from made.advice(config)
+            except Exception as error:
+                raise ConfigError(f"advice of {self.kind} ({self.plain.where}) raised {told(error)}") from error
 
 
 class MadeSection(Made):

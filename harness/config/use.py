@@ -85,6 +85,8 @@ class _Loader:
         if known and all(Path(file.file).exists() and _digest(Path(file.file)) == file.sha256 for file in known.files):
             return Used(known.files, known.modules)
         self.drop([path])
+        if (there := _imported(path)) is not None:  # by the script that trains, or because it is that script
+            return Used((UsedFile(str(path), _digest(path)),), frozenset({there}))
         module, folder = path.stem, str(path.parent)
         _check_module_name(name, path)
         count, before = number_registered(), set(sys.modules)
@@ -184,6 +186,11 @@ def load_used(names: Sequence[str], *, folder: Path, is_typed: bool = False) -> 
     return Used(files, frozenset().union(*(used.modules for used in found)), asked)
 
 
+def unload() -> None:
+    """Take back every file that was loaded, as if this process had not heard of it."""
+    _LOADER.drop(list(_LOADER.files))
+
+
 def refuse_while_loading(what: str) -> None:
     """Refuse to train where a file is only imported for what it registers.
 
@@ -251,8 +258,15 @@ def _check_module_name(name: str, path: Path) -> None:
             other = "built into Python"
     if other is not None and not (os.path.exists(other) and os.path.samefile(other, path)):
         raise ConfigError(f"use: {name} has the name of another module, {other}; rename the file")
-    if known is not None:
-        raise ConfigError(f"use: {name} was imported already, by other means; start a new process")
+
+
+def _imported(path: Path) -> str | None:
+    """Return the name of the module that a file is already, if it has registered something."""
+    for name in (path.stem, "__main__"):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file and os.path.exists(file) and os.path.samefile(file, path) and name in modules_registered(0):
+            return name
+    return None
 
 
 def _check_apart(paths: Sequence[Path]) -> None:

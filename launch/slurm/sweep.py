@@ -43,6 +43,8 @@ def load_grid(path: str | PathLike[str]) -> list[tuple[str, ...]]:
             problems.append(f"{key}: {shown(values)} is not a list of values")
         elif key in OWN_KEYS:
             problems.append(f"{key}: every task has a directory of its own by its number; leave it out")
+        elif key == "use":
+            problems.append("use: all tasks of a sweep use the same files; name them in the configuration")
     refuse(path, problems)
     choices = [[f"{key}={json.dumps(value)}" for value in values] for key, values in raw.items()]
     tasks = list(itertools.islice(itertools.product(*choices), MAX_TASKS + 1))

@@ -7,6 +7,7 @@ _CHANGES, _CHECKS, _PROBLEMS = (f"harness/config/{name}.py" for name in ("change
 _IO, _RUN, _TRACKING = (f"harness/config/{name}.py" for name in ("io", "run", "tracking"))
 _ROWS, _SIDECAR, _WANDB = (f"harness/tracking/{name}.py" for name in ("points", "sidecar", "wandb"))
 _TRACK = "harness/tracking/track.py"
+_USE, _SIGNATURE = "harness/config/use.py", "harness/config/signature.py"
 _ATTEMPTS, _FACTS, _JOB = (f"launch/slurm/{name}.py" for name in ("attempts", "job_facts", "job"))
 _SLURM, _CLIENT, _SUBMIT = (f"launch/slurm/{name}.py" for name in ("script", "client", "submit"))
 _TORCHRUN = "launch/torchrun.py"
@@ -132,6 +133,62 @@ CONFIG = (
         "        elif mode != wanted:\n",
         '        elif mode not in (wanted, "min"):\n',
         ("test_config.py",),
+    ),
+    Mutant(
+        "what_a_strangers_run_directory_uses_is_run",
+        _IO,
+        "    if names and not is_typed and is_stored(path):\n",
+        "    if False:\n",
+        ("test_use.py",),
+    ),
+    Mutant(
+        "a_configuration_may_use_files_outside_its_folder",
+        _USE,
+        '    if not is_typed and (path.is_absolute() or ".." in path.parts):\n',
+        "    if False:\n",
+        ("test_use.py",),
+    ),
+    Mutant(
+        "code_that_has_changed_is_kept_as_it_was_first_imported",
+        _USE,
+        "_digest(Path(file.file)) == file.sha256 for file",
+        "True for file",
+        ("test_use.py",),
+    ),
+    Mutant(
+        "a_part_may_take_the_name_of_one_of_ours",
+        "harness/parts.py",
+        "            if other.is_ours and not part.is_ours:\n",
+        "            if False:\n",
+        ("test_parts.py",),
+    ),
+    Mutant(
+        "true_is_a_whole_number_of_a_part",
+        _SIGNATURE,
+        "{int: Annotated[int, Strict()], bool",
+        "{int: int, bool",
+        ("test_parts.py",),
+    ),
+    Mutant(
+        "what_the_data_say_may_be_contradicted",
+        _SIGNATURE,
+        "            elif name in facts and value != facts[name]:\n",
+        "            elif False:\n",
+        ("test_parts.py",),
+    ),
+    Mutant(
+        "a_node_with_other_code_trains",
+        "launch/slurm/preflight.py",
+        '        if found != wanted:\n            yield f"{path} is not',
+        '        if False:\n            yield f"{path} is not',
+        ("test_use.py",),
+    ),
+    Mutant(
+        "facts_of_other_data_are_taken_when_a_run_goes_on",
+        "harness/record/run_directory.py",
+        "            if before is not None and before != now:\n",
+        "            if False:\n",
+        ("test_own_runs.py",),
     ),
     Mutant(
         "a_micro_batch_need_not_divide_a_ranks_share",
