@@ -1,0 +1,43 @@
+"""The first screen of the README, followed to the letter."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def block(language: str, first: str) -> str:
+    """The one block of code that begins with a text."""
+    (found,) = [text for text in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if text.startswith(first)]
+    return found
+
+
+@pytest.mark.slow
+def test_a_network_of_ones_own_trains_on_two_ranks_by_the_first_screen_of_the_readme(tmp_path: Path) -> None:
+    (tmp_path / "my_parts.py").write_text(block("python", "# my_parts.py"))
+    (tmp_path / "my_run.yaml").write_text(block("yaml", "# my_run.yaml"))
+
+    def harness(*arguments: str) -> str:
+        command = [sys.executable, "-m", "harness.launch.cli", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    checked = harness("check", "my_run.yaml")
+    assert "part       model tower: my_parts.py line " in checked
+    said = harness("launch", "my_run.yaml", "--gpus", "2")
+    assert "promises: all held" in said
+    ledger = [json.loads(line) for line in (tmp_path / "runs/clicks/ledger.jsonl").read_text().splitlines()]
+    losses = [line["metrics"]["val/loss"] for line in ledger if line["event"] == "evaluation"]
+    assert len(losses) == 5
+    assert losses[-1] < losses[0] < 0.4, "who knows nothing has 0.69"
+    report = (tmp_path / "runs/clicks/report.html").read_text()
+    assert "resume exact" in report
+    assert (tmp_path / "runs/clicks/config.yaml").read_text().count("my_parts.py") == 1
