@@ -6,24 +6,23 @@ import torch
 from torch import nn
 
 from harness.agenda import Agenda
-from harness.catalogue.classification.classes import check_judges
-from harness.catalogue.images.augment import Augmentation
-from harness.catalogue.images.section import ImageSection
-from harness.catalogue.table.columns import READING
-from harness.catalogue.table.shards import ShardedColumns
 from harness.checkpoint.store import CheckpointStore
+from harness.config.checks import check_metrics
 from harness.config.run_config import RunConfig
 from harness.config.training import AdafactorOptim, MuonOptim
-from harness.doctor.promises import look
+from harness.doctor.promises import Found, look
 from harness.errors import ConfigError
 from harness.fits import check_batch_norm, check_padding
 from harness.observers.base import Observers
+from harness.optim import OfParameters
+from harness.own_code import refused_as
 from harness.ranks.group import Ranks
-from harness.rows.batches import TrainingBatches, ValidationBatches, labels_of
+from harness.rows.batches import InShards, TrainingBatches, ValidationBatches, labels_of
 from harness.rows.order import BalancedRows, BatchPlan, RowOrder, ShardedRows
-from harness.rows.splits import DataSplits
+from harness.rows.splits import READING, DataSplits
 from harness.run import Run
 from harness.schedule import check_fits
+from harness.scores import check_metric
 from harness.stopping import Judge, StopSignals
 from harness.strategy.build import AUTOCAST, DTYPES, build_strategy
 from harness.tasks.base import TaskLoss
@@ -53,21 +52,15 @@ def assemble(
     device, dtype = ranks.device, DTYPES[config.strategy.precision]
     with ranks.together("putting the run together"):
         check_fits(config.schedule, total_updates=agenda.total_updates)
-        check_judges(config, splits.validation, splits.preprocessing.get("classes"))
+        config.task.check_judges(config, splits)
         task = config.task.build(splits, device=device, dtype=dtype)
     batches = TrainingBatches(
-        splits.train, plan, rank=ranks.rank, device=device, dtype=dtype, augmentation=_augmentation(config)
+        splits.train, plan, rank=ranks.rank, device=device, dtype=dtype, augmentation=splits.augmentation
     )
     model.to(device=device, dtype=dtype)
     pads_left = getattr(model, "pads_left", False)
-    with ranks.together("looking for BatchNorm"):
-        check_batch_norm(model, plan, lambda: task.forward(model, batches.some([0]).data))
+    found, groups = _look(config, ranks, task, batches, model)
     share_of_peak_per_row = _share_of_peak_per_row(config, ranks, task, batches, model)
-    autocast = AUTOCAST[config.strategy.precision]
-    found = look(model, task, splits.train, batches, ranks, autocast=autocast, only_ddp=_only_ddp(config))
-    with ranks.together("reading the groups of parameters"):
-        check_padding(found.only_in_training, plan)
-        groups = task.parameter_groups(model)
     strategy = build_strategy(config, model, ranks, groups=groups)
     strategy.notices = (*strategy.notices, *found.notices)
     strategy.warm_up(lambda: task.forward(strategy.forward, batches.at(0)[0].data))
@@ -106,6 +99,23 @@ def assemble(
     )
 
 
+def _look(
+    config: RunConfig, ranks: Ranks, task: TaskLoss, batches: TrainingBatches, model: nn.Module
+) -> tuple[Found, OfParameters]:
+    """Try the parts on a few rows, and refuse those that do not fit. Collective."""
+    with ranks.together("trying one row"), refused_as(ConfigError, "one row, before any update,"):
+        check_batch_norm(model, batches.plan, lambda: task.forward(model, batches.some([0]).data))
+    autocast = AUTOCAST[config.strategy.precision]
+    found = look(model, task, batches, ranks, autocast=autocast, only_ddp=_only_ddp(config))
+    with ranks.together("asking the task"), refused_as(ConfigError, "task:"):
+        metrics = task.metrics()
+        for name, metric in metrics.items():
+            check_metric(name, metric)
+        check_metrics(config, [f"val/{name}" for name in (*task.terms, *metrics)])
+        check_padding(found.only_in_training, batches.plan)
+        return found, task.parameter_groups(model)
+
+
 def _share_of_peak_per_row(
     config: RunConfig, ranks: Ranks, task: TaskLoss, batches: TrainingBatches, model: nn.Module
 ) -> float | None:
@@ -127,7 +137,7 @@ def _only_ddp(config: RunConfig) -> str:
 
 
 def _row_order(config: RunConfig, splits: DataSplits) -> RowOrder | None:
-    if isinstance(splits.train, ShardedColumns):
+    if isinstance(splits.train, InShards):
         return ShardedRows(splits.train.rows_per_shard, seed=config.run.seed)
     if config.data.sampling == "uniform":
         return None
@@ -138,12 +148,3 @@ def _row_order(config: RunConfig, splits: DataSplits) -> RowOrder | None:
             "`targets` of whole numbers in memory, so use data.sampling=uniform and weights in the task"
         )
     return BalancedRows(labels.numpy(), seed=config.run.seed)
-
-
-def _augmentation(config: RunConfig) -> Augmentation | None:
-    data = config.data
-    if not isinstance(data, ImageSection) or not (data.augment_shift_pixels or data.augment_horizontal_flip):
-        return None
-    return Augmentation(
-        shift_pixels=data.augment_shift_pixels, horizontal_flip=data.augment_horizontal_flip, seed=config.run.seed
-    )

@@ -24,6 +24,12 @@ from tests.pairs import pair
 from tests.sections import load
 
 
+def judge(run: RunConfig, validation: Columns, names: list[str] | None) -> None:
+    """As a run is judged by its task before it starts."""
+    assert isinstance(run.task, ClassificationTask)
+    check_judges(run.task, run, validation, names)
+
+
 def of(labels: list[int]) -> Columns:
     return Columns(torch.zeros(len(labels), 1), torch.tensor(labels))
 
@@ -136,8 +142,8 @@ def config(metric: str, *, where: str = "early_stopping", **settings: Any) -> Ru
 def test_no_run_is_judged_by_the_score_of_a_class_that_no_validation_row_is_of(where: str, name: str) -> None:
     judged = config(f"val/{name}", where=where, num_classes=2)
     with pytest.raises(DataError, match=rf"{where}\.metric: val/{name} is about class 'yes', but of the 3 .* none is"):
-        check_judges(judged, of([0, 0, 0]), ["no", "yes"])
-    check_judges(judged, of([0, 0, 1]), ["no", "yes"])
+        judge(judged, of([0, 0, 0]), ["no", "yes"])
+    judge(judged, of([0, 0, 1]), ["no", "yes"])
 
 
 def test_ranking_wants_rows_of_other_classes_too() -> None:
@@ -145,12 +151,12 @@ def test_ranking_wants_rows_of_other_classes_too() -> None:
         judged = config(f"val/{name}", num_classes=3, positive_class=2)
         if is_refused:
             with pytest.raises(DataError, match=r"class 2, but of the 2 validation rows every one is of it"):
-                check_judges(judged, of([2, 2]), None)
+                judge(judged, of([2, 2]), None)
         else:
-            check_judges(judged, of([2, 2]), None)
+            judge(judged, of([2, 2]), None)
 
 
 def test_scores_of_all_classes_judge_whatever_is_missing() -> None:
     for metric in ("val/loss", "val/accuracy", "val/macro_f1"):
-        check_judges(config(metric, num_classes=2), of([0, 0, 0]), None)
-        check_judges(config(metric, num_classes=3), of([0, 0, 0]), None)
+        judge(config(metric, num_classes=2), of([0, 0, 0]), None)
+        judge(config(metric, num_classes=3), of([0, 0, 0]), None)

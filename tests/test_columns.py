@@ -26,7 +26,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness import assemble
-from harness.catalogue.classification.classes import check_judges
 from harness.catalogue.classification.section import ClassificationTask
 from harness.catalogue.regression.section import RegressionTask
 from harness.catalogue.table.preprocess import fit_features
@@ -439,7 +438,7 @@ def test_the_r2_of_a_target_that_never_changes_is_no_number_and_judges_no_run(tm
         assert r2.compute().item() == pytest.approx(score, nan_ok=True)
         judged = config_values(tmp_path, early_stopping={"metric": "val/r2", "mode": "max"})
         with nullcontext() if score == 0 else pytest.raises(DataError, match=r"early_stopping\.metric: val/r2 is the"):
-            check_judges(judged, splits.validation, None)
+            judged.task.check_judges(judged, splits)
 
 
 # ---------------------------------------------------------------- types that others write

@@ -25,7 +25,6 @@ LAYERS = {
         "harness/ranks/process.py",
         "harness/ranks/visible_gpus.py",
         "harness/report/at_end.py",
-        "harness/watch/peak_flops.py",
     ),
     1: (
         "harness/config/",
@@ -45,7 +44,6 @@ LAYERS = {
         "harness/examples/",
         "harness/optim.py",
         "harness/scores.py",
-        "harness/strategy/graph.py",
         "harness/tasks/",
     ),
     3: ("harness/ranks/", "harness/strategy/"),
@@ -75,17 +73,6 @@ DOOR = {"harness/__init__.py": "harness/parts.py"}
 """A file that imports what is above it, late."""
 NAMES_AT_RUN_TIME = ("harness/parts.py", "harness/config/use.py")
 """What imports modules whose names are not in the code: the sections of the catalogue, and what `use` names."""
-STILL_TO_BE_MENDED = {
-    "harness/assemble.py": (
-        "classification/classes",
-        "images/augment",
-        "images/section",
-        "table/columns",
-        "table/shards",
-    ),
-}
-"""Files of the core that import the catalogue."""
-
 LIBRARIES = {
     0: set(),
     1: {"packaging", "pydantic", "yaml"},
@@ -212,8 +199,7 @@ def _may_point_up(path: str, ours: str, imported: Import) -> bool:
     is_late = imported.is_late or imported.is_for_types
     if any(fnmatch(path, sections) for sections in SECTIONS):
         return is_late and ours.startswith(("harness/catalogue/", "harness/rows", "harness/tasks"))
-    to_be_mended = [f"harness/catalogue/{name}.py" for name in STILL_TO_BE_MENDED.get(path, ())]
-    return ours in to_be_mended or (DOOR.get(path) == ours and imported.is_late)
+    return DOOR.get(path) == ours and imported.is_late
 
 
 def _problems(path: str, layer: int, imported: Import, root: Path) -> Iterator[str]:
@@ -275,10 +261,6 @@ def asked_kinds(root: Path) -> list[str]:
 
 def test_the_core_asks_no_part_for_its_kind() -> None:
     assert asked_kinds(ROOT) == []
-    for path, names in STILL_TO_BE_MENDED.items():
-        text = (ROOT / path).read_text()
-        missing = [name for name in names if name.replace("/", ".") not in text]
-        assert not missing, f"{path} no longer imports {missing}: take it from the list"
 
 
 @pytest.mark.parametrize(

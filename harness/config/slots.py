@@ -161,6 +161,13 @@ class TaskSection(PartSection):
         """
         raise NotImplementedError
 
+    def check_judges(self, config: RunConfig, splits: DataSplits) -> None:
+        """Refuse to judge a run by a score that its validation rows say nothing of.
+
+        Raises:
+            DataError: the score would be NaN, or 0, in every evaluation.
+        """
+
     def why_there_is_none(self, metric: str) -> str:
         """Return why no evaluation has this metric."""
         return f"{self.kind} has no {metric!r}; it has {', '.join(self.metric_names or ())}"

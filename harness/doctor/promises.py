@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from harness.errors import ConfigError
 from harness.own_code import refused_as
 from harness.ranks.group import Ranks
-from harness.rows.batches import AnyRows, Batch, TrainingBatches
+from harness.rows.batches import Batch, TrainingBatches
 from harness.rows.own import DatasetRows
 from harness.strategy.untouched import no_trace
 from harness.strategy.unused import freeze, unused_parameters
@@ -69,7 +69,6 @@ class Found:
 def look(
     module: nn.Module,
     task: TaskLoss,
-    rows: AnyRows,
     batches: TrainingBatches,
     ranks: Ranks,
     *,
@@ -87,8 +86,8 @@ def look(
     """
     began = time.perf_counter()
     with ranks.together("taking the first rows"):
-        first, few = batches.at(0)[0], batches.some(range(min(len(rows), LOOKED_AT_ROWS)))
-        is_repeatable = not isinstance(rows, DatasetRows) or rows.is_repeatable()
+        first, few = batches.at(0)[0], batches.some(range(min(batches.plan.num_rows, LOOKED_AT_ROWS)))
+        is_repeatable = not isinstance(batches.rows, DatasetRows) or batches.rows.is_repeatable()
     with no_trace(module, ranks.device):
         _check_same_weights(module, ranks)
 

@@ -89,6 +89,13 @@ class TakenRows(Protocol):
         ...
 
 
+@runtime_checkable
+class InShards(Protocol):
+    """Rows that lie in several files, of which an update takes from as few as it can."""
+
+    rows_per_shard: NDArray[np.int64]
+
+
 AnyRows = Columns | ColumnTree | TakenRows
 
 
@@ -159,10 +166,10 @@ class TrainingBatches:
         augmentation: Augmentation | None = None,
     ) -> None:
         assert plan.num_rows == len(rows), f"a plan for {plan.num_rows} rows met {len(rows)} rows"
+        self.rows, self.plan = rows, plan
         self._rows = _rows_on(device, rows, dtype=dtype, rank=rank)
         self.seconds_waited = 0.0
         """What the host has spent in `at` so far."""
-        self._plan = plan
         self._rank, self._device = rank, device
         self._augmentation = augmentation
         self._ahead = range(0)  # positions whose ids are known
@@ -184,7 +191,7 @@ class TrainingBatches:
         if position not in self._ahead:
             self._look_ahead(position)
         first = (position - self._ahead.start) * self._micro_batches
-        epoch = self._plan.epoch_of(position)
+        epoch = self.plan.epoch_of(position)
         batches = [self._rows.batch(ids, epoch=epoch) for ids in self._ids[first : first + self._micro_batches]]
         if self._augmentation is None:
             return batches
@@ -197,7 +204,7 @@ class TrainingBatches:
 
     def _look_ahead(self, position: int) -> None:
         """Compute the ids of many positions at once; the last of an epoch, if it is smaller, is looked at alone."""
-        plan = self._plan
+        plan = self.plan
         largest_share = -(-plan.global_batch // plan.world_size)
         sizes = [stop - start for start, stop in plan.micro_batches(position, self._rank)]
         num_full = plan.num_rows // plan.global_batch - position % plan.steps_per_epoch

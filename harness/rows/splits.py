@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 
 from harness.config.data import DataSection
 from harness.errors import DataError
-from harness.rows.batches import AnyRows
+from harness.rows.batches import AnyRows, Augmentation
 from harness.rows.order import permutation_key, permute
+
+READING = 2
+"""Raise it when the same files give other rows than before, and say in `read_otherwise` which columns those are."""
 
 
 class Tokens(Protocol):
@@ -51,6 +54,8 @@ class DataSplits:
     """Sentences for whoever started the run."""
     tokenizer: Tokens | None = None
     """Of running text."""
+    augmentation: Augmentation | None = None
+    """Of the rows that train."""
     own_facts: dict[str, Any] = field(default_factory=dict)
     """JSON that the data say of themselves beside these sizes, by the names of docs/parts.md."""
     read_otherwise: tuple[str, ...] = ()

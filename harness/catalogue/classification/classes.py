@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from harness.catalogue.classification.section import ClassificationTask
-from harness.catalogue.regression.section import RegressionTask
 from harness.config.checks import judging_metrics
 from harness.config.run_config import RunConfig
 from harness.errors import DataError
@@ -82,27 +81,16 @@ def target_notices(validation: AnyRows, names: Sequence[str]) -> list[str]:
     return [f"{_named(constant, names)} is one number in all {len(validation):,} validation rows, so val/r2 is {rest}"]
 
 
-def check_judges(config: RunConfig, validation: AnyRows, names: Sequence[Any] | None) -> None:
-    """Refuse to judge a run by a score that its validation rows say nothing of.
+def check_judges(task: ClassificationTask, config: RunConfig, validation: AnyRows, names: Sequence[Any] | None) -> None:
+    """Refuse to judge a run by a score of one class that its validation rows say nothing of.
 
     Raises:
         DataError: the score would be NaN, or 0, in every evaluation.
     """
-    task, targets = config.task, targets_of(validation)
-    if targets is None:
+    labels, scored = labels_of(validation), scored_class(task, names)
+    if labels is None or scored is None:
         return
-    if isinstance(task, RegressionTask) and len(constant_targets(validation)) == targets.shape[1]:
-        for section, (metric, _) in judging_metrics(config).items():
-            if metric == "val/r2":
-                raise DataError(
-                    f"{section}.metric: val/r2 is the share of a variance, but the {len(validation):,} validation rows "
-                    "all have the same target. Set aside others (data.validation_fraction, data.validation_path), or "
-                    "use val/loss."
-                )
-    scored = scored_class(task, names) if isinstance(task, ClassificationTask) else None
-    if not isinstance(task, ClassificationTask) or scored is None:
-        return
-    num_positive = int(_counts(targets, task)[scored])
+    num_positive = int(_counts(labels, task)[scored])
     for section, (metric, _) in judging_metrics(config).items():
         wants_others = metric in ("val/auc", "val/average_precision")
         if metric not in task.metrics_of_one_class or 0 < num_positive < len(validation) + (not wants_others):
@@ -113,6 +101,24 @@ def check_judges(config: RunConfig, validation: AnyRows, names: Sequence[Any] | 
             f"{len(validation):,} validation rows {which} is of it. Set aside others "
             "(data.validation_fraction, data.stratify, data.validation_path), or use val/loss."
         )
+
+
+def check_variance(config: RunConfig, validation: AnyRows) -> None:
+    """Refuse to judge a run by the share of a variance where there is none.
+
+    Raises:
+        DataError: all validation rows have the same target.
+    """
+    targets = targets_of(validation)
+    if targets is None or targets.dim() != 2 or len(constant_targets(validation)) < targets.shape[1]:
+        return
+    for section, (metric, _) in judging_metrics(config).items():
+        if metric == "val/r2":
+            raise DataError(
+                f"{section}.metric: val/r2 is the share of a variance, but the {len(validation):,} validation rows "
+                "all have the same target. Set aside others (data.validation_fraction, data.validation_path), or "
+                "use val/loss."
+            )
 
 
 def scored_class(task: ClassificationTask, names: Sequence[Any] | None) -> int | None:

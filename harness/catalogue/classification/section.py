@@ -67,6 +67,11 @@ class ClassificationTask(TaskSection):
         classes = splits.preprocessing.get("classes")
         return Classification(self, class_weights=weights, classes=classes, scored_class=scored_class(self, classes))
 
+    def check_judges(self, config: RunConfig, splits: DataSplits) -> None:
+        from harness.catalogue.classification.classes import check_judges
+
+        check_judges(self, config, splits.validation, splits.preprocessing.get("classes"))
+
     def problems(self, config: RunConfig) -> list[str]:
         from harness.catalogue.agree import language_problems
 

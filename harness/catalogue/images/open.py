@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from harness.catalogue.classification.section import ClassificationTask
 from harness.catalogue.finish import finished, num_outputs_of
+from harness.catalogue.images.augment import Augmentation
 from harness.catalogue.images.read import FolderOfImages, check_same_classes, class_folders, read_images
 from harness.catalogue.images.section import ImageFolderData, Mnist5kData
 from harness.catalogue.table.read import load_table, numbers_of, table_targets
@@ -51,6 +52,7 @@ def _open(data: Mnist5kData | ImageFolderData, task: TaskSection, *, seed: int) 
             f"pixels out of sight; use {min(height, width) // 8} or so"
         )
     num_outputs = num_outputs_of(task, otherwise=len(classes) if classes is not None else DIGITS)
+    shift, flip = data.augment_shift_pixels, data.augment_horizontal_flip
     return DataSplits(
         train,
         validation,
@@ -65,6 +67,7 @@ def _open(data: Mnist5kData | ImageFolderData, task: TaskSection, *, seed: int) 
             "outputs": num_outputs,
             "classes": num_outputs,
         },
+        augmentation=Augmentation(shift_pixels=shift, horizontal_flip=flip, seed=seed) if shift or flip else None,
         read_otherwise=tuple(sentence for folder in folders for sentence in folder.read_otherwise),
     )
 

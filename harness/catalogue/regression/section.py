@@ -33,6 +33,11 @@ class RegressionTask(TaskSection):
 
         return Regression(splits.num_outputs, constant=constant_targets(splits.validation))
 
+    def check_judges(self, config: RunConfig, splits: DataSplits) -> None:
+        from harness.catalogue.classification.classes import check_variance
+
+        check_variance(config, splits.validation)
+
     def problems(self, config: RunConfig) -> list[str]:
         from harness.catalogue.agree import language_problems, number_problems
 

@@ -28,8 +28,6 @@ PANDAS_MISSING = {"#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-na
 """What pandas takes for no value besides the empty field: here in columns of numbers only, once in all."""
 MOST_SHOWN = 100
 """Characters of a value or type in a message."""
-READING = 2
-"""Raise it when the same files give other rows than before, and say in `read_otherwise` which columns those are."""
 
 
 def kind_of(type_: Any) -> str:
