@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
+from torch import Tensor
+
 
 def map_tree(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     """Return a tree of the same shape with `function(leaf, *leaves of the others)` in the place of each leaf.
@@ -51,7 +53,9 @@ def paths(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def children(tree: Any) -> list[Any] | None:
     """Return the keys, places or fields of a tree; None for a leaf."""
-    if isinstance(tree, MutableMapping):
+    if isinstance(tree, Tensor):
+        return None
+    if isinstance(tree, dict | MutableMapping):
         return list(tree)
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return list(tree._fields)
@@ -64,4 +68,4 @@ def children(tree: Any) -> list[Any] | None:
 
 def child(tree: Any, name: Any) -> Any:
     """Return one of the children of a tree by its key, place or field."""
-    return tree[name] if isinstance(tree, MutableMapping) or isinstance(name, int) else getattr(tree, name)
+    return tree[name] if isinstance(tree, dict | MutableMapping) or isinstance(name, int) else getattr(tree, name)
