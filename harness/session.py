@@ -174,6 +174,12 @@ class Session:
             splits = config.data.open(config.task, seed=config.run.seed)
         self.notices = [*self.notices, *splits.notices]
         with ranks.together("building the model"):
+            if config.model.is_ours and not (splits.input_shape and splits.num_outputs):
+                raise ConfigError(
+                    f"model.kind: {config.model.kind} is built for rows of `inputs`, a tensor of one shape, and for a "
+                    "task that says how many numbers a row wants; these rows, or this task, do not say it: name them "
+                    "so, or bring a network of your own"
+                )
             section, taken = config.model.with_facts(splits.facts)
             self.config = config = config.model_copy(update={"model": section})
             self.notices = [*self.notices, *taken]

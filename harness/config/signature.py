@@ -151,7 +151,9 @@ class OwnData(Made, DataSection):
 
         make = functools.partial(self.plain.made, {key: getattr(self, key) for key in self.plain.keys})
         has_split, fraction = self.plain.has_split, self.validation_fraction
-        splits: DataSplits = own_splits(make, has_split=has_split, validation_fraction=fraction, seed=seed)
+        splits: DataSplits = own_splits(
+            make, has_split=has_split, validation_fraction=fraction, seed=seed, num_outputs=task.num_outputs
+        )
         return splits
 
 

@@ -161,6 +161,14 @@ class TaskSection(PartSection):
         """
         raise NotImplementedError
 
+    def num_outputs(self, targets: Tensor | None) -> int:
+        """Return how many numbers of a network a row of a user's wants; 0 where the task does not say.
+
+        Args:
+            targets: (1, ...) of a row, if it has such a column.
+        """
+        return 0
+
     def check_judges(self, config: RunConfig, splits: DataSplits) -> None:
         """Refuse to judge a run by a score that its validation rows say nothing of.
 

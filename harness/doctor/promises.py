@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import ConfigError
-from harness.own_code import refused_as
+from harness.own_code import refused_as, told
 from harness.ranks.group import Ranks
 from harness.rows.batches import Batch, TrainingBatches
 from harness.rows.own import DatasetRows
+from harness.rows.tree import paths
 from harness.strategy.untouched import no_trace
 from harness.strategy.unused import freeze, unused_parameters
 from harness.tasks.base import LOSS, PairTask, TaskLoss
@@ -95,7 +96,7 @@ def look(
             def losses() -> Tensor:
                 with torch.autocast(ranks.device.type, dtype=autocast, enabled=autocast is not None):
                     outputs = task.forward(module, batch.data)
-                return task.loss_sums(outputs, batch)[LOSS]
+                return _loss(task, outputs, batch)
 
             return losses
 
@@ -122,6 +123,26 @@ def look(
         Promise("export", "held"),
     )
     return Found(notices, promises, tuple(unused.in_eval_mode), time.perf_counter() - began)
+
+
+def _loss(task: TaskLoss, outputs: Any, batch: Batch) -> Tensor:
+    """Return the sum of the loss of a batch.
+
+    Raises:
+        ConfigError: a task of the catalogue cannot take these outputs, or these rows.
+    """
+    try:
+        return task.loss_sums(outputs, batch)[LOSS]
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if not isinstance(task, PairTask):
+            raise
+        shapes = ", ".join(
+            f"{path or 'a tensor'} {tuple(leaf.shape)}" for path, leaf in paths(outputs) if isinstance(leaf, Tensor)
+        )
+        raise ConfigError(
+            f"task {type(task).__name__} cannot take what the model returns for {batch.num_rows} rows ({shapes}): "
+            f"{told(error)}"
+        ) from error
 
 
 def _check_same_weights(module: nn.Module, ranks: Ranks) -> None:

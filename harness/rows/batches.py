@@ -299,6 +299,8 @@ class _InMemory:
         if is_padding:
             ids = self._padding
         taken = [column.index_select(0, ids) for column in self._columns]
+        if is_padding:
+            taken = [_finite(column) for column in taken]
         if self._copy_to is not None:
             taken = [column.pin_memory().to(self._copy_to, non_blocking=True) for column in taken]
         taken = [column.long() if wide else column for column, wide in zip(taken, self._is_widened, strict=True)]
@@ -322,10 +324,15 @@ class _Taken:
             data = map_tree(self._on_device, self._rows.take(ids.numpy(), epoch=epoch))
         except DataError as error:
             raise RowError(f"{error.args[0]} (on rank {self._rank})") from error
-        return Batch(data, len(ids), ids, is_padding)
+        return Batch(map_tree(_finite, data) if is_padding else data, len(ids), ids, is_padding)
 
     def _on_device(self, leaf: Any) -> Any:
         return converted(leaf, self._dtype).to(self._device) if isinstance(leaf, Tensor) else leaf
+
+
+def _finite(leaf: Any) -> Any:
+    """Return numbers without NaN and infinity, which would spoil the gradient even of a row that counts zero."""
+    return leaf.nan_to_num() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
 def converted(column: Tensor, dtype: torch.dtype) -> Tensor:

@@ -27,13 +27,21 @@ DIGESTED_ROWS = 64
 """Of a Dataset, evenly spread, that are compared with those of a run that is resumed."""
 
 
-def own_splits(make: Callable[..., Any], *, has_split: bool, validation_fraction: float, seed: int) -> DataSplits:
+def own_splits(
+    make: Callable[..., Any],
+    *,
+    has_split: bool,
+    validation_fraction: float,
+    seed: int,
+    num_outputs: Callable[[Tensor | None], int] = lambda targets: 0,
+) -> DataSplits:
     """Return the rows that `make()` returns, or `make(split="train")` and `make(split="validation")`.
 
     Args:
         make: returns a torch Dataset with a length, or a tree of tensors or arrays with the rows first.
         has_split: whether it takes `split`; without it a fraction of the rows validates.
         seed: decides which do, and what is drawn at random for a row.
+        num_outputs: of a network, from the (1, ...) column `targets` of a row, if there is one.
     Raises:
         DataError: it returns something else, or too few rows.
     """
@@ -51,9 +59,10 @@ def own_splits(make: Callable[..., Any], *, has_split: bool, validation_fraction
     facts = facts() if callable(facts) else facts
     _check_facts(facts)
     first = train.take(np.zeros(1, np.int64), epoch=0) if isinstance(train, DatasetRows) else train.tree
-    inputs = first.get("inputs") if isinstance(first, dict) else None
+    inputs, targets = (first.get(name) if isinstance(first, dict) else None for name in ("inputs", "targets"))
     shape = tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else ()
-    return DataSplits(train, validation, shape, 0, own_facts=facts)
+    outputs = num_outputs(targets if isinstance(targets, Tensor) else None)
+    return DataSplits(train, validation, shape, outputs, own_facts=facts)
 
 
 def _rows(thing: Any, name: str, *, seed: int) -> DatasetRows | ColumnTree:

@@ -13,6 +13,7 @@ from harness.parts import task
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from harness.config.run_config import RunConfig
     from harness.rows.splits import DataSplits
@@ -66,6 +67,9 @@ class ClassificationTask(TaskSection):
         weights = None if weights is None else weights.to(device=device, dtype=dtype)
         classes = splits.preprocessing.get("classes")
         return Classification(self, class_weights=weights, classes=classes, scored_class=scored_class(self, classes))
+
+    def num_outputs(self, targets: Tensor | None) -> int:
+        return self.num_classes
 
     def check_judges(self, config: RunConfig, splits: DataSplits) -> None:
         from harness.catalogue.classification.classes import check_judges

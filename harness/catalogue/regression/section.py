@@ -9,6 +9,7 @@ from harness.parts import task
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from harness.config.run_config import RunConfig
     from harness.rows.splits import DataSplits
@@ -32,6 +33,9 @@ class RegressionTask(TaskSection):
         from harness.catalogue.regression.task import Regression
 
         return Regression(splits.num_outputs, constant=constant_targets(splits.validation))
+
+    def num_outputs(self, targets: Tensor | None) -> int:
+        return targets.shape[1] if targets is not None and targets.dim() == 2 else 0
 
     def check_judges(self, config: RunConfig, splits: DataSplits) -> None:
         from harness.catalogue.classification.classes import check_variance
