@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.ballot import Ballot, shares
 from harness.doctor.incidents import ranks_with_nonfinite_gradient, rows_with_nonfinite_loss, weighs_nothing
 from harness.errors import NonFiniteError
 from harness.run import Run
@@ -19,8 +20,6 @@ from harness.state import TrainState, UpdateReport
 from harness.stopping import StopSignals
 from harness.strategy.loss_scale import LEAST
 from harness.tasks.base import LOSS
-
-_BALLOT = 7
 
 
 class Interval:
@@ -57,14 +56,14 @@ class Interval:
             NonFiniteError: too many updates in a row were not applied.
         """
         run, state = self._run, self._state
-        rows, gradients = self._read()
-        stop_vote = max(int(row[0]) for row in rows)
+        ballots, terms, gradients = self._read()
+        stop_vote = max(int(ballot.stop_vote) for ballot in ballots)
         if stop_vote and not state.stop_signal:
             state.stop_signal = StopSignals.REASONS[stop_vote - 1]
-        run.agenda.updates_until_vote = int(rows[0][1])
+        run.agenda.updates_until_vote = int(ballots[0].updates_in_a_second)
         seconds = (time.perf_counter() - self._started) / len(self._reports)
         run.agenda.seconds_per_update = seconds
-        of_interval = self._of_interval(rows, seconds=seconds)
+        of_interval = self._of_interval(ballots, seconds=seconds)
         width = len(gradients) // len(self._reports)
         rates = iter(self._rates)
         rate = next(rates)
@@ -74,57 +73,56 @@ class Interval:
                 figures = {"grad_norm": norm, "clip_coefficient": coefficient, "learning_rate": rate}
                 figures |= {"loss_scale": scale[0]} if scale else {}
                 figures |= of_interval if report is self._reports[-1] else {}
-                first = _BALLOT + index * len(report.terms)
-                parts = {name: [row[first + place] for row in rows] for place, name in enumerate(report.terms)}
+                first = index * len(report.terms)
+                parts = {name: [row[first + place] for row in terms] for place, name in enumerate(report.terms)}
                 if self._settle_one(report, parts, figures, seconds=seconds):
                     rate = next(rates, math.nan)
         finally:
             run.observers.settled()  # also of the updates that led to giving up
-        if all(row[2] for row in rows):
+        if all(ballot.is_written for ballot in ballots):
             hear_of_save(run, state, run.checkpoints.advance())
 
-    def _of_interval(self, rows: list[list[float]], *, seconds: float) -> dict[str, float]:
-        """Return what is known of the interval as a whole, by the ballots; its last line tells it.
-
-        The fractions are of the time of an update, on the rank that waited longest for its rows, and add up to 1.
-        """
+    def _of_interval(self, ballots: list[Ballot], *, seconds: float) -> dict[str, float]:
+        """Return what is known of the interval as a whole, by the ballots; its last line tells it."""
         run, plan = self._run, self._run.plan
         num_samples = plan.samples_before(self.positions.stop) - plan.samples_before(self.positions.start)
         samples_per_second = num_samples / (seconds * len(self._reports))
-        figures = {"samples_per_second": samples_per_second, "memory_bytes": int(max(row[3] for row in rows))}
+        memory_bytes = int(max(ballot.memory_bytes for ballot in ballots))
+        figures = {"samples_per_second": samples_per_second, "memory_bytes": memory_bytes}
         if run.task.counts_tokens:
             figures["tokens_per_second"] = samples_per_second * run.task.targets_per_row
         if run.share_of_peak_per_row is not None:
             figures["mfu"] = samples_per_second * run.share_of_peak_per_row
-        waited, compute, reduction = max((row[4:_BALLOT] for row in rows), key=lambda parts: parts[0])
-        parts = {"data_wait": waited, "compute": (1 - waited) * compute, "reduction": (1 - waited) * reduction}
-        known = {f"{name}_fraction": share for name, share in parts.items() if not math.isnan(share)}
-        rest = {"rest_fraction": 1 - math.fsum(known.values())} if "compute_fraction" in known else {}
-        return {**figures, **known, **rest}
+        return {**figures, **shares(ballots)}
 
-    def _read(self) -> tuple[list[list[float]], list[float]]:
-        """Return the ballot and the terms of the loss of every rank, and norm, coefficient and scale of every update.
-
-        A ballot is (stop vote, next interval, whether the save in flight may advance, most bytes of memory in use so
-        far, share of the interval that was spent waiting for rows, and of the rest computing and reducing).
-        """
+    def _read(self) -> tuple[list[Ballot], list[list[float]], list[float]]:
+        """Return ballot and terms of the loss of every rank, and norm, coefficient and scale of every update."""
         strategy = self._run.strategy
         seconds = time.perf_counter() - self._started  # as the next interval will take, more or less
         vote = self._run.signals.vote(seconds_needed=seconds + self._state.save_seconds)
         is_written = self._run.checkpoints.vote()
-        votes = [vote, self._run.agenda.updates_in_a_second(), is_written]
         waited = (self._run.batches.seconds_waited - self._seconds_waited) / (time.perf_counter() - self._started)
-        measured = [strategy.peak_memory_bytes(), waited, *self._run.stopwatch.parts()]
-        ballot = strategy.tensor([*votes, *measured], dtype=torch.float64)
+        compute, reduction = self._run.stopwatch.parts()
+        ballot = Ballot(
+            stop_vote=vote,
+            updates_in_a_second=self._run.agenda.updates_in_a_second(),
+            is_written=is_written,
+            memory_bytes=strategy.peak_memory_bytes(),
+            data_wait=waited,
+            compute=compute,
+            reduction=reduction,
+        )
         terms = torch.stack([term for report in self._reports for term in report.terms.values()])
-        mine = torch.cat([ballot, terms])  # (_BALLOT + updates x terms,) in float64, which holds every float32
+        votes = strategy.tensor(ballot, dtype=torch.float64)
+        mine = torch.cat([votes, terms])  # (ballot + updates x terms,) in float64, which holds every float32
         gradients = [report.gradient for report in self._reports]
         figures = [x for norm in gradients for x in (norm.total, norm.coefficient, norm.loss_scale) if x is not None]
         replicated = torch.stack(figures)
         numbers = torch.cat([strategy.gather(mine).flatten(), replicated]).tolist()
         width = len(mine)
         rows = [numbers[rank * width : (rank + 1) * width] for rank in range(strategy.world_size)]
-        return rows, numbers[strategy.world_size * width :]
+        ballots = [Ballot(*row[: len(ballot)]) for row in rows]
+        return ballots, [row[len(ballot) :] for row in rows], numbers[strategy.world_size * width :]
 
     def _settle_one(
         self, report: UpdateReport, terms: dict[str, list[float]], figures: dict[str, float], *, seconds: float
@@ -142,7 +140,7 @@ class Interval:
             "step": step,
             **{name: math.fsum(of_ranks) for name, of_ranks in terms.items()},
             **figures,
-            "num_targets": run.plan.rows_at(position) * run.task.targets_per_row,
+            **({"num_targets": run.plan.rows_at(position) * per_row} if (per_row := run.task.targets_per_row) else {}),
             "samples_seen": run.plan.samples_before(position + 1),
             "applied": applied,
             "seconds": seconds,

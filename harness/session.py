@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -22,7 +20,6 @@ from harness.errors import (
 from harness.ranks.env import Placement
 from harness.ranks.process import let_go_of_frames
 from harness.record.json_lines import append_event
-from harness.record.provenance import git_state, slurm_job, versions
 from harness.record.run_directory import RunDirectory
 from harness.report.at_end import write_report
 from harness.state import FitResult, TrainState
@@ -159,6 +156,7 @@ class Session:
         """Construct everything, and pick the run up where its newest checkpoint left it. Collective."""
         import torch
 
+        from harness.announce import announce_start
         from harness.assemble import assemble
         from harness.checkpoint import rng
         from harness.observers.base import own_random_numbers
@@ -203,7 +201,9 @@ class Session:
                     self.directory.note_used()
         with own_random_numbers():  # rich draws some when it is imported
             run.observers = self._observers(run, trainer=saved.trainer if saved else {})
-        self._tell_start(run)
+        if ranks.rank == 0:
+            self.directory.note(promises=[promise.as_data() for promise in run.promises])
+        announce_start(run, ranks, notices=self.notices, command=self.command, step=self.state.step)
         return run
 
     def _misfit(self, step: int, trainer: Mapping[str, Any]) -> str | None:
@@ -247,47 +247,6 @@ class Session:
         for tracker in self.trackers:
             tracker.follow()
         return Observers([ledger, console, *self.trackers])
-
-    def _tell_start(self, run: Run) -> None:
-        config, plan, step = self.config, run.plan, self.state.step
-        num_parameters, num_trained = run.strategy.num_parameters, run.strategy.num_trained
-        parameters = f"{num_parameters:,} parameters" + (
-            f" ({num_trained:,} of them trained)" if num_trained < num_parameters else ""
-        )
-        hosts = self.ranks.gather_objects(socket.gethostname())
-        if plan.global_batch > plan.num_rows:
-            text = f"data.global_batch: {plan.global_batch:,} are more than the {plan.num_rows:,} training rows"
-            self.notices = [*self.notices, f"{text}; every update takes them all"]
-        for text in (*self.notices, *self.ranks.notices, *run.strategy.notices):
-            run.observers.happened("notice", text=text)
-        promises = [promise.as_data() for promise in run.promises]
-        run.observers.happened("promises", promises=promises, seconds=run.seconds_looked)
-        if self.ranks.rank == 0:
-            self.directory.note(promises=promises)
-        run.observers.happened(
-            "started",
-            step=step,
-            command=self.command,
-            world_size=self.ranks.world_size,
-            strategy=config.strategy.kind,
-            device=str(self.ranks.device),
-            precision=config.strategy.precision,
-            num_parameters=num_parameters,
-            num_trained_parameters=num_trained,
-            host=hosts[0],
-            hosts=sorted(set(hosts)),
-            python=platform.python_version(),
-            versions=versions() if self.ranks.rank == 0 else {},
-            git=git_state() if self.ranks.rank == 0 else None,
-            slurm=slurm_job(),
-        )
-        run.observers.happened(
-            "notice",
-            text=f"{f'resuming after update {step:,}' if step else 'starting'}: {config.run.name}, {config.model.kind} "
-            f"with {parameters}, {config.strategy.kind} on {self.ranks.world_size} "
-            f"rank{'s' if self.ranks.world_size > 1 else ''} ({self.ranks.device.type}); {plan.num_rows:,} training "
-            f"rows, {plan.steps_per_epoch:,} updates an epoch, {run.agenda.total_updates:,} in all",
-        )
 
 
 def _exit_code(result: FitResult) -> int:

@@ -99,6 +99,11 @@ class ModelSection(PartSection):
     starts_from_nothing: ClassVar[bool] = True
     """Whether none of its weights was learned before."""
 
+    @property
+    def wants_sync_batch_norm(self) -> bool:
+        """Whether BatchNorm takes its statistics over all ranks."""
+        return False
+
     @classmethod
     def completed(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the plain data of all sections after what a network of this kind says of the others."""

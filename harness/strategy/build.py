@@ -65,7 +65,7 @@ def _with_options(module: nn.Module, config: RunConfig, ranks: Ranks) -> nn.Modu
     if config.strategy.precision == "bf16" and not on_cpu:
         with ranks.together("looking at the GPU"):
             check_bf16(ranks.device)
-    if getattr(config.model, "sync_batch_norm", False):
+    if config.model.wants_sync_batch_norm:
         if on_cpu:
             raise ConfigError("model.sync_batch_norm: torch has it on GPUs only; take it out on CPU ranks")
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]

@@ -34,9 +34,9 @@ class AdaptedTask:
         self._part, self._name = part, name
         self.is_weighted = hasattr(part, "weights")
         self.mixes_rows = bool(getattr(part, "mixes_rows", False))
-        self.counts_tokens = bool(getattr(part, "counts_tokens", False))
-        self.targets_per_row = 1
-        """From the first loss on, where `weights` does not say how many there are."""
+        self.counts_tokens = bool(getattr(part, "counts_tokens", False)) and not self.is_weighted
+        self.targets_per_row = 0
+        """From the first loss on known, if `weights` does not say how many there are."""
         self._terms: list[str] = []
         if not callable(getattr(part, "loss", None)):
             near = nearest_name("loss", [name for name in dir(part) if not name.startswith("_")])

@@ -17,7 +17,7 @@ class TaskLoss(Protocol):
     """One kind of learning problem; the only one to look inside a batch or what a network returns."""
 
     targets_per_row: int
-    """Of every row, where `is_weighted` is false."""
+    """Of every row; 0 where rows have different numbers of them, which `weight_sum` tells."""
     counts_tokens: bool
     """Whether a target is a token, so that people ask for tokens a second."""
     is_weighted: bool

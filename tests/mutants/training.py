@@ -106,14 +106,14 @@ INTERVAL = (
     Mutant(
         "the_stop_vote_is_read_from_rank_zero_only",
         _INTERVAL,
-        "stop_vote = max(int(row[0]) for row in rows)",
-        "stop_vote = int(rows[0][0])",
+        "stop_vote = max(int(ballot.stop_vote) for ballot in ballots)",
+        "stop_vote = int(ballots[0].stop_vote)",
         ("distributed/test_loop.py::test_a_stop_that_one_rank_was_asked_for_stops_all_at_the_same_update",),
     ),
     Mutant(
         "every_rank_goes_by_its_own_pace_for_the_next_interval",
         _INTERVAL,
-        "run.agenda.updates_until_vote = int(rows[0][1])",
+        "run.agenda.updates_until_vote = int(ballots[0].updates_in_a_second)",
         "run.agenda.updates_until_vote = run.agenda.updates_in_a_second()",
         ("distributed/test_loop.py::test_the_ranks_of_an_interval_go_by_the_pace_of_rank_zero",),
     ),
@@ -163,8 +163,8 @@ INTERVAL = (
     Mutant(
         "a_save_goes_on_when_rank_zero_has_written",
         _INTERVAL,
-        "if all(row[2] for row in rows):",
-        "if rows[0][2]:",
+        "if all(ballot.is_written for ballot in ballots):",
+        "if ballots[0].is_written:",
         ("distributed/test_saving.py::test_training_goes_on_while_the_disk_of_one_rank_does_not_answer",),
     ),
     Mutant(

@@ -101,6 +101,11 @@ class HiddenLayers(ModelSection):
         return set() if self.has_batch_norm else {"sync_batch_norm"}
 
     @property
+    def wants_sync_batch_norm(self) -> bool:
+        """Whether BatchNorm takes its statistics over all ranks."""
+        return self.sync_batch_norm
+
+    @property
     def kinds_of_norm(self) -> set[Norm]:
         """The norms that there are."""
         return {*self.norms} - {"none"}
