@@ -15,6 +15,7 @@ from harness.catalogue.causal_lm.task import CausalLm
 from harness.catalogue.classification.section import ClassificationTask
 from harness.catalogue.classification.task import Classification
 from harness.catalogue.regression.task import Regression
+from harness.doctor.promises import check_steps
 from harness.errors import ConfigError
 from harness.rows.batches import Batch
 from harness.scores import Scores, check_metric
@@ -165,6 +166,16 @@ def test_a_part_without_a_loss_is_told_the_nearest_name() -> None:
 
     with pytest.raises(ConfigError, match=r"has no loss\(outputs, batch\).*nearest: losss"):
         adapted(Misspelt(), name="odd")
+
+
+@pytest.mark.parametrize("step", ["training_step", "configure_optimizers", "closure"])
+def test_a_part_that_makes_its_steps_itself_is_refused_with_the_reason(step: str) -> None:
+    gan = type("Gan", (Click,), {step: lambda self, *_: None})
+    with pytest.raises(ConfigError, match=f"task gan: has {step}, but an update is one step of one optimizer"):
+        adapted(gan(), name="gan")
+    network = type("Network", (nn.Linear,), {step: lambda self, *_: None})
+    with pytest.raises(ConfigError, match=f"model: Network has {step}, but an update is one step"):
+        check_steps(network(1, 1))
 
 
 def test_groups_of_parameters_are_known_by_name() -> None:

@@ -24,6 +24,7 @@ from harness.rows.own import DatasetRows
 from harness.rows.tree import paths
 from harness.strategy.untouched import no_trace
 from harness.strategy.unused import freeze, unused_parameters
+from harness.tasks.adapted import ONE_STEP, STEPS
 from harness.tasks.base import LOSS, PairTask, TaskLoss
 
 Verdict = Literal["held", "held if", "not"]
@@ -101,6 +102,7 @@ def look(
             return losses
 
         with ranks.together("looking at the loss of the first rows"), refused_as(ConfigError, DOING):
+            check_steps(module)
             notices = _check_loss(module, task, losses_of(few), few)
             company = "" if task.mixes_rows or not is_repeatable else _told_of_company(module, task, few, batches)
             if company and not isinstance(task, PairTask):
@@ -167,6 +169,16 @@ def _checksum(tensor: Tensor) -> tuple[Any, ...]:
     words = tensor.contiguous().view(-1).view(torch.uint8 if tensor.element_size() % 4 else torch.int32).long()
     places = torch.arange(1, len(words) + 1, device=words.device)
     return shape, int((words * places).sum())
+
+
+def check_steps(module: nn.Module) -> None:
+    """Refuse a network that wants to make its updates itself.
+
+    Raises:
+        ConfigError: it has a method for that.
+    """
+    if steps := [step for step in STEPS if hasattr(module, step)]:
+        raise ConfigError(f"model: {type(module).__name__} has {steps[0]}, but {ONE_STEP}; its loss goes into a task")
 
 
 def _check_loss(module: nn.Module, task: TaskLoss, losses: Callable[[], Tensor], few: Batch) -> tuple[str, ...]:

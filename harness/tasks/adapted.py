@@ -20,6 +20,12 @@ LEDGER_KEYS = (
 """What a line of an update has already; a term of a user's cannot be called so."""
 METHODS = ("forward", "loss", "weights", "metrics", "scored", "examples", "parameter_groups")
 SETTINGS = ("lr_factor", "weight_decay")
+STEPS = ("training_step", "optimizer_step", "configure_optimizers", "optimizers", "closure")
+"""What a part has that wants to make the update itself."""
+ONE_STEP = (
+    "an update is one step of one optimizer, made by the harness; two optimizers (as a GAN wants) and steps of the second "
+    "order do not fit (docs/parts.md)"
+)
 
 
 class AdaptedTask:
@@ -38,6 +44,8 @@ class AdaptedTask:
         self.targets_per_row = 0
         """From the first loss on known, if `weights` does not say how many there are."""
         self._terms: list[str] = []
+        if steps := [step for step in STEPS if hasattr(part, step)]:
+            raise self._error(f"has {steps[0]}, but {ONE_STEP}")
         if not callable(getattr(part, "loss", None)):
             near = nearest_name("loss", [name for name in dir(part) if not name.startswith("_")])
             raise self._error(
