@@ -23,8 +23,8 @@ SETTINGS = ("lr_factor", "weight_decay")
 STEPS = ("training_step", "optimizer_step", "configure_optimizers", "optimizers", "closure")
 """What a part has that wants to make the update itself."""
 ONE_STEP = (
-    "an update is one step of one optimizer, made by the harness; two optimizers (as a GAN wants) and steps of the second "
-    "order do not fit (docs/parts.md)"
+    "an update is one step of one optimizer, made by the harness; two optimizers (as a GAN wants) and steps of the "
+    "second order do not fit (docs/parts.md)"
 )
 
 
