@@ -1,0 +1,138 @@
+"""Mistakes in what a user brings: his rows, his loss, and what a run promises with them."""
+
+from tests.mutants.mutant import Mutant
+
+_ADAPTED, _OWN, _BATCHES = "harness/tasks/adapted.py", "harness/rows/own.py", "harness/rows/batches.py"
+_PROMISES, _UNUSED, _DDP = "harness/doctor/promises.py", "harness/strategy/unused.py", "harness/strategy/ddp.py"
+_SCORES, _INTERVAL, _LOOP, _FITS = "harness/scores.py", "harness/interval.py", "harness/loop.py", "harness/fits.py"
+_TESTS, _ROWS = ("distributed/test_promises.py",), ("test_own_rows.py",)
+_TASKS, _PARTS = ("test_adapted.py",), ("distributed/test_own_parts.py",)
+
+OPENING = (
+    Mutant(
+        "the_loss_of_a_user_is_a_mean_over_his_batch",
+        _ADAPTED,
+        "return {name: values.sum() for name, values in terms.items()}",
+        "return {name: values.mean() for name, values in terms.items()}",
+        (*_TASKS, *_PARTS),
+    ),
+    Mutant(
+        "a_weight_below_zero_is_taken",
+        _ADAPTED,
+        "torch.where((weights < 0).any(), torch.nan, 0.0)",
+        "0.0",
+        (*_TASKS, *_TESTS),
+    ),
+    Mutant(
+        "a_loss_that_is_no_number_counts_where_its_weight_is_zero",
+        _ADAPTED,
+        "torch.where((weights == 0) & ~values.isfinite(), 0.0, values * weights)",
+        "values * weights",
+        _TASKS,
+    ),
+    Mutant(
+        "other_terms_of_a_loss_are_not_weighted",
+        _ADAPTED,
+        "return {name: _weighted(values, weights).sum() for name, values in terms.items()}",
+        "return {name: (_weighted(values, weights) if name == LOSS else values).sum() for name, values in terms.items()}",
+        _TASKS,
+    ),
+    Mutant(
+        "a_row_draws_alike_in_every_epoch",
+        _OWN,
+        'seeds = random_bits(self._ids[ids], key=permutation_key(self._seed, epoch, "row")).tolist()',
+        'seeds = random_bits(self._ids[ids], key=permutation_key(self._seed, 0, "row")).tolist()',
+        _ROWS,
+    ),
+    Mutant(
+        "what_a_row_draws_depends_on_its_place_in_the_batch",
+        _OWN,
+        'seeds = random_bits(self._ids[ids], key=permutation_key(self._seed, epoch, "row")).tolist()',
+        'seeds = random_bits(np.arange(len(ids)), key=permutation_key(self._seed, epoch, "row")).tolist()',
+        _ROWS,
+    ),
+    Mutant(
+        "rows_leave_their_random_state_to_the_process",
+        _OWN,
+        "        torch.set_rng_state(own)\n",
+        "",
+        _ROWS,
+    ),
+    Mutant(
+        "rows_that_train_also_validate",
+        _OWN,
+        "(rows.only(part) if isinstance(rows, DatasetRows) else _only(rows, part) for part in ids)",
+        "(rows.only(ids[0]) if isinstance(rows, DatasetRows) else _only(rows, ids[0]) for part in ids)",
+        _ROWS,
+    ),
+    Mutant(
+        "a_row_that_only_keeps_ranks_company_may_be_nan",
+        _BATCHES,
+        "return leaf.nan_to_num() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf",
+        "return leaf",
+        ("distributed/test_own_mixed.py",),
+    ),
+    Mutant(
+        "rows_that_depend_on_each_other_are_not_told",
+        _PROMISES,
+        "    if not differs.any():",
+        "    if True:",
+        _TESTS,
+    ),
+    Mutant(
+        "ranks_may_build_other_weights",
+        _PROMISES,
+        "if found.get(name) != of_ranks[0].get(name)]",
+        "if found.get(name) is None]",
+        _TESTS,
+    ),
+    Mutant(
+        "state_that_is_no_buffer_is_not_told",
+        _PROMISES,
+        "        if value != before[name].get(attribute)\n",
+        "        if False\n",
+        _TESTS,
+    ),
+    Mutant(
+        "the_order_of_module_calls_is_that_of_rank_zero",
+        _PROMISES,
+        "same_calls = len(set(ranks.gather_objects(calls))) == 1",
+        "same_calls = len(set(ranks.gather_objects(calls)[:1])) == 1",
+        _TESTS,
+    ),
+    Mutant(
+        "a_head_of_training_alone_is_frozen",
+        _UNUSED,
+        "always=[name for name in missing[True] if name in missing[False]],",
+        "always=missing[False],",
+        _TESTS,
+    ),
+    Mutant(
+        "ddp_warms_up_in_eval_mode",
+        _DDP,
+        "            self.backward(zero_of(forward()))\n",
+        "            self.model.eval()\n            self.backward(zero_of(forward()))\n",
+        _TESTS,
+    ),
+    Mutant(
+        "a_rank_without_rows_may_wait_for_a_head_of_training",
+        _FITS,
+        "    for position in {0, plan.steps_per_epoch - 1} if only_in_training else ():",
+        "    for position in ():",
+        _TESTS,
+    ),
+    Mutant(
+        "a_metric_may_be_a_maximum",
+        _SCORES,
+        "    if not isinstance(metric, Metric):\n        return\n    for state",
+        "    if True:\n        return\n    for state",
+        _TASKS,
+    ),
+    Mutant(
+        "the_terms_of_all_updates_are_those_of_the_first",
+        _INTERVAL,
+        "first = index * len(report.terms)",
+        "first = 0",
+        ("distributed/test_own_examples.py", "distributed/test_loop.py"),
+    ),
+)
