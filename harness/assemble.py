@@ -50,7 +50,7 @@ def assemble(
     )
     agenda = Agenda(config, plan.steps_per_epoch)
     device, dtype = ranks.device, DTYPES[config.strategy.precision]
-    with ranks.together("putting the run together"):
+    with ranks.raise_on_all_ranks("putting the run together"):
         check_fits(config.schedule, total_updates=agenda.total_updates)
         config.task.check_judges(config, splits)
         task = config.task.build(splits, device=device, dtype=dtype)
@@ -103,11 +103,11 @@ def _look(
     config: RunConfig, ranks: Ranks, task: TaskLoss, batches: TrainingBatches, model: nn.Module
 ) -> tuple[Found, OfParameters]:
     """Try the parts on a few rows, and refuse those that do not fit. Collective."""
-    with ranks.together("trying one row"), refused_as(ConfigError, "one row, before any update,"):
+    with ranks.raise_on_all_ranks("trying one row"), refused_as(ConfigError, "one row, before any update,"):
         check_batch_norm(model, batches.plan, lambda: task.forward(model, batches.some([0]).data))
     autocast = AUTOCAST[config.strategy.precision]
     found = look(model, task, batches, ranks, autocast=autocast, only_ddp=_only_ddp(config))
-    with ranks.together("asking the task"), refused_as(ConfigError, "task:"):
+    with ranks.raise_on_all_ranks("asking the task"), refused_as(ConfigError, "task:"):
         metrics = task.metrics()
         for name, metric in metrics.items():
             check_metric(name, metric)

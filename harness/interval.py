@@ -15,7 +15,7 @@ from harness.ballot import Ballot, shares
 from harness.doctor.incidents import ranks_with_nonfinite_gradient, rows_with_nonfinite_loss, weighs_nothing
 from harness.errors import NonFiniteError
 from harness.run import Run
-from harness.saving import hear_of_save
+from harness.saving import record_save_result
 from harness.state import TrainState, UpdateReport
 from harness.stopping import StopSignals
 from harness.strategy.loss_scale import LEAST
@@ -49,7 +49,7 @@ class Interval:
         self._reports.append(report)
         self._applied += report.gradient.applied
 
-    def settle(self) -> None:
+    def close(self) -> None:
         """Reduce the reports over ranks, read them once, write them, and vote on stopping. Collective.
 
         Raises:
@@ -75,12 +75,12 @@ class Interval:
                 figures |= of_interval if report is self._reports[-1] else {}
                 first = index * len(report.terms)
                 parts = {name: [row[first + place] for row in terms] for place, name in enumerate(report.terms)}
-                if self._settle_one(report, parts, figures, seconds=seconds):
+                if self._write_line(report, parts, figures, seconds=seconds):
                     rate = next(rates, math.nan)
         finally:
             run.observers.settled()  # also of the updates that led to giving up
         if all(ballot.is_written for ballot in ballots):
-            hear_of_save(run, state, run.checkpoints.advance())
+            record_save_result(run, state, run.checkpoints.advance())
 
     def _of_interval(self, ballots: list[Ballot], *, seconds: float) -> dict[str, float]:
         """Return what is known of the interval as a whole, by the ballots; its last line tells it."""
@@ -124,7 +124,7 @@ class Interval:
         ballots = [Ballot(*row[: len(ballot)]) for row in rows]
         return ballots, [row[len(ballot) :] for row in rows], numbers[strategy.world_size * width :]
 
-    def _settle_one(
+    def _write_line(
         self, report: UpdateReport, terms: dict[str, list[float]], figures: dict[str, float], *, seconds: float
     ) -> bool:
         """Count one update and tell of it; return whether it was applied.

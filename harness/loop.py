@@ -22,7 +22,7 @@ def fit(run: Run, state: TrainState) -> FitResult:
         interval = Interval(run, state)
         for position in interval.positions:
             interval.count(train_step(run, position, interval.learning_rate()))
-        interval.settle()  # the only collective and host read besides those of the updates themselves
+        interval.close()  # the only collective and host read besides those of the updates themselves
         if run.agenda.evaluation_is_due(state):
             state.metrics = evaluate(run, step=state.step)
             state.is_best = run.judge.observe(state.metrics, step=state.step)
@@ -30,7 +30,7 @@ def fit(run: Run, state: TrainState) -> FitResult:
             run.observers.evaluated(state, run.judge.standings)
         reason = run.reason_to_stop(state)
         if reason or run.agenda.save_is_due(state):
-            save(run, state)  # waits for a copy of the state; settle() hears when it is written
+            save(run, state)  # waits for a copy of the state; close() hears when it is written
     finish_saving(run, state)
     return FitResult(reason, state.step, state.metrics)
 

@@ -26,7 +26,7 @@ def save(run: Run, state: TrainState) -> None:
     """
     if state.step == state.saved_step and not state.is_best:
         return
-    hear_of_save(run, state, run.checkpoints.finish())
+    record_save_result(run, state, run.checkpoints.finish())
     if state.evaluated_step == state.step:  # again: what it was compared with may have found no room just now
         state.is_best |= run.judge.standings.observe(state.metrics, step=state.step)
     trainer = {
@@ -51,7 +51,7 @@ def save(run: Run, state: TrainState) -> None:
     run.checkpoints.begin(state.step, trainer, is_best=state.is_best, also_sync=run.observers.sync)
     state.saved_step, state.is_best = state.step, False
     if not run.config.checkpoint.asynchronous:
-        hear_of_save(run, state, run.checkpoints.finish())
+        record_save_result(run, state, run.checkpoints.finish())
 
 
 def finish_saving(run: Run, state: TrainState) -> None:
@@ -60,12 +60,12 @@ def finish_saving(run: Run, state: TrainState) -> None:
     Raises:
         StorageError: it failed.
     """
-    hear_of_save(run, state, run.checkpoints.finish())
+    record_save_result(run, state, run.checkpoints.finish())
     if state.failed_saves:
         raise StorageError(f"{state.failed_saves[-1].args[0]}{ADVICE}")
 
 
-def hear_of_save(run: Run, state: TrainState, result: SaveResult | None) -> None:
+def record_save_result(run: Run, state: TrainState, result: SaveResult | None) -> None:
     """Tell how a save ended, if one did, and count it.
 
     Raises:
@@ -115,7 +115,7 @@ def take_stock(run: Run, state: TrainState, loaded: Loaded) -> list[str]:
     """
     trainer, ledger = loaded.trainer, run.checkpoints.directory.path.with_name(NAME)
     found: tuple[Standings, float | None, list[str]] | None = None
-    with run.strategy.together("reading the ledger"), storage_errors("read", ledger):
+    with run.strategy.raise_on_all_ranks("reading the ledger"), storage_errors("read", ledger):
         if run.strategy.rank == 0:
             num_bytes = kept_bytes(trainer, run_id=run.facts["run_id"])
             evaluations, rate = read_back(ledger, num_bytes=num_bytes) if num_bytes else ([], None)
@@ -183,7 +183,7 @@ def resume(run: Run, loaded: Loaded) -> TrainState:
         DataError: the rows are not those that the run was trained on.
     """
     trainer = loaded.trainer
-    with run.strategy.together("comparing the data"):
+    with run.strategy.raise_on_all_ranks("comparing the data"):
         check_trainer(trainer, loaded.directory, step=loaded.step)
         if trainer["order"] != _order(run):
             raise ConfigError(

@@ -57,24 +57,24 @@ class Session:
         self.used = loaded.used
         self.directory = RunDirectory(self.config, new_id=chosen_id, used=loaded.used.files)
 
-    def run_to_the_end(self, stack: ExitStack, when_all_is_said: ExitStack) -> int:
+    def run_to_the_end(self, stack: ExitStack, after_exit: ExitStack) -> int:
         """Join the other ranks, build, train, and write exit.json whatever happens. Collective.
 
         Args:
             stack: is given what is to be undone after it.
-            when_all_is_said: see `train`.
+            after_exit: see `train`.
         """
         problem: HarnessError | None = None
         if self.place.rank == 0:  # before torch is imported and the ranks join: trackers open meanwhile
             try:
-                self._open(stack, when_all_is_said)
+                self._open(stack, after_exit)
             except HarnessError as error:
                 problem = error  # all ranks hear of it when they have joined
 
-        from harness.ranks.group import peers_answer
+        from harness.ranks.group import peer_errors
 
         try:
-            with peers_answer():
+            with peer_errors():
                 self._join(stack, problem)
                 result = self._fit()
         except Exception as error:
@@ -86,7 +86,7 @@ class Session:
             raise
         return _exit_code(result)
 
-    def _open(self, stack: ExitStack, when_all_is_said: ExitStack) -> None:
+    def _open(self, stack: ExitStack, after_exit: ExitStack) -> None:
         """Hear what a sweep wants, take the run directory and start its trackers. On rank zero alone."""
         from harness.tracking.build import start_trackers
 
@@ -95,7 +95,7 @@ class Session:
         stack.enter_context(self.directory)
         self.notices += self.directory.describe()
         if self.config.tracking.report:
-            when_all_is_said.callback(write_report, self.directory.path)
+            after_exit.callback(write_report, self.directory.path)
         self.trackers = start_trackers(self.config.tracking, self.directory, use=self.used.names)
         for tracker in self.trackers:
             stack.callback(tracker.close)
@@ -108,7 +108,7 @@ class Session:
         timeout_seconds, is_zero = strategy.collective_timeout_seconds, strategy.kind != "ddp"
         self.ranks = join_ranks(self.place, timeout_seconds=timeout_seconds, alone_in_group=is_zero)
         stack.callback(leave_ranks)
-        with self.ranks.together("opening the run directory"):
+        with self.ranks.raise_on_all_ranks("opening the run directory"):
             if problem:
                 raise problem
         self._hear_sweep(self.ranks.broadcast(self._overrides))
@@ -131,12 +131,12 @@ class Session:
 
     def _fit(self) -> FitResult:
         from harness.loop import fit
-        from harness.ranks.group import peers_answer
-        from harness.saving import hear_of_save
+        from harness.ranks.group import peer_errors
+        from harness.saving import record_save_result
 
         run = self._build()
         try:
-            with peers_answer():  # so that what is told of the failure is what exit.json says
+            with peer_errors():  # so that what is told of the failure is what exit.json says
                 result = fit(run, self.state)
             run.observers.happened("ended", reason=result.reason, step=result.step, signal=self.state.stop_signal)
             run.observers.ended(result)
@@ -145,7 +145,7 @@ class Session:
         except Exception as error:
             run.observers.happened("failed", step=self.state.step, **_failure(error))
             if isinstance(error, NonFiniteError):  # of all ranks alike, so they can still agree on the save in flight
-                hear_of_save(run, self.state, run.checkpoints.finish())
+                record_save_result(run, self.state, run.checkpoints.finish())
             raise
         finally:
             run.checkpoints.close()
@@ -165,13 +165,13 @@ class Session:
         from harness.saving import changed_settings, resume, take_stock
 
         config, ranks = self.config, self.ranks
-        with ranks.together("preparing the data"):
+        with ranks.raise_on_all_ranks("preparing the data"):
             if ranks.rank == 0:
                 config.data.prepare(config.task, seed=config.run.seed)
-        with ranks.together("loading the data"):
+        with ranks.raise_on_all_ranks("loading the data"):
             splits = config.data.open(config.task, seed=config.run.seed)
         self.notices = [*self.notices, *splits.notices]
-        with ranks.together("building the model"):
+        with ranks.raise_on_all_ranks("building the model"):
             if config.model.is_ours and not (splits.input_shape and splits.num_outputs):
                 raise ConfigError(
                     f"model.kind: {config.model.kind} is built for rows of `inputs`, a tensor of one shape, and for a "
@@ -195,7 +195,7 @@ class Session:
         if saved:
             self.state = resume(run, saved)
             self.notices = [*self.notices, *changed_settings(run, saved), *take_stock(run, self.state, saved)]
-            with ranks.together("writing the configuration"):
+            with ranks.raise_on_all_ranks("writing the configuration"):
                 if ranks.rank == 0:  # it is that of the run, as all has been compared
                     self.directory.keep_config()
                     self.directory.note_used()
@@ -226,7 +226,7 @@ class Session:
         from harness.observers.console import Console
         from harness.observers.ledger import Ledger, is_of_another_run, kept_bytes
 
-        with self.ranks.together("opening the ledger"):
+        with self.ranks.raise_on_all_ranks("opening the ledger"):
             if self.ranks.rank != 0:
                 return Observers()
             run_id = self.directory.run_id

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     refuse_while_loading("harness.train.main")
     arguments = sys.argv[1:] if arguments is None else arguments
     rank = 0
-    with ExitStack() as when_all_is_said:
+    with ExitStack() as after_exit:
         try:
             place = placement()
             rank = place.rank
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not arguments or arguments[0].startswith("-"):
                 raise ConfigError(USAGE)
             path, *overrides = arguments
-            return train(path, overrides, place, when_all_is_said=when_all_is_said)
+            return train(path, overrides, place, after_exit=after_exit)
         except PeerError as error:
             print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
             return error.exit_code
@@ -58,11 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return error.exit_code
 
 
-def train(path: str, overrides: Sequence[str], place: Placement, *, when_all_is_said: ExitStack) -> int:
+def train(path: str, overrides: Sequence[str], place: Placement, *, after_exit: ExitStack) -> int:
     """Train on this rank what a file and its overrides describe, and return the exit code. Collective.
 
     Args:
-        when_all_is_said: is given what is to be done after the run has ended, for no other rank to wait for.
+        after_exit: is given what is to be done after the run has ended, for no other rank to wait for.
     """
     loaded = load_config(path, overrides, world_size=place.world_size)
     signals = StopSignals(end_time=place.end_time)
@@ -71,7 +71,7 @@ def train(path: str, overrides: Sequence[str], place: Placement, *, when_all_is_
         die_with_parent()
 
     with ExitStack() as stack:
-        return Session(loaded, place, signals, path, overrides).run_to_the_end(stack, when_all_is_said)
+        return Session(loaded, place, signals, path, overrides).run_to_the_end(stack, after_exit)
 
 
 if __name__ == "__main__":

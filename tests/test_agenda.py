@@ -89,7 +89,7 @@ class Trace:
 
 
 def drive(plan: Plan) -> Trace:
-    """Do with the counters what `fit` and `Interval.settle` do with them."""
+    """Do with the counters what `fit` and `Interval.close` do with them."""
     agenda, state, trace = plan.agenda(), TrainState(), Trace()
     trace.reason = agenda.reason_to_stop(state, patience_is_over=False)
     while trace.reason is None:

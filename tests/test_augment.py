@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from harness.catalogue.classification.section import ClassificationTask
-from harness.catalogue.images.augment import Augmentation, changed
+from harness.catalogue.images.augment import Augmentation, augment
 from harness.catalogue.images.section import Mnist5kData
 from harness.errors import DataError
 from harness.rows.batches import Columns, TrainingBatches
@@ -52,7 +52,7 @@ def by_hand(image: torch.Tensor, down: int, right: int, is_mirrored: int) -> tor
 def test_images_are_mirrored_then_shifted_and_black_comes_in() -> None:
     draws = BOTH.draw(np.arange(40), epoch=1)
     expected = [by_hand(image, *draw) for image, draw in zip(IMAGES, draws.tolist(), strict=True)]
-    assert torch.equal(changed(IMAGES, draws), torch.stack(expected))
+    assert torch.equal(augment(IMAGES, draws), torch.stack(expected))
 
 
 def test_every_shift_and_both_sides_occur_equally_often() -> None:
@@ -96,7 +96,7 @@ def test_a_row_is_changed_in_another_way_in_another_epoch_or_with_another_seed()
 def test_the_rows_of_a_batch_are_changed_as_is_drawn_for_their_places_and_their_epoch() -> None:
     for position, epoch in ((1, 0), (5, 1)):
         ids, inputs = global_batch(plan(), position, BOTH)
-        assert torch.equal(inputs, changed(IMAGES[ids], BOTH.draw(np.arange(12, 24), epoch=epoch)))
+        assert torch.equal(inputs, augment(IMAGES[ids], BOTH.draw(np.arange(12, 24), epoch=epoch)))
 
 
 def test_without_augmentation_rows_are_as_they_were() -> None:

@@ -158,7 +158,7 @@ class CheckpointStore:
         began = time.perf_counter()
         result: Written | str | None = None
         try:
-            with strategy.together("saving"):
+            with strategy.raise_on_all_ranks("saving"):
                 result = save.phase.result()
         except StorageError as problem:
             save.problem = save.problem or problem
@@ -183,7 +183,7 @@ class CheckpointStore:
         Raises:
             StorageError: says how much is wanted.
         """
-        with self._strategy.together("looking for room"), storage_errors("look at", self.directory.path):
+        with self._strategy.raise_on_all_ranks("looking for room"), storage_errors("look at", self.directory.path):
             if self._strategy.rank == 0:
                 self.directory.check_room(num_bytes + self._strategy.world_size * rng.NUM_BYTES)
 
@@ -269,7 +269,7 @@ class CheckpointStore:
             StorageError: a broken one cannot be moved, or the ranks do not see the same disk; then nothing is moved.
         """
         strategy, names = self._strategy, []
-        with strategy.together("looking for checkpoints"), storage_errors("clean", self.directory.path):
+        with strategy.raise_on_all_ranks("looking for checkpoints"), storage_errors("clean", self.directory.path):
             if strategy.rank == 0:
                 self.directory.prepare()
                 names = [path.name for path in self.directory.steps()]
@@ -282,14 +282,14 @@ class CheckpointStore:
         for name in names:
             directory = self.directory.path / name
             self._check_same_disk(directory, commit_digest)
-            with strategy.together("verifying a checkpoint"):
+            with strategy.raise_on_all_ranks("verifying a checkpoint"):
                 mine = checkpoint_problems(directory, share=slice(strategy.rank, None, strategy.world_size))
             problems = [problem for problems in strategy.gather_objects(mine) for problem in problems]
             if problems:
                 rejected.append(f"{name}: {problems[0]}")
                 self._set_aside(directory, rejected[-1], on_broken)
                 continue
-            with strategy.together("comparing a checkpoint with the run"), storage_errors("read", directory):
+            with strategy.raise_on_all_ranks("comparing a checkpoint with the run"), storage_errors("read", directory):
                 reason = misfit(step_of(name), read_trainer(directory)) if strategy.rank == 0 else None
             reason = strategy.broadcast(reason)
             if reason:
@@ -305,7 +305,7 @@ class CheckpointStore:
         return None
 
     def _set_aside(self, directory: Path, reason: str, on_broken: Callable[[str], None]) -> None:
-        with self._strategy.together("setting a checkpoint aside"):
+        with self._strategy.raise_on_all_ranks("setting a checkpoint aside"):
             if self._strategy.rank == 0:
                 on_broken(reason)
                 with storage_errors("set aside the checkpoint", directory):
@@ -317,7 +317,7 @@ class CheckpointStore:
         Raises:
             StorageError: names a rank that sees something else than rank zero.
         """
-        with self._strategy.together("looking at a checkpoint"), storage_errors("read", directory):
+        with self._strategy.raise_on_all_ranks("looking at a checkpoint"), storage_errors("read", directory):
             seen = look(directory)
         views = self._strategy.gather_objects(seen)
         others = [rank for rank, view in enumerate(views) if view != views[0]]
@@ -329,9 +329,9 @@ class CheckpointStore:
             )
 
     def _found(self, directory: Path, rejected: list[str]) -> Loaded:
-        with self._strategy.together("reading a checkpoint"), storage_errors("read", directory):
+        with self._strategy.raise_on_all_ranks("reading a checkpoint"), storage_errors("read", directory):
             loaded = Loaded(directory, read_manifest(directory), read_trainer(directory), rejected)
-        with self._strategy.together("mending LATEST and BEST"), storage_errors("write in", directory.parent):
+        with self._strategy.raise_on_all_ranks("mending LATEST and BEST"), storage_errors("write in", directory.parent):
             if self._strategy.rank == 0:
                 self._best_step = self.directory.mend_pointers()
         self._source, self._newest_step = directory, loaded.step
@@ -358,12 +358,12 @@ class CheckpointStore:
             CheckpointError: its tensors are not those of this model, or do not read back from it as they were saved.
         """
         strategy = self._strategy
-        with strategy.together("loading a checkpoint"):
+        with strategy.raise_on_all_ranks("loading a checkpoint"):
             saved = SavedState(loaded.directory, loaded.manifest)
             check_layout(saved, loaded.directory, manifest=loaded.manifest, strategy=strategy)
         strategy.restore(saved)
         self._check_restored(saved, loaded)
-        with strategy.together("restoring the random state"):
+        with strategy.raise_on_all_ranks("restoring the random state"):
             self._restore_random(loaded)
 
     def _restore_random(self, loaded: Loaded) -> None:
@@ -393,7 +393,7 @@ class CheckpointStore:
             if tensor_digest(tensor) != digest:
                 different.append(key)
         different += wanted  # never taken up
-        with strategy.together("comparing the state with the checkpoint"):
+        with strategy.raise_on_all_ranks("comparing the state with the checkpoint"):
             if different:
                 raise CheckpointError(
                     f"{len(different)} tensors are not what {loaded.directory} holds after loading it, such as "

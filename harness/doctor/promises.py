@@ -87,7 +87,7 @@ def look(
         ConfigError: ranks have built other networks, a loss mixes rows unsaid, no parameter is left to train.
     """
     began = time.perf_counter()
-    with ranks.together("taking the first rows"):
+    with ranks.raise_on_all_ranks("taking the first rows"):
         first, few = batches.at(0)[0], batches.some(range(min(batches.plan.num_rows, LOOKED_AT_ROWS)))
         is_repeatable = not isinstance(batches.rows, DatasetRows) or batches.rows.is_repeatable()
     with no_trace(module, ranks.device):
@@ -101,7 +101,7 @@ def look(
 
             return losses
 
-        with ranks.together("looking at the loss of the first rows"), refused_as(ConfigError, DOING):
+        with ranks.raise_on_all_ranks("looking at the loss of the first rows"), refused_as(ConfigError, DOING):
             check_steps(module)
             notices = _check_loss(module, task, losses_of(few), few)
             company = "" if task.mixes_rows or not is_repeatable else _told_of_company(module, task, few, batches)

@@ -65,7 +65,7 @@ class Ranks:
         return gathered
 
     @contextmanager
-    def together(self, doing: str) -> Iterator[None]:
+    def raise_on_all_ranks(self, doing: str) -> Iterator[None]:
         """Make an error of one rank the error of all, so that none waits for the others. Collective at its end.
 
         Raises:
@@ -88,7 +88,7 @@ class Ranks:
 
 
 @contextmanager
-def peers_answer() -> Iterator[None]:
+def peer_errors() -> Iterator[None]:
     """Turn the process group's complaint about a dead or silent peer into a PeerError."""
     try:
         yield

@@ -11,7 +11,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from harness.errors import ConfigError
 from harness.ranks.env import Placement
-from harness.ranks.group import Ranks, peers_answer
+from harness.ranks.group import Ranks, peer_errors
 from harness.ranks.host_memory import keep_freed_memory
 from harness.ranks.visible_gpus import count_gpus
 
@@ -44,7 +44,7 @@ def join_ranks(place: Placement, *, timeout_seconds: float, alone_in_group: bool
     ranks = Ranks(rank=place.rank, world_size=place.world_size, device=device)
     if place.world_size > 1 or alone_in_group:
         timeout = timedelta(seconds=timeout_seconds)
-        with peers_answer():
+        with peer_errors():
             store = _meet(place, timeout=timeout)
             gpus = _gpus_of_ranks(store, place, device) if on_gpu else []
             backend, ranks.notices = backend_for(gpus)

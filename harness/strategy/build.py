@@ -63,7 +63,7 @@ def _build(config: RunConfig, module: nn.Module, ranks: Ranks, groups: OfParamet
 def _with_options(module: nn.Module, config: RunConfig, ranks: Ranks) -> nn.Module:
     on_cpu = ranks.device.type == "cpu"
     if config.strategy.precision == "bf16" and not on_cpu:
-        with ranks.together("looking at the GPU"):
+        with ranks.raise_on_all_ranks("looking at the GPU"):
             check_bf16(ranks.device)
     if config.model.wants_sync_batch_norm:
         if on_cpu:

@@ -52,7 +52,7 @@ def build_zero(config: RunConfig, module: nn.Module, optimizer: Optimizer, ranks
         # gloo does not need this op, whose build takes minutes and leaves a lock that hangs every later start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     config, notices = _without_effectless(config, ranks)
-    with ranks.together("reading strategy.deepspeed_overrides"):
+    with ranks.raise_on_all_ranks("reading strategy.deepspeed_overrides"):
         wanted = deepspeed_config(config, world_size=ranks.world_size)
     accumulation = wanted["gradient_accumulation_steps"]
     plugin = DeepSpeedPlugin(hf_ds_config=wanted, zero3_init_flag=False, gradient_accumulation_steps=accumulation)

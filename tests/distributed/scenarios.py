@@ -554,7 +554,7 @@ def cost_of_updates(run: Run) -> dict[str, Any]:
         result["updates"] = dict(counts)
         counts.clear()
         with Counter():
-            interval.settle()
+            interval.close()
         result["settle"] = dict(counts)
         result["length"] = len(interval.positions)
     return result

@@ -177,7 +177,7 @@ def _reads_an_update(job: Job, folder: Path) -> tuple[float, list[str]]:
                     interval.count(train_step(run, position, interval.learning_rate()))
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-        interval.settle()
+        interval.close()
     run.checkpoints.close()
     places = [f"{found.filename}:{found.lineno}" for found in caught if "called a synchronizing" in str(found.message)]
     assert len(interval.positions) == 10, f"the interval has {len(interval.positions)} updates"

@@ -241,5 +241,5 @@ def make_updates(run: Run, state: TrainState, *, until: int) -> list[dict[str, A
         interval = Interval(run, state)
         for position in interval.positions:
             interval.count(train_step(run, position, interval.learning_rate()))
-        interval.settle()
+        interval.close()
     return seen.lines

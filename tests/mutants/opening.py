@@ -34,7 +34,7 @@ OPENING = (
         "other_terms_of_a_loss_are_not_weighted",
         _ADAPTED,
         "return {name: _weighted(values, weights).sum() for name, values in terms.items()}",
-        "return {name: (_weighted(values, weights) if name == LOSS else values).sum() for name, values in terms.items()}",
+        "return {n: (_weighted(v, weights) if n == LOSS else v).sum() for n, v in terms.items()}",
         _TASKS,
     ),
     Mutant(

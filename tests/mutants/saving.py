@@ -205,7 +205,7 @@ RESUME = (
     Mutant(
         "a_run_that_gives_up_drops_the_save_in_flight",
         _TRAIN,
-        "                hear_of_save(run, self.state, run.checkpoints.finish())\n",
+        "                record_save_result(run, self.state, run.checkpoints.finish())\n",
         "                pass\n",
         ("distributed/test_saving.py::test_a_run_that_gives_up_on_nan_publishes_the_save_in_flight",),
     ),

@@ -127,8 +127,8 @@ INTERVAL = (
     Mutant(
         "the_rate_that_is_told_moves_on_with_skipped_updates",
         _INTERVAL,
-        "if self._settle_one(report, parts, figures, seconds=seconds):\n                    rate",
-        "self._settle_one(report, [row[_BALLOT + index] for row in rows], figures, seconds=seconds)\n"
+        "if self._write_line(report, parts, figures, seconds=seconds):\n                    rate",
+        "self._write_line(report, [row[_BALLOT + index] for row in rows], figures, seconds=seconds)\n"
         "                if True:\n                    rate",
         ("distributed/test_loop.py::test_an_update_with_a_nan_is_skipped_by_all_ranks_and_counts_as_none",),
     ),

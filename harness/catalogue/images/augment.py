@@ -36,10 +36,10 @@ class Augmentation:
 
     def changed(self, data: Any, draws: Tensor) -> Any:
         """Return a batch whose `inputs` are changed as they were drawn."""
-        return {**data, "inputs": changed(data["inputs"], draws)}
+        return {**data, "inputs": augment(data["inputs"], draws)}
 
 
-def changed(images: Tensor, draws: Tensor) -> Tensor:
+def augment(images: Tensor, draws: Tensor) -> Tensor:
     """Return images mirrored, then shifted, with 0 where nothing was.
 
     Args:
