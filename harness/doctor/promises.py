@@ -24,7 +24,7 @@ from harness.rows.own import DatasetRows
 from harness.rows.tree import paths
 from harness.strategy.untouched import no_trace
 from harness.strategy.unused import freeze, unused_parameters
-from harness.tasks.adapted import ONE_STEP, STEPS
+from harness.tasks.adapted import ONE_STEP, STEPS, WRITE_WEIGHTS
 from harness.tasks.base import LOSS, PairTask, TaskLoss
 
 Verdict = Literal["held", "held if", "not"]
@@ -104,6 +104,8 @@ def look(
         with ranks.raise_on_all_ranks("looking at the loss of the first rows"), refused_as(ConfigError, DOING):
             check_steps(module)
             notices = _check_loss(module, task, losses_of(few), few)
+            _check_padding_is_weighted(task, batches)
+            draws = _draws_at_random(losses_of(few))
             company = "" if task.mixes_rows or not is_repeatable else _told_of_company(module, task, few, batches)
             if company and not isinstance(task, PairTask):
                 raise ConfigError(f"task: {company}{SAY_SO}")
@@ -119,7 +121,7 @@ def look(
     is_repeatable = all(ranks.gather_objects(is_repeatable))
     promises = (
         Promise("order of rows exact", "held"),
-        _any_number_of_ranks(module, task, company),
+        _any_number_of_ranks(module, task, company, draws=draws),
         _resume(strays, is_repeatable=is_repeatable),
         _any_strategy(only_ddp, same_calls=same_calls),
         Promise("export", "held"),
@@ -202,6 +204,23 @@ def _check_loss(module: nn.Module, task: TaskLoss, losses: Callable[[], Tensor],
     )
 
 
+def _check_padding_is_weighted(task: TaskLoss, batches: TrainingBatches) -> None:
+    """Refuse rows that may be padded under a loss that would count the padding."""
+    may_be_padded = isinstance(batches.rows, DatasetRows) and batches.rows.has_own_collate
+    if may_be_padded and not task.is_weighted and task.targets_per_row > 1:
+        raise ConfigError(
+            f"task: the loss has {task.targets_per_row} values a row, and the data bring a collate, which may pad "
+            f"rows: {WRITE_WEIGHTS}"
+        )
+
+
+def _draws_at_random(losses: Callable[[], Tensor]) -> bool:
+    """Return whether two passes in training mode over the same rows have other losses, as dropout makes them."""
+    with torch.no_grad():
+        first, second = float(losses()), float(losses())
+    return math.isfinite(first) and not math.isclose(first, second, rel_tol=TOLERANCE_ON_GPU * 0.02)
+
+
 def _told_of_company(module: nn.Module, task: TaskLoss, few: Batch, batches: TrainingBatches) -> str:
     """Return a sentence if the loss of a row depends on which rows come with it, in eval mode; else nothing."""
     if few.num_rows < LOOKED_AT_ROWS:
@@ -269,7 +288,7 @@ def _state_of(value: Any) -> Any:
     return None
 
 
-def _any_number_of_ranks(module: nn.Module, task: TaskLoss, company: str) -> Promise:
+def _any_number_of_ranks(module: nn.Module, task: TaskLoss, company: str, *, draws: bool) -> Promise:
     name = "any number of ranks"
     if company:
         return Promise(name, "not", company)
@@ -278,6 +297,10 @@ def _any_number_of_ranks(module: nn.Module, task: TaskLoss, company: str) -> Pro
     norms = [of for of, child in module.named_modules() if type(child) in OF_A_RANK]
     if norms:
         return Promise(name, "not", f"BatchNorm ({norms[0]}) takes the statistics of a rank's micro-batch")
+    if draws:
+        return Promise(
+            name, "held if", "what is drawn at random in the network, as by dropout, may be other numbers on each rank"
+        )
     return Promise(name, "held")
 
 

@@ -20,6 +20,10 @@ LEDGER_KEYS = (
 """What a line of an update has already; a term of a user's cannot be called so."""
 METHODS = ("forward", "loss", "weights", "metrics", "scored", "examples", "parameter_groups")
 SETTINGS = ("lr_factor", "weight_decay")
+WRITE_WEIGHTS = (
+    "add a method weights(self, batch) that returns 1.0 for each target that counts and 0.0 for padding, in the "
+    'shape of the loss, such as (batch["label"] != -100).float()'
+)
 STEPS = ("training_step", "optimizer_step", "configure_optimizers", "optimizers", "closure")
 """What a part has that wants to make the update itself."""
 ONE_STEP = (
@@ -168,7 +172,7 @@ class AdaptedTask:
         elif per_row != self.targets_per_row:
             raise self._error(
                 f"{what} has {per_row} values a row, and had {self.targets_per_row} before, so the rows of a batch do "
-                f"not tell how many targets it has; {self.write_weights}"
+                f"not tell how many targets it has; {WRITE_WEIGHTS}"
             )
 
     def _weights(self, batch: Batch, values: Tensor | None = None) -> Tensor:
@@ -183,11 +187,6 @@ class AdaptedTask:
                 f"weights have shape {tuple(weights.shape)}, the loss has {tuple(values.shape)}; they are one a target"
             )
         return weights if weights.is_floating_point() else weights.to(torch.get_default_dtype())
-
-    write_weights = (
-        "add a method weights(self, batch) that returns 1.0 for each target that counts and 0.0 for padding, in the "
-        'shape of the loss, such as (batch["label"] != -100).float()'
-    )
 
     def _error(self, problem: str) -> ConfigError:
         error = ConfigError(f"task {self._name}: {problem}")

@@ -58,6 +58,8 @@ class Tower(nn.Module):
                 found = found + self.spare(found)
             case "mixes rows":
                 found = found - found.mean(dim=0)
+            case "dropout":
+                found = torch.nn.functional.dropout(found, 0.5, self.training)
             case "log":
                 found = found.log()
         return self.head(found).squeeze(-1)
@@ -78,6 +80,25 @@ class Points(torch.utils.data.Dataset):
         if self.fault == "raises" and i == 11:
             raise KeyError("pixels")
         return {"x": self.x[i] + noise, "y": self.x[i].sum(), "age": float(i), "name": f"row {i}"}
+
+
+@harness.data("collated")
+class Collated(Points):
+    def collate(self, rows):
+        return {"x": torch.stack([row["x"] for row in rows]), "y": torch.stack([row["y"] for row in rows])}
+
+
+@harness.task("unweighted")
+class Unweighted:
+    def __init__(self, values: int = 1):
+        self.values = values
+
+    def forward(self, network, batch):
+        return network(batch["x"])
+
+    def loss(self, outputs, batch):
+        each = F.mse_loss(outputs, batch["y"], reduction="none")
+        return each if self.values == 1 else each.unsqueeze(1).expand(-1, self.values)
 
 
 @harness.task("sum")
@@ -207,6 +228,25 @@ def test_what_no_run_could_be_made_of_is_refused_before_the_first_update(
     assert [found for found, _ in answers] == [code, code]
     assert said in answers[0][1]
     assert "Traceback" not in answers[0][1]
+
+
+def test_of_a_network_that_draws_at_random_another_number_of_ranks_is_held_but_for_that(tmp_path: Path) -> None:
+    assert [code for code, _ in start(tmp_path, model={"fault": "dropout"})] == [0, 0]
+    found = promises(tmp_path)
+    assert found.pop("any number of ranks") == (
+        "held if",
+        "what is drawn at random in the network, as by dropout, may be other numbers on each rank",
+    )
+    assert set(found.values()) == {HELD}
+
+
+def test_a_loss_that_would_count_padding_is_refused_with_what_to_write(tmp_path: Path) -> None:
+    data, task = {"source": "collated"}, {"kind": "unweighted", "values": 2}
+    ((code, said),) = start(tmp_path, ranks=1, data=data, task=task)
+    assert code == 2
+    assert "the loss has 2 values a row, and the data bring a collate" in said
+    assert "add a method weights(self, batch)" in said
+    assert start(tmp_path, ranks=1, data=data, task={"kind": "unweighted"})[0][0] == 0, "one value a row may do without"
 
 
 def test_an_error_in_a_users_forward_is_told_with_his_line(tmp_path: Path) -> None:
