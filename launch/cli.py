@@ -21,6 +21,7 @@ from harness.launch.examples import write_examples
 from harness.launch.look import look_at_data
 from harness.launch.plan import choose_ranks, launch_plan, this_machine
 from harness.launch.runs import SORT_KEYS, as_json, as_table, statuses
+from harness.launch.selftest import Selftest, ways_of
 from harness.launch.slurm import status as run_status
 from harness.launch.slurm.cluster import load_cluster, with_options
 from harness.launch.slurm.submit import TRAIN_MODULE, check_with_slurm, prepare
@@ -166,6 +167,18 @@ def _check_one(path: str, overrides: Sequence[str], *, ranks: int | None, is_alo
     return look_at_data(loaded.config) if looks else 0
 
 
+def selftest(arguments: list[str]) -> int:
+    """try on your own files what a run promises: some updates on 1 and 2 ranks, killed and resumed"""
+    parser = _parser(selftest, has_gpus=False)
+    kinds_help = "such as ddp,zero3; default: the configuration's own"
+    parser.add_argument("--strategies", metavar="KIND,KIND", type=_names, default=(), help=kinds_help)
+    ranks_help = "default 1,2: one a GPU, or CPU ranks where there is no GPU"
+    parser.add_argument("--ranks", metavar="N,N", type=_counts, default=(1, 2), help=ranks_help)
+    given = parser.parse_intermixed_args(arguments)
+    ways = ways_of(given.config, given.overrides, given.strategies, given.ranks, machine=this_machine())
+    return Selftest(ways).run()
+
+
 def parts(arguments: list[str]) -> int:
     """list the kinds of models, data, tasks and trackers, and where they come from"""
     parser = _Parser(prog="harness parts", description=parts.__doc__, allow_abbrev=False)
@@ -258,6 +271,7 @@ COMMANDS = {
     "launch": launch,
     "submit": submit,
     "check": check,
+    "selftest": selftest,
     "parts": parts,
     "examples": examples,
     "data": data,
@@ -290,12 +304,13 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{self.prog}: {message} (see {self.prog} --help)")
 
 
-def _parser(command: Callable[[list[str]], int]) -> argparse.ArgumentParser:
+def _parser(command: Callable[[list[str]], int], *, has_gpus: bool = True) -> argparse.ArgumentParser:
     parser = _Parser(prog=f"harness {command.__name__}", description=command.__doc__, allow_abbrev=False)
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/mnist_cnn.yaml")
     parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="such as optim.peak_lr=3e-4")
     gpus_help = "number of ranks: one a GPU, or CPU ranks where there is no GPU"
-    parser.add_argument("--gpus", metavar="N", type=_count(1), help=gpus_help)
+    if has_gpus:
+        parser.add_argument("--gpus", metavar="N", type=_count(1), help=gpus_help)
     return parser
 
 
@@ -313,6 +328,14 @@ def _count(at_least: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text.split(",")))
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(sorted({_count(1)(count) for count in text.split(",")}))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ BUDGETS: dict[str, float] = {
     "tests/test_shakespeare.py (long)": 139,
     "tests/test_examples.py (long)": 137,
     "tests/test_end_to_end.py (long)": 121,
+    "tests/test_selftest.py": 133,
     "tests/test_wandb.py": 118,
     "tests/test_architectures.py (long)": 96,
     "tests/distributed/test_zero.py": 84,
