@@ -45,4 +45,5 @@ def refused_as(kind: type[HarnessError], doing: str) -> Iterator[None]:
 
 
 def _is_users(file: str) -> bool:
-    return not file.startswith((_OURS, *_INSTALLED, "<"))
+    is_installed = "site-packages" in file or "dist-packages" in file
+    return not (is_installed or file.startswith((_OURS, *_INSTALLED, "<")))
