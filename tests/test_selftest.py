@@ -36,7 +36,7 @@ import os
 from torch import nn
 import harness
 
-CALLS = []
+BACKWARDS = []
 
 
 class Towers(nn.Module):
@@ -50,11 +50,16 @@ class Towers(nn.Module):
 
 @harness.model("counting")
 class Counting(Towers):
-    # Its outputs depend on how often it was called in this process, and on the rank.
+    # Its outputs depend on how many backward passes this process has made, and on the rank.
+
+    def forward(self, query, document):
+        found = super().forward(query, document)
+        if found.requires_grad:
+            found.register_hook(lambda gradient: BACKWARDS.append(1))
+        return found
 
     def factor(self):
-        CALLS.extend([1] * self.training)
-        return 1 + 0.1 * len(CALLS) + 0.1 * int(os.environ["RANK"])
+        return 1 + 0.1 * len(BACKWARDS) + 0.1 * int(os.environ["RANK"])
 """
 
 Told = tuple[int, list[str]]
@@ -118,7 +123,7 @@ def test_an_example_keeps_what_it_promises_on_one_rank_and_on_two(
 
 
 @pytest.mark.slow
-def test_a_network_that_counts_its_calls_and_asks_for_its_rank_is_found_where_either_breaks_a_promise(
+def test_a_network_that_counts_backwards_and_asks_for_its_rank_is_found_where_either_breaks_a_promise(
     selftest: Callable[..., Told], two_towers: Path, tmp_path: Path
 ) -> None:
     code, lines = selftest(two_towers, "model.kind=counting", "model.width=8")

@@ -106,8 +106,9 @@ def look(
             check_steps(module)
             notices = _check_loss(module, task, losses_of(few), few)
             _check_padding_is_weighted(task, batches)
-            draws = _draws_at_random(losses_of(few))
-            company = "" if task.mixes_rows or not is_repeatable else _told_of_company(module, task, few, batches)
+            draws, remembers = _draws_and_remembers(losses_of(few))
+            can_tell = is_repeatable and not (task.mixes_rows or remembers)
+            company = _told_of_company(module, task, few, batches) if can_tell else ""
             if company and not isinstance(task, PairTask):
                 raise ConfigError(f"task: {company}{SAY_SO}")
             strays, calls = _watched(module, losses_of(first))
@@ -123,7 +124,7 @@ def look(
     promises = (
         Promise("order of rows exact", "held"),
         _any_number_of_ranks(module, task, company, draws=draws),
-        _resume(strays, is_repeatable=is_repeatable),
+        _resume(strays, is_repeatable=is_repeatable, remembers=any(ranks.gather_objects(remembers))),
         _any_strategy(only_ddp, same_calls=same_calls),
         Promise("export", "held"),
     )
@@ -215,15 +216,16 @@ def _check_padding_is_weighted(task: TaskLoss, batches: TrainingBatches) -> None
         )
 
 
-def _draws_at_random(losses: Callable[[], Tensor]) -> bool:
-    """Return whether a pass moves a generator of this process, as dropout does.
-
-    Two passes with other losses are no sign of it: a count outside the network makes such as well.
-    """
+def _draws_and_remembers(losses: Callable[[], Tensor]) -> tuple[bool, bool]:
+    """Return whether a pass moves a generator of this process, as dropout does, and whether, though none is moved, the
+    same pass has another loss the second time: then something remembers the first, in the network or outside."""
     before = rng.capture()
     with torch.no_grad():
-        losses()
-    return any(not torch.equal(state, before[name]) for name, state in rng.capture().items())
+        first = losses()
+        draws = any(not torch.equal(state, before[name]) for name, state in rng.capture().items())
+        second = first if draws else losses()
+    tolerance = TOLERANCE_ON_GPU if first.is_cuda else TOLERANCE[first.dtype] / 10
+    return draws, bool(first.isfinite()) and not math.isclose(float(first), float(second), rel_tol=tolerance)
 
 
 def _told_of_company(module: nn.Module, task: TaskLoss, few: Batch, batches: TrainingBatches) -> str:
@@ -309,12 +311,15 @@ def _any_number_of_ranks(module: nn.Module, task: TaskLoss, company: str, *, dra
     return Promise(name, "held")
 
 
-def _resume(strays: Sequence[str], *, is_repeatable: bool) -> Promise:
+def _resume(strays: Sequence[str], *, is_repeatable: bool, remembers: bool) -> Promise:
     name = "resume exact"
     if not is_repeatable:
         return Promise(name, "not", "row 0, asked for twice, is not the same: it draws from a generator of its own")
     if strays:
         return Promise(name, "not", f"{', '.join(strays[:SHOWN])} changes and is no buffer")
+    if remembers:
+        what = "the loss of the same rows, asked for twice, is another one: something that is no buffer remembers"
+        return Promise(name, "not", what)
     return Promise(name, "held")
 
 

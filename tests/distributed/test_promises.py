@@ -29,6 +29,9 @@ from torch import nn
 import harness
 
 
+CALLS = []
+
+
 @harness.model("tower")
 class Tower(nn.Module):
     def __init__(self, fault: str = ""):
@@ -47,6 +50,9 @@ class Tower(nn.Module):
         match self.fault:
             case "counts":
                 self.calls += 1
+            case "counts outside":
+                CALLS.append(1)
+                found = found * len(CALLS)
             case "keeps tensors":
                 self.kept = [found.detach()]
             case "spare on rank 1" if os.environ["RANK"] == "1":
@@ -175,6 +181,11 @@ def test_of_a_network_without_fault_all_is_held_and_a_layer_that_nothing_uses_is
     ("fault", "promise", "reason"),
     [
         ({"model": {"fault": "counts"}}, "resume exact", "Tower.calls changes and is no buffer"),
+        (
+            {"model": {"fault": "counts outside"}},
+            "resume exact",
+            "the loss of the same rows, asked for twice, is another",
+        ),
         ({"model": {"fault": "keeps tensors"}}, "resume exact", "Tower.kept changes and is no buffer"),
         ({"data": {"fault": "own generator"}}, "resume exact", "row 0, asked for twice, is not the same"),
         (
