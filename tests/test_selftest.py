@@ -99,7 +99,7 @@ def kept(tmp_path: Path) -> list[Path]:
 # ---------------------------------------------------------------- whole commands
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_example_keeps_what_it_promises_on_one_rank_and_on_two(
     selftest: Callable[..., Told], tmp_path: Path
 ) -> None:
