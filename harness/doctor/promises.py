@@ -9,19 +9,22 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from harness.errors import ConfigError
 from harness.own_code import refused_as, told
 from harness.ranks.group import Ranks
 from harness.rows.batches import Batch, TrainingBatches
 from harness.rows.own import DatasetRows
-from harness.rows.tree import paths
+from harness.rows.tree import leaves, paths
 from harness.strategy.untouched import no_trace
 from harness.strategy.unused import freeze, unused_parameters
 from harness.tasks.adapted import ONE_STEP, STEPS
@@ -34,6 +37,10 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """How far apart the losses of one row may be, relative to the largest, where batches are of another size."""
 TOLERANCE_ON_GPU = 5e-3
 """The same where products of matrices may be rounded to TF32."""
+SAME_AGAIN = 1e-6
+"""How far apart the losses of the same rows may be, relative to them."""
+OF_TORCH = {*vars(nn.Module())}
+"""Attributes of every module."""
 SHOWN = 3
 SAY_SO = (
     ", so it depends on which rows come together, and the run on its number of ranks. If that is meant, as in a "
@@ -87,31 +94,39 @@ def look(
         ConfigError: ranks have built other networks, a loss mixes rows unsaid, no parameter is left to train.
     """
     began = time.perf_counter()
+    with ranks.raise_on_all_ranks("looking at the network"):
+        _check_network(module)
     with ranks.raise_on_all_ranks("taking the first rows"):
         first, few = batches.at(0)[0], batches.some(range(min(batches.plan.num_rows, LOOKED_AT_ROWS)))
         is_repeatable = not isinstance(batches.rows, DatasetRows) or batches.rows.is_repeatable()
+    network = _OnlyCalled(module)
     with no_trace(module, ranks.device):
         _check_same_weights(module, ranks)
 
         def losses_of(batch: Batch) -> Callable[[], Tensor]:
             def losses() -> Tensor:
                 with torch.autocast(ranks.device.type, dtype=autocast, enabled=autocast is not None):
-                    outputs = task.forward(module, batch.data)
+                    outputs = task.forward(network, batch.data)
+                if not any(isinstance(leaf, Tensor) for leaf in leaves(outputs)):
+                    raise ConfigError(
+                        f"model: in the {type(outputs).__name__} that it returns no tensor is found; return a tensor, "
+                        "or a dict, list, tuple, NamedTuple or dataclass of some"
+                    )
                 return _loss(task, outputs, batch)
 
             return losses
 
         with ranks.raise_on_all_ranks("looking at the loss of the first rows"), refused_as(ConfigError, DOING):
-            check_steps(module)
             notices = _check_loss(module, task, losses_of(few), few)
             company = "" if task.mixes_rows or not is_repeatable else _told_of_company(module, task, few, batches)
             if company and not isinstance(task, PairTask):
                 raise ConfigError(f"task: {company}{SAY_SO}")
-            strays, calls = _watched(module, losses_of(first))
+            strays, calls, is_same_again = _watched(module, losses_of(first), ranks.device)
             unused = unused_parameters(module, [losses_of(few), losses_of(first)])
         notices += freeze(module, unused.always, ranks)
     same_calls = len(set(ranks.gather_objects(calls))) == 1
-    strays = ranks.broadcast(strays)
+    strays = sorted({name for of_rank in ranks.gather_objects(strays) for name in of_rank})
+    is_same_again = all(ranks.gather_objects(is_same_again))
     notices += tuple(
         f"{name} changes in a forward pass and is no buffer, so it is lost when the run is resumed: register_buffer it"
         for name in strays[:SHOWN]
@@ -120,7 +135,7 @@ def look(
     promises = (
         Promise("order of rows exact", "held"),
         _any_number_of_ranks(module, task, company),
-        _resume(strays, is_repeatable=is_repeatable),
+        _resume(strays, is_repeatable=is_repeatable, is_same_again=is_same_again),
         _any_strategy(only_ddp, same_calls=same_calls),
         Promise("export", "held"),
     )
@@ -147,9 +162,49 @@ def _loss(task: TaskLoss, outputs: Any, batch: Batch) -> Tensor:
         ) from error
 
 
+class _OnlyCalled:
+    """A network as a task may use it: in a run it stands behind its strategy, which has nothing but the call."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._module(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"a task can call the network and nothing else, and asked it for {name}; have the network return what the "
+            "task needs"
+        )
+
+
+def _check_network(module: nn.Module) -> None:
+    """Refuse a network whose parameters or state a run could not train or keep."""
+    check_steps(module)
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if is_lazy(tensor):
+            raise ConfigError(
+                f"model: {name} has no shape before its first forward pass (a Lazy module); give its layer the number "
+                "of features, such as by a parameter that bears a fact's name"
+            )
+    for name, parameter in module.named_parameters():
+        if parameter.is_complex():
+            raise ConfigError(
+                f"model: parameter {name} is {parameter.dtype}, which the optimizers do not take; keep "
+                "torch.view_as_real of it and make it complex in forward"
+            )
+    for name, child in module.named_modules():
+        if type(child).get_extra_state is not nn.Module.get_extra_state:
+            raise ConfigError(
+                f"model: {name or type(module).__name__} has a state beside its parameters and buffers "
+                "(get_extra_state), which a checkpoint would not have; register_buffer it"
+            )
+
+
 def _check_same_weights(module: nn.Module, ranks: Ranks) -> None:
     """Refuse a network whose construction depends on the rank. Collective."""
-    sums = {name: _checksum(tensor.detach()) for name, tensor in module.state_dict(keep_vars=True).items()}
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    sums = {name: _checksum(tensor.detach()) for name, tensor in tensors}
     of_ranks = ranks.gather_objects(sums)
     for rank, found in enumerate(of_ranks):
         others = [name for name in of_ranks[0] | found if found.get(name) != of_ranks[0].get(name)]
@@ -212,7 +267,8 @@ def _told_of_company(module: nn.Module, task: TaskLoss, few: Batch, batches: Tra
     with torch.no_grad():
         whole, *parts = (task.row_losses(task.forward(module, b.data), b).double() for b in (few, *halves))
     apart = torch.cat(parts)
-    tolerance = TOLERANCE_ON_GPU if whole.is_cuda else TOLERANCE[next(module.parameters()).dtype]
+    dtype = next((parameter.dtype for parameter in module.parameters()), torch.float32)
+    tolerance = TOLERANCE_ON_GPU if whole.is_cuda else TOLERANCE[dtype]
     differs = (whole - apart).abs() > tolerance * whole.abs().max().clamp(min=1.0)
     if not differs.any():
         return ""
@@ -223,50 +279,63 @@ def _told_of_company(module: nn.Module, task: TaskLoss, few: Batch, batches: Tra
     )
 
 
-def _watched(module: nn.Module, losses: Callable[[], Tensor]) -> tuple[list[str], str]:
-    """Return the names of attributes that a forward pass changes, and a digest of the order of module calls."""
+def _watched(module: nn.Module, losses: Callable[[], Tensor], device: torch.device) -> tuple[list[str], str, bool]:
+    """Send the same rows through a network twice, with the same random numbers and buffers.
+
+    Returns:
+        The names of attributes that the second pass finds otherwise than it leaves them, such as a counter (what is
+        only kept of the last rows is as it was), a digest of the order of module calls, and whether both losses are
+        the same.
+    """
     names = {child: name for name, child in module.named_modules()}
     order = hashlib.blake2b(digest_size=8)
     hooks = [
         child.register_forward_pre_hook(lambda child, _: order.update(f"{names[child]}/".encode())) for child in names
     ]
-    before = {name: _attributes(child) for child, name in names.items()}
     kind = type(module).__name__
     module.train()
-    losses()
+    with no_trace(module, device):
+        first = losses().detach()
     for hook in hooks:
         hook.remove()
+    before = {name: _attributes(child) for child, name in names.items()}
+    second = losses().detach()
     changed = [
         ".".join(filter(None, [kind, name, attribute]))
         for child, name in names.items()
         for attribute, value in _attributes(child).items()
         if value != before[name].get(attribute)
     ]
-    return changed, order.hexdigest()
+    tolerance = TOLERANCE_ON_GPU if first.is_cuda else SAME_AGAIN
+    return changed, order.hexdigest(), torch.allclose(first, second, rtol=tolerance, atol=0.0, equal_nan=True)
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """Return what in a module's attributes could be state that is no buffer: numbers, tensors and lists of them.
+    """Return what in a module's attributes could be state that is no buffer: numbers, tensors and trees of them.
 
     A tensor with a gradient function is what the forward pass has just made, and no state.
     """
-    found = {}
-    for name, value in vars(module).items():
-        if not name.startswith("_") and name != "training":
-            found[name] = _state_of(value)
+    found = {name: _state_of(value) for name, value in vars(module).items() if name not in OF_TORCH}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def _state_of(value: Any) -> Any:
-    if isinstance(value, int | float):
-        return value
-    if isinstance(value, Tensor):
-        return None if value.requires_grad else (id(value), value._version)
-    if isinstance(value, list | tuple) and value and all(isinstance(each, Tensor | int | float) for each in value):
-        return [_state_of(each) for each in value]
-    if isinstance(value, Mapping) and value and all(isinstance(each, Tensor | int | float) for each in value.values()):
-        return {name: _state_of(each) for name, each in value.items()}
-    return None
+    """Return what is compared: numbers as they are, checksums of arrays."""
+    found: Any = None
+    match value:
+        case int() | float():
+            found = value
+        case torch.Generator():
+            found = _checksum(value.get_state())
+        case np.ndarray():
+            found = value.tobytes()
+        case Tensor() if not value.requires_grad and value.layout == torch.strided:
+            found = _checksum(value)
+        case list() | tuple() | deque():
+            found = [_state_of(each) for each in value]
+        case Mapping():
+            found = {name: _state_of(each) for name, each in value.items()}
+    return found
 
 
 def _any_number_of_ranks(module: nn.Module, task: TaskLoss, company: str) -> Promise:
@@ -281,12 +350,19 @@ def _any_number_of_ranks(module: nn.Module, task: TaskLoss, company: str) -> Pro
     return Promise(name, "held")
 
 
-def _resume(strays: Sequence[str], *, is_repeatable: bool) -> Promise:
+def _resume(strays: Sequence[str], *, is_repeatable: bool, is_same_again: bool) -> Promise:
     name = "resume exact"
     if not is_repeatable:
         return Promise(name, "not", "row 0, asked for twice, is not the same: it draws from a generator of its own")
     if strays:
         return Promise(name, "not", f"{', '.join(strays[:SHOWN])} changes and is no buffer")
+    if not is_same_again:
+        return Promise(
+            name,
+            "not",
+            "the loss of the same rows is another the second time, with the same weights, buffers and random numbers: "
+            "the network or the task keeps something that a checkpoint has not",
+        )
     return Promise(name, "held")
 
 
