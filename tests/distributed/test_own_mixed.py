@@ -145,9 +145,10 @@ def test_blocks_of_a_users_network_are_computed_again_to_the_same_bits(tmp_path:
         assert (one.get("loss"), one.get("grad_norm")) == (other.get("loss"), other.get("grad_norm"))
 
 
-def test_a_row_without_a_loss_that_only_keeps_other_ranks_company_spoils_no_update(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", ["columns", "by_row"])
+def test_a_row_without_a_loss_that_only_keeps_other_ranks_company_spoils_no_update(source: str, tmp_path: Path) -> None:
     # 49 rows train; the fifth batch has one row, so one of two ranks runs row 0 of the split instead, which is NaN.
-    data = {"source": "columns", "global_batch": 12, "num_rows": 61, "fault": "nan", "validation_fraction": 0.2}
+    data = {"source": source, "global_batch": 12, "num_rows": 61, "fault": "nan", "validation_fraction": 0.2}
     answers = start(tmp_path, "run.max_steps=10", ranks=2, data=data)
     assert [code for code, _ in answers] == [0, 0]
     updates = [line for line in lines(tmp_path) if line["event"] == "update"]
