@@ -252,8 +252,8 @@ def _check_loss(module: nn.Module, task: TaskLoss, losses: Callable[[], Tensor],
     bad = few.ids[(~of_rows.isfinite()).to(few.ids.device)].tolist()
     which = f"row {', '.join(map(str, bad[:SHOWN]))}" if bad else f"the first {few.num_rows} rows"
     return (
-        f"the loss of {which} is {float(loss.detach())} before any update, and an update with such a row is not applied; "
-        "look at these rows, and at divisions and logarithms in the loss",
+        f"the loss of {which} is {float(loss.detach())} before any update, and an update with such a row is not "
+        "applied; look at these rows, and at divisions and logarithms in the loss",
     )
 
 
