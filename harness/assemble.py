@@ -24,7 +24,7 @@ from harness.run import Run
 from harness.schedule import check_fits
 from harness.scores import check_metric
 from harness.stopping import Judge, StopSignals
-from harness.strategy.build import AUTOCAST, DTYPES, build_strategy
+from harness.strategy.build import AUTOCAST, DTYPES, build_strategy, moved
 from harness.tasks.base import TaskLoss
 from harness.watch.flops import NUM_ROWS, training_flops_per_row
 from harness.watch.peak_flops import peak_flops
@@ -57,7 +57,7 @@ def assemble(
     batches = TrainingBatches(
         splits.train, plan, rank=ranks.rank, device=device, dtype=dtype, augmentation=splits.augmentation
     )
-    model.to(device=device, dtype=dtype)
+    model = moved(model, device, dtype)
     pads_left = getattr(model, "pads_left", False)
     found, groups = _look(config, ranks, task, batches, model)
     share_of_peak_per_row = _share_of_peak_per_row(config, ranks, task, batches, model)
@@ -106,7 +106,17 @@ def _look(
     with ranks.raise_on_all_ranks("trying one row"), refused_as(ConfigError, "one row, before any update,"):
         check_batch_norm(model, batches.plan, lambda: task.forward(model, batches.some([0]).data))
     autocast = AUTOCAST[config.strategy.precision]
-    found = look(model, task, batches, ranks, autocast=autocast, only_ddp=_only_ddp(config))
+    waits = config.strategy.kind in ("ddp", "zero3")
+    found = look(
+        model,
+        task,
+        batches,
+        ranks,
+        autocast=autocast,
+        only_ddp=_only_ddp(config),
+        waits=waits,
+        is_ours=config.model.is_ours,
+    )
     with ranks.raise_on_all_ranks("asking the task"), refused_as(ConfigError, "task:"):
         metrics = task.metrics()
         for name, metric in metrics.items():

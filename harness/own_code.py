@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sysconfig
 import traceback
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ from pathlib import Path
 from harness.errors import HarnessError
 
 _OURS = str(Path(__file__).parent)
-_INSTALLED = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+_STANDARD = tuple(os.path.realpath(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib"))
+_INSTALLED = ("site-packages", "dist-packages")  # also those of the system, or of a user, beside a virtual environment
 
 
 def told(error: BaseException) -> str:
@@ -45,5 +47,5 @@ def refused_as(kind: type[HarnessError], doing: str) -> Iterator[None]:
 
 
 def _is_users(file: str) -> bool:
-    is_installed = "site-packages" in file or "dist-packages" in file
-    return not (is_installed or file.startswith((_OURS, *_INSTALLED, "<")))
+    is_installed = any(folder in Path(file).parts for folder in _INSTALLED)
+    return not is_installed and not file.startswith((_OURS, "<")) and not os.path.realpath(file).startswith(_STANDARD)

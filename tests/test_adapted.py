@@ -168,6 +168,27 @@ def test_a_part_without_a_loss_is_told_the_nearest_name() -> None:
         adapted(Misspelt(), name="odd")
 
 
+def test_methods_with_other_arguments_are_refused_with_how_they_are_called() -> None:
+    class Short(Click):
+        def weights(self) -> None: ...
+
+        def scored(self, outputs: Any) -> None: ...
+
+    class Named(Click):
+        weights = 1.0
+
+    class Free(Click):
+        def loss(self, *arguments: Any, **other: Any) -> None: ...
+
+    for part, said in (
+        (Short(), r"task odd: weights\(\) -> .*None.* cannot be called as weights\(batch\): too many"),
+        (Named(), r"task odd: weights is a float; it is called as weights\(batch\)"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            adapted(part, name="odd")
+    adapted(Free(), name="free")
+
+
 @pytest.mark.parametrize("step", ["training_step", "configure_optimizers", "closure"])
 def test_a_part_that_makes_its_steps_itself_is_refused_with_the_reason(step: str) -> None:
     gan = type("Gan", (Click,), {step: lambda self, *_: None})

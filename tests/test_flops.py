@@ -92,6 +92,17 @@ def test_a_network_that_looks_at_its_numbers_is_counted_in_passing() -> None:
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
+def test_a_network_that_keeps_an_output_with_its_graph_is_counted() -> None:
+    class Keeps(nn.Linear):
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            self.kept = super().forward(rows)
+            return self.kept
+
+    model = Keeps(10, 3)
+    model(torch.ones(2, 10))  # as the look at the start does; such a tensor cannot be copied
+    assert flops(model, torch.ones(1, 10)) == flops(nn.Linear(10, 3), torch.ones(1, 10))
+
+
 def test_a_pretrained_network_is_counted_and_its_frozen_weights_cost_less(tmp_path: Path) -> None:
     ids = torch.ones(1, 6, dtype=torch.int64)
     path = str(write_model(tmp_path / "bert"))

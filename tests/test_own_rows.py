@@ -294,3 +294,9 @@ def test_a_tree_goes_through_a_map_as_what_it_was() -> None:
 def test_stacking_names_the_place_that_differs() -> None:
     with pytest.raises(DataError, match=r"row 9 has shape str at a.0, row 4 has \(1,\)"):
         stack([{"a": [torch.zeros(1)]}, {"a": ["text"]}], [4, 9])
+
+
+def test_numbers_of_python_keep_their_digits() -> None:
+    tree = stack([{"age": 0.1, "i": 1, "old": True}, {"age": 2, "i": 2, "old": False}], [0, 1])
+    assert tree["age"].tolist() == [0.1, 2.0]
+    assert (tree["i"].dtype, tree["old"].dtype) == (torch.int64, torch.bool)

@@ -53,7 +53,8 @@ def _stacked_leaves(rows: list[Any], ids: Sequence[int], path: str) -> Any:
         rows = [torch.as_tensor(row) for row in rows]
     first = rows[0]
     if isinstance(first, bool | int | float):
-        return torch.tensor(rows)
+        has_floats = any(isinstance(row, float) for row in rows)
+        return torch.tensor(rows, dtype=torch.float64 if has_floats else None)  # brought to the type of the run later
     if not isinstance(first, Tensor):
         return rows
     for row, number in zip(rows, ids, strict=True):

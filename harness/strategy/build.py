@@ -23,6 +23,18 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp16": torch.float32, "
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": None}
 
 
+def moved(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Return a network on a device with its floats in fp32 or fp64.
+
+    `Module.to` would drop the imaginary part of what is complex.
+
+    Args:
+        dtype: one of `DTYPES`.
+    """
+    module = module.to(device=device)
+    return module.double() if dtype == torch.float64 else module.float()
+
+
 def build_strategy(
     config: RunConfig, module: nn.Module, ranks: Ranks, *, groups: OfParameters | None = None
 ) -> Strategy:
@@ -34,7 +46,7 @@ def build_strategy(
     Raises:
         ConfigError: what came out is not what was asked for.
     """
-    module = module.to(device=ranks.device, dtype=DTYPES[config.strategy.precision])
+    module = moved(module, ranks.device, DTYPES[config.strategy.precision])
     strategy = _build(config, module, ranks, groups)
     if config.ema is not None:
         strategy.keep_average(decay=config.ema.decay)

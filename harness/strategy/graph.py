@@ -33,6 +33,10 @@ def differentiable(outputs: Any) -> list[Tensor]:
 
 
 def zero_of(outputs: Any) -> Tensor:
-    """Return a () zero whose backward pass goes to everything that a network's outputs depend on, with zeros."""
-    sums = [leaf.sum(dtype=torch.promote_types(leaf.dtype, torch.float32)) for leaf in differentiable(outputs)]
+    """Return a () zero whose backward pass goes to everything that a network's outputs depend on, with zeros.
+
+    An output may be infinite, such as a logit of what is masked: 0 times that would be NaN.
+    """
+    finite = [torch.where(leaf.isfinite(), leaf, 0.0) for leaf in differentiable(outputs)]
+    sums = [leaf.sum(dtype=torch.promote_types(leaf.dtype, torch.float32)) for leaf in finite]
     return 0.0 * torch.stack(sums).sum()

@@ -14,7 +14,12 @@ from torch import nn
 @contextmanager
 def no_trace(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Have random states, buffers, modes and gradients afterwards as they were before."""
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    # A forward pass may put another tensor in the place of a buffer, also one of another shape.
+    buffers = [
+        (child, name, buffer, None if buffer is None else buffer.clone())
+        for child in module.modules()
+        for name, buffer in child._buffers.items()
+    ]
     modes = {child: child.training for child in module.modules()}
     python, numpy = random.getstate(), np.random.get_state()
     try:
@@ -24,9 +29,10 @@ def no_trace(module: nn.Module, device: torch.device) -> Iterator[None]:
         random.setstate(python)
         np.random.set_state(numpy)
         with torch.no_grad():
-            for name, buffer in module.named_buffers():
-                if name in buffers:
-                    buffer.copy_(buffers[name])
+            for child, name, buffer, values in buffers:
+                child._buffers[name] = buffer
+                if buffer is not None and values is not None:
+                    buffer.copy_(values)
         for child, mode in modes.items():
             child.training = mode
         module.zero_grad(set_to_none=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -18,7 +20,16 @@ LEDGER_KEYS = (
     *("samples_seen", "applied", "seconds", "samples_per_second", "tokens_per_second", "memory_bytes", "mfu"),
 )
 """What a line of an update has already; a term of a user's cannot be called so."""
-METHODS = ("forward", "loss", "weights", "metrics", "scored", "examples", "parameter_groups")
+METHODS = {
+    "forward": ("network", "batch"),
+    "loss": ("outputs", "batch"),
+    "weights": ("batch",),
+    "metrics": (),
+    "scored": ("outputs", "batch"),
+    "examples": ("outputs", "batch"),
+    "parameter_groups": ("network",),
+}
+"""What a task may have, and what it is called with."""
 SETTINGS = ("lr_factor", "weight_decay")
 WRITE_WEIGHTS = (
     "add a method weights(self, batch) that returns 1.0 for each target that counts and 0.0 for padding, in the "
@@ -55,6 +66,22 @@ class AdaptedTask:
             raise self._error(
                 f"has no loss(outputs, batch){f' (nearest: {near})' if near else ''}; it returns one value a target"
             )
+        for method, arguments in METHODS.items():
+            self._check_arguments(method, arguments)
+
+    def _check_arguments(self, method: str, arguments: tuple[str, ...]) -> None:
+        found = getattr(self._part, method, None)
+        if found is None:
+            return
+        if not callable(found):
+            raise self._error(f"{method} is a {type(found).__name__}; it is called as {method}({', '.join(arguments)})")
+        with suppress(ValueError):  # one of C tells nothing of its arguments
+            try:
+                inspect.signature(found).bind(*arguments)
+            except TypeError as error:
+                raise self._error(
+                    f"{method}{inspect.signature(found)} cannot be called as {method}({', '.join(arguments)}): {error}"
+                ) from None
 
     @property
     def terms(self) -> Sequence[str]:

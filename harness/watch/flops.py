@@ -30,8 +30,8 @@ def training_flops_per_row(model: nn.Module, forward: Callable[[nn.Module, Any],
         rows: some rows, where the model is.
     """
     tensors = [*model.parameters(), *model.buffers()]
-    bare = copy.deepcopy(model, {id(tensor): _without_storage(tensor) for tensor in tensors})
-    try:
+    try:  # a network that keeps an output with its graph cannot be copied
+        bare = copy.deepcopy(model, {id(tensor): _without_storage(tensor) for tensor in tensors})
         on_meta = map_tree(lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) else leaf, rows.data)
         return _count(lambda: forward(bare, on_meta)) / rows.num_rows
     except RuntimeError:

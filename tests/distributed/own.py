@@ -38,12 +38,18 @@ class Own:
     precision: str = "fp32"
     micro_batch: int | None = None
     overrides: tuple[str, ...] = ()
+    num_rows: int = ROWS
 
     def config(self) -> RunConfig:
         micro_batch = self.micro_batch or "null"
         strategy = f"{{kind: {self.strategy}, precision: {self.precision}, micro_batch: {micro_batch}}}"
         given = (
-            *(f"data.num_rows={ROWS}", f"data.global_batch={BATCH}", f"run.max_steps={UPDATES}", "run.max_epochs=null"),
+            *(
+                f"data.num_rows={self.num_rows}",
+                f"data.global_batch={BATCH}",
+                f"run.max_steps={UPDATES}",
+                "run.max_epochs=null",
+            ),
             *(f"strategy={strategy}", f"clip.max_norm={MAX_NORM}"),
             *("schedule={kind: constant}", "early_stopping=null", "optim.peak_lr=0.01"),
         )

@@ -59,6 +59,8 @@ class Net(nn.Module):
         for block in self.blocks:
             rows = block(rows)
         logits = self.head(rows)
+        if self.fault == "masked":
+            return torch.cat([logits, logits.new_full((len(logits), 1), -torch.inf)], dim=1)
         return {"": logits, "flat": logits.sum(0), "tuple": (logits, rows), "dict": {"logits": logits}}[self.fault]
 """
 
@@ -143,12 +145,26 @@ def test_blocks_of_a_users_network_are_computed_again_to_the_same_bits(tmp_path:
         assert (one.get("loss"), one.get("grad_norm")) == (other.get("loss"), other.get("grad_norm"))
 
 
-def test_a_row_without_a_loss_that_only_keeps_other_ranks_company_spoils_no_update(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", ["columns", "by_row"])
+def test_a_row_without_a_loss_that_only_keeps_other_ranks_company_spoils_no_update(source: str, tmp_path: Path) -> None:
     # 49 rows train; the fifth batch has one row, so one of two ranks runs row 0 of the split instead, which is NaN.
-    data = {"source": "columns", "global_batch": 12, "num_rows": 61, "fault": "nan", "validation_fraction": 0.2}
+    data = {"source": source, "global_batch": 12, "num_rows": 61, "fault": "nan", "validation_fraction": 0.2}
     answers = start(tmp_path, "run.max_steps=10", ranks=2, data=data)
     assert [code for code, _ in answers] == [0, 0]
     updates = [line for line in lines(tmp_path) if line["event"] == "update"]
     assert len([line for line in updates if not line["applied"]]) == len(updates) // 5, (
         "once an epoch, by the row itself"
     )
+
+
+def test_an_output_that_is_masked_with_minus_infinity_spoils_no_update_of_a_rank_without_rows(tmp_path: Path) -> None:
+    data = {"source": "by_row", "global_batch": 12, "num_rows": 61, "validation_fraction": 0.2}
+    task = {"kind": "classification", "num_classes": 3}
+    losses = {}
+    for ranks in (1, 2):
+        model = {"kind": "net", "fault": "masked"}
+        names = (f"run.name=of{ranks}", "run.max_steps=10")
+        answers = start(tmp_path, *names, ranks=ranks, data=data, task=task, model=model)
+        assert [code for code, _ in answers] == [0] * ranks
+        losses[ranks] = [line["loss"] for line in lines(tmp_path, f"of{ranks}") if line["event"] == "update"]
+    assert losses[1] == pytest.approx(losses[2], rel=1e-5)

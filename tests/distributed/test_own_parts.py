@@ -26,14 +26,14 @@ def ways(world_size: int) -> list[Own]:
 
 
 @cache
-def plain(example: str, precision: str, overrides: tuple[str, ...]) -> Course:
-    own = Own(example, precision=precision, overrides=overrides)
+def plain(example: str, precision: str, overrides: tuple[str, ...], num_rows: int) -> Course:
+    own = Own(example, precision=precision, overrides=overrides, num_rows=num_rows)
     found: Course = run_standing_ranks(1, with_plain_pytorch, own)[0]
     return found
 
 
 def assert_alike(found: Course, own: Own) -> None:
-    wanted = plain(own.example, own.precision, own.overrides)
+    wanted = plain(own.example, own.precision, own.overrides, own.num_rows)
     close = {"rel": 1e-12, "abs": 1e-13} if own.precision == "fp64" else {"rel": 1e-5, "abs": 1e-6}
     assert len(found.terms) == len(wanted.terms)
     for here, there in zip(found.terms, wanted.terms, strict=True):
@@ -53,6 +53,12 @@ def test_ddp_trains_parts_of_ones_own_as_plain_pytorch_does(world_size: int) -> 
     courses = run_ranks(world_size, with_the_harness, owns, deadline_seconds=240)[0]
     for found, own in zip(courses, owns, strict=True):
         assert_alike(found, own)
+
+
+def test_a_rank_without_rows_adds_nothing_to_the_weight_of_a_batch() -> None:
+    own = Own("ragged", precision="fp64", num_rows=49)  # the third batch has one row
+    (found,) = run_standing_ranks(2, with_the_harness, [own])[0]
+    assert_alike(found, own)
 
 
 @pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])

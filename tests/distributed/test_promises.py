@@ -10,8 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from harness.doctor.promises import _check_network
+from harness.errors import ConfigError
 from harness.observers.console import promised
 from harness.record.json_lines import read_events
+from harness.strategy.build import moved
 from harness.strategy.untouched import no_trace
 from tests.distributed.starts import train_on_standing_ranks
 from tests.helpers import write_config
@@ -21,7 +24,9 @@ PARTS = '''
 import os
 import random
 from collections import deque
+from types import SimpleNamespace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -41,7 +46,15 @@ class Tower(nn.Module):
             torch.manual_seed(int(os.environ["RANK"]))
         self.body, self.spare, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 1)
         self.norm = nn.BatchNorm1d(8) if fault == "batch norm" else nn.Identity()
-        self.calls, self.queue, self.kept = 0, deque(), []
+        self.calls, self.queue, self.kept, self._kept = 0, deque(), [], np.zeros(1)
+        if fault == "lazy":
+            self.spare = nn.LazyLinear(8)
+        if fault == "complex":
+            self.phase = nn.Parameter(torch.ones(8, dtype=torch.complex64))
+        if fault == "complex buffer":
+            self.register_buffer("phase", torch.ones(8, dtype=torch.complex64) * 1j, persistent=False)
+        if fault == "buffer by rank":
+            self.register_buffer("noise", torch.full((8,), float(os.environ["RANK"])), persistent=False)
         if fault == "raises when built":
             raise RuntimeError("no weights today")
 
@@ -53,8 +66,13 @@ class Tower(nn.Module):
             case "counts outside":
                 CALLS.append(1)
                 found = found * len(CALLS)
-            case "keeps tensors":
+            case "keeps tensors" if self.training:
+                found = found + sum(kept.mean() for kept in self.kept)
                 self.kept = [found.detach()]
+            case "keeps in private" if self.training:
+                self._kept += 1
+            case "shows":  # what is looked at by people, and shapes, are no state
+                self.shown, self.rows, self._mask = found.detach(), len(x), torch.ones(len(x), 1)
             case "spare on rank 1" if os.environ["RANK"] == "1":
                 found = found + self.spare(found)
             case "spare first on rank 1":
@@ -62,10 +80,20 @@ class Tower(nn.Module):
                 return sum(layer(found).sum(-1) for layer in order)
             case "spare in training" if self.training:
                 found = found + self.spare(found)
+            case "spare for some rows" if (x[:, 0] > 0.8).any():
+                found = found + self.spare(found) * (x[:, :1] > 0.8)
+            case "drops the spare" if not self.training or torch.rand(()) < 0.5:
+                found = found + self.spare(found)
+            case "clamps":
+                self.head.weight.data.mul_(0.9)
             case "mixes rows":
                 found = found - found.mean(dim=0)
             case "dropout":
                 found = torch.nn.functional.dropout(found, 0.5, self.training)
+            case "complex buffer":
+                found = found * (self.phase * -1j).real  # 1, if the imaginary part is still there
+            case "returns an object":
+                return SimpleNamespace(found=self.head(found))
             case "log":
                 found = found.log()
         return self.head(found).squeeze(-1)
@@ -112,16 +140,21 @@ class Sum:
     mixes_rows = False
 
     def __init__(self, fault: str = "", weight: float = 1.0):
-        self.fault, self.weight = fault, weight
+        self.fault, self.weight, self.center = fault, weight, 0.0
         self.mixes_rows = fault == "says that it mixes rows"
 
     def forward(self, network, batch):
+        if self.fault == "reaches in":
+            return network(batch["x"]) * network.head.weight.sum()
         if self.fault == "age":
             return network(batch["x"], age=batch["age"])
         return network(batch["x"])
 
     def loss(self, outputs, batch):
         each = F.mse_loss(outputs, batch["y"], reduction="none")
+        if self.fault == "keeps a mean" and outputs.requires_grad:
+            self.center = 0.9 * self.center + outputs.detach().mean()
+            each = each + self.center
         if self.fault in ("mixes rows", "says that it mixes rows"):
             return each - each.mean()
         if self.fault == "nan":
@@ -167,8 +200,11 @@ def notices(folder: Path) -> str:
 HELD = ("held", "")
 
 
-def test_of_a_network_without_fault_all_is_held_and_a_layer_that_nothing_uses_is_named(tmp_path: Path) -> None:
-    assert [code for code, _ in start(tmp_path)] == [0, 0]
+@pytest.mark.parametrize("fault", ["", "shows", "complex buffer"])
+def test_of_a_network_without_fault_all_is_held_and_a_layer_that_nothing_uses_is_named(
+    fault: str, tmp_path: Path
+) -> None:
+    assert [code for code, _ in start(tmp_path, model={"fault": fault})] == [0, 0]
     found = promises(tmp_path)
     assert set(found.values()) == {HELD}
     assert list(found) == ["order of rows exact", "any number of ranks", "resume exact", "any strategy", "export"]
@@ -184,9 +220,11 @@ def test_of_a_network_without_fault_all_is_held_and_a_layer_that_nothing_uses_is
         (
             {"model": {"fault": "counts outside"}},
             "resume exact",
-            "the loss of the same rows, asked for twice, is another",
+            "the loss of the same rows is another the second time",
         ),
         ({"model": {"fault": "keeps tensors"}}, "resume exact", "Tower.kept changes and is no buffer"),
+        ({"model": {"fault": "keeps in private"}}, "resume exact", "Tower._kept changes and is no buffer"),
+        ({"task": {"fault": "keeps a mean"}}, "resume exact", "the loss of the same rows is another the second time"),
         ({"data": {"fault": "own generator"}}, "resume exact", "row 0, asked for twice, is not the same"),
         (
             {"model": {"fault": "batch norm"}, "data": {"num_rows": 30}},
@@ -219,10 +257,26 @@ def test_what_the_parts_do_not_let_the_run_promise_is_told_with_the_reason(
             "rank 1 has built other first weights than rank 0 (6 tensors",
         ),
         (
+            {"model": {"fault": "buffer by rank"}},
+            2,
+            "rank 1 has built other first weights than rank 0 (1 tensors, such as noise",
+        ),
+        ({"model": {"fault": "returns an object"}}, 2, "in the SimpleNamespace that it returns no tensor is found"),
+        ({"model": {"fault": "lazy"}}, 2, "spare.weight has no shape before its first forward pass"),
+        ({"model": {"fault": "complex"}}, 2, "parameter phase is torch.complex64, which the optimizers do not take"),
+        ({"task": {"fault": "reaches in"}}, 2, "can call the network and nothing else, and asked it for head"),
+        (
             {"model": {"fault": "spare on rank 1"}},
             2,
-            "such as spare.bias, act on the rows of some ranks only",
+            "such as spare.weight, for some rows, at some times or on some ranks only",
         ),
+        (
+            {"model": {"fault": "spare for some rows"}, "data": {"num_rows": 80}},
+            2,
+            "such as spare.weight, for some rows, at some times",
+        ),
+        ({"model": {"fault": "drops the spare"}}, 2, "such as spare.weight, for some rows, at some times"),
+        ({"model": {"fault": "clamps"}}, 2, "a forward pass changes its parameter head.weight"),
         ({"model": {"fault": "raises when built"}}, 2, "raised RuntimeError: no weights today"),
         ({"task": {"fault": "mean"}}, 2, "task sum: its loss is one number, shape (); return one value a target"),
         ({"task": {"fault": "mixes rows"}}, 2, "so it depends on which rows come together"),
@@ -264,6 +318,20 @@ def test_an_error_in_a_users_forward_is_told_with_his_line(tmp_path: Path) -> No
     said = start(tmp_path, task={"fault": "age"})[0][1]
     assert f"({tmp_path / 'faulty.py'}, line " in said
     assert 'return network(batch["x"], age=batch["age"])' in said
+
+
+@pytest.mark.parametrize("fault", ["spare for some rows", "drops the spare"])
+def test_what_is_used_at_some_times_only_is_trained_where_nobody_waits_for_it(fault: str, tmp_path: Path) -> None:
+    ((code, _),) = start(tmp_path, "run.max_steps=6", ranks=1, model={"fault": fault}, data={"num_rows": 80})
+    assert code == 0
+    verdict, reason = promises(tmp_path)["any strategy"]
+    assert verdict == "not"
+    assert reason.startswith("spare.weight is used for some rows or at some times only")
+    said = notices(tmp_path)
+    assert (
+        "the loss depends on 2 of the model's parameters, such as spare.weight, for some rows or at some times" in said
+    )
+    assert "which stay as they are" not in said
 
 
 def test_a_head_that_is_used_in_training_alone_is_trained(tmp_path: Path) -> None:
@@ -316,6 +384,18 @@ def test_looking_leaves_no_trace() -> None:
     assert (module[0].training, module[2].training) == (True, False)
 
 
+def test_a_buffer_that_a_forward_pass_has_replaced_is_put_back() -> None:
+    module, mask = nn.Linear(2, 2), torch.ones(5)
+    module.register_buffer("mask", mask, persistent=False)
+    module.register_buffer("cache", None)
+    with no_trace(module, torch.device("cpu")):
+        mask.zero_()
+        module.mask, module.cache = torch.zeros(2), torch.zeros(3)
+    assert module.mask is mask
+    assert mask.tolist() == [1.0] * 5
+    assert module.cache is None
+
+
 def test_promises_are_a_line_where_all_are_held_and_a_table_where_not() -> None:
     held = {"name": "resume exact", "verdict": "held", "reason": ""}
     broken = {"name": "export", "verdict": "not", "reason": "it cannot be"}
@@ -325,3 +405,21 @@ def test_promises_are_a_line_where_all_are_held_and_a_table_where_not() -> None:
         "  resume exact  held",
         "  export        not, because it cannot be",
     ]
+
+
+def test_a_state_that_no_checkpoint_would_have_is_refused() -> None:
+    class Extra(nn.Linear):
+        def get_extra_state(self) -> Any:
+            return {"calls": 1}
+
+    with pytest.raises(ConfigError, match=r"0 has a state beside its parameters and buffers \(get_extra_state\)"):
+        _check_network(nn.Sequential(Extra(1, 1)))
+
+
+def test_the_imaginary_part_of_a_buffer_stays() -> None:
+    module = nn.Linear(1, 1)
+    module.register_buffer("phase", torch.tensor([1 + 2j]))
+    for dtype in (torch.float32, torch.float64):
+        found = moved(module, torch.device("cpu"), dtype)
+        assert next(found.parameters()).dtype == dtype
+        assert found.get_buffer("phase").tolist() == [1 + 2j]

@@ -72,8 +72,8 @@ def frozen(signs: list[list[float]]) -> tuple[list[str], tuple[str, ...]]:
     ranks = join()
     module = Halves()
     rows = torch.tensor([[sign, 1.0] for sign in signs[ranks.rank]])
-    unused = unused_parameters(module, [lambda: module(rows[:2]).sum(), lambda: module(rows).sum()])
-    notices = freeze(module, unused.always, ranks)
+    unused = unused_parameters(module, lambda: module(rows[:2]).sum(), [lambda: module(rows).sum()])
+    notices, _ = freeze(module, unused, ranks, waits=True)
     return [name for name, parameter in module.named_parameters() if not parameter.requires_grad], notices
 
 
@@ -92,15 +92,19 @@ def test_what_the_third_row_uses_is_not_frozen() -> None:
 def test_what_only_one_rank_uses_is_refused_on_all_ranks_by_name() -> None:
     one, two = run_standing_ranks(2, refusal, [[1.0, -1.0], [1.0, 1.0]])
     assert one == two
-    assert "2 parameters, such as negative.bias, act on the rows of some ranks only" in one
+    assert "2 parameters, such as negative.weight, for some rows, at some times or on some ranks only" in one
 
 
 def test_looking_for_them_leaves_no_trace_in_the_module_or_the_random_numbers() -> None:
     module = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5), nn.BatchNorm1d(2))
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     state = torch.get_rng_state()
+
+    def loss() -> Tensor:
+        return module(torch.ones(3, 2)).sum()
+
     with no_trace(module, ALONE.device):
-        assert unused_parameters(module, [lambda: module(torch.ones(3, 2)).sum()] * 2) == ([], [])
+        assert unused_parameters(module, loss, [loss], draws=True, is_known=False) == ([], [], [])
     assert torch.equal(torch.get_rng_state(), state)
     assert module.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
@@ -109,8 +113,12 @@ def test_looking_for_them_leaves_no_trace_in_the_module_or_the_random_numbers() 
 
 def test_a_model_of_which_nothing_would_be_trained_is_refused() -> None:
     module = nn.Linear(2, 2).requires_grad_(False)
+
+    def loss() -> Tensor:
+        return module(torch.ones(3, 2)).sum()
+
     with pytest.raises(ConfigError, match="nothing would be trained"):
-        freeze(module, unused_parameters(module, [lambda: module(torch.ones(3, 2)).sum()]).always, ALONE)
+        freeze(module, unused_parameters(module, loss, [loss]), ALONE, waits=True)
 
 
 def train_padding_at_the_end(*arguments: str) -> int:
