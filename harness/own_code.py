@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sysconfig
 import traceback
 from collections.abc import Iterator
@@ -10,21 +11,30 @@ from pathlib import Path
 
 from harness.errors import HarnessError
 
-_OURS = str(Path(__file__).parent)
-_INSTALLED = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+_NOT_THEIRS = tuple(
+    f"{folder}{os.sep}"
+    for folder in (Path(__file__).parent, *(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib")))
+)
+_INSTALLED = {"site-packages", "dist-packages"}
+"""Folders of installed packages, wherever they lie: an environment may see those of another one."""
 
 
 def told(error: BaseException) -> str:
     """Return an exception as its type, its message and the innermost line of a user's that led to it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    frame = next((frame for frame in reversed(frames) if _is_users(frame.filename)), None)
+    frame = users_frame(error)
     where = f" ({frame.filename}, line {frame.lineno}: {frame.line})" if frame else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
 
 
+def users_frame(error: BaseException) -> traceback.FrameSummary | None:
+    """Return the innermost line of a user's that led to an exception."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((frame for frame in reversed(frames) if _is_users(frame.filename)), None)
+
+
 def is_of_user(error: BaseException) -> bool:
     """Return whether a line of a user's led to an exception."""
-    return any(_is_users(frame.filename) for frame in traceback.extract_tb(error.__traceback__))
+    return users_frame(error) is not None
 
 
 @contextmanager
@@ -45,4 +55,4 @@ def refused_as(kind: type[HarnessError], doing: str) -> Iterator[None]:
 
 
 def _is_users(file: str) -> bool:
-    return not file.startswith((_OURS, *_INSTALLED, "<"))
+    return not file.startswith((*_NOT_THEIRS, "<")) and not _INSTALLED.intersection(Path(file).parts)
