@@ -6,9 +6,11 @@ buffers, gradients or random numbers.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -17,14 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import ConfigError
-from harness.own_code import refused_as, told
+from harness.own_code import is_of_user, refused_as, told
 from harness.ranks.group import Ranks
 from harness.rows.batches import Batch, TrainingBatches
 from harness.rows.own import DatasetRows
 from harness.rows.tree import paths
+from harness.scores import prepared
 from harness.strategy.untouched import no_trace
 from harness.strategy.unused import freeze, unused_parameters
-from harness.tasks.adapted import ONE_STEP, STEPS
+from harness.tasks.adapted import ONE_STEP, STEPS, AdaptedTask
 from harness.tasks.base import LOSS, PairTask, TaskLoss
 
 Verdict = Literal["held", "held if", "not"]
@@ -93,17 +96,18 @@ def look(
     with no_trace(module, ranks.device):
         _check_same_weights(module, ranks)
 
-        def losses_of(batch: Batch) -> Callable[[], Tensor]:
-            def losses() -> Tensor:
-                with torch.autocast(ranks.device.type, dtype=autocast, enabled=autocast is not None):
-                    outputs = task.forward(module, batch.data)
-                return _loss(task, outputs, batch)
+        def forward(batch: Batch) -> Any:
+            with torch.autocast(ranks.device.type, dtype=autocast, enabled=autocast is not None):
+                return _forward(task, module, batch)
 
-            return losses
+        def losses_of(batch: Batch) -> Callable[[], Tensor]:
+            return lambda: _loss(task, forward(batch), batch)
 
         with ranks.raise_on_all_ranks("looking at the loss of the first rows"), refused_as(ConfigError, DOING):
             check_steps(module)
             notices = _check_loss(module, task, losses_of(few), few)
+            if isinstance(task, AdaptedTask):
+                _check_scores(module, task, forward, few, ranks)
             company = "" if task.mixes_rows or not is_repeatable else _told_of_company(module, task, few, batches)
             if company and not isinstance(task, PairTask):
                 raise ConfigError(f"task: {company}{SAY_SO}")
@@ -125,6 +129,45 @@ def look(
         Promise("export", "held"),
     )
     return Found(notices, promises, tuple(unused.in_eval_mode), time.perf_counter() - began)
+
+
+def _forward(task: TaskLoss, module: nn.Module, batch: Batch) -> Any:
+    """Return the outputs for a batch.
+
+    Raises:
+        ConfigError: the network takes other arguments than the task calls it with.
+    """
+    try:
+        return task.forward(module, batch.data)
+    except TypeError as error:
+        if is_of_user(error) or traceback.extract_tb(error.__traceback__)[-1].name != "_call_impl":
+            raise
+        raise ConfigError(
+            f"model: {type(module).__name__} does not take what task {getattr(task, 'name', type(task).__name__)} "
+            f"calls it with ({error}); a task of your own calls it in forward(network, batch)"
+        ) from error
+
+
+def _check_scores(
+    module: nn.Module, task: AdaptedTask, forward: Callable[[Batch], Any], few: Batch, ranks: Ranks
+) -> None:
+    """Refuse metrics that do not take what they are given, before an evaluation finds it out.
+
+    Raises:
+        ConfigError: names the metric.
+    """
+    module.eval()
+    with torch.no_grad():
+        scored = task.scored(forward(few), few.data)
+    for name, metric in task.metrics().items():
+        fresh = prepared(name, copy.deepcopy(metric), ranks.device)
+        try:
+            fresh.update(*scored)
+        except Exception as error:
+            raise ConfigError(
+                f"metric {name}: update of {type(metric).__name__} raised {told(error)} when it was given what "
+                "scored(outputs, batch) returns, or both where the task has no scored"
+            ) from error
 
 
 def _loss(task: TaskLoss, outputs: Any, batch: Batch) -> Tensor:
@@ -197,7 +240,7 @@ def _check_loss(module: nn.Module, task: TaskLoss, losses: Callable[[], Tensor],
     bad = few.ids[(~of_rows.isfinite()).to(few.ids.device)].tolist()
     which = f"row {', '.join(map(str, bad[:SHOWN]))}" if bad else f"the first {few.num_rows} rows"
     return (
-        f"the loss of {which} is {float(loss)} before any update, and an update with such a row is not applied; look "
+        f"the loss of {which} is {loss.item()} before any update, and an update with such a row is not applied; look "
         "at these rows, and at divisions and logarithms in the loss",
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +21,8 @@ LEDGER_KEYS = (
 )
 """What a line of an update has already; a term of a user's cannot be called so."""
 METHODS = ("forward", "loss", "weights", "metrics", "scored", "examples", "parameter_groups")
+SLIP = 0.85
+"""How alike two names are of which one is a slip of the other: `weight` of `weights`; not `loss_fn` of `loss`."""
 SETTINGS = ("lr_factor", "weight_decay")
 STEPS = ("training_step", "optimizer_step", "configure_optimizers", "optimizers", "closure")
 """What a part has that wants to make the update itself."""
@@ -37,7 +41,7 @@ class AdaptedTask:
     """
 
     def __init__(self, part: Any, *, name: str) -> None:
-        self._part, self._name = part, name
+        self._part, self.name = part, name
         self.is_weighted = hasattr(part, "weights")
         self.mixes_rows = bool(getattr(part, "mixes_rows", False))
         self.counts_tokens = bool(getattr(part, "counts_tokens", False)) and not self.is_weighted
@@ -46,6 +50,12 @@ class AdaptedTask:
         self._terms: list[str] = []
         if steps := [step for step in STEPS if hasattr(part, step)]:
             raise self._error(f"has {steps[0]}, but {ONE_STEP}")
+        for method in METHODS:
+            if not hasattr(part, method) and (near := _misspelt(method, type(part))):
+                raise self._error(
+                    f"has a method {near} and no {method}; if {method} is meant, call it so, else let {near} begin "
+                    "with _"
+                )
         if not callable(getattr(part, "loss", None)):
             near = nearest_name("loss", [name for name in dir(part) if not name.startswith("_")])
             raise self._error(
@@ -190,7 +200,7 @@ class AdaptedTask:
     )
 
     def _error(self, problem: str) -> ConfigError:
-        error = ConfigError(f"task {self._name}: {problem}")
+        error = ConfigError(f"task {self.name}: {problem}")
         error.is_of_one_rank = True  # as far as this one knows
         return error
 
@@ -207,3 +217,9 @@ def adapted(part: Any, *, name: str) -> AdaptedTask:
 def _weighted(values: Tensor, weights: Tensor) -> Tensor:
     """Return values times weights; what has the weight 0 is 0, be it NaN."""
     return torch.where((weights == 0) & ~values.isfinite(), 0.0, values * weights)
+
+
+def _misspelt(method: str, part: type[Any]) -> str | None:
+    """Return a method of a class that is called almost as one that nothing would call."""
+    names = [name for name, found in vars(part).items() if inspect.isroutine(found) and not name.startswith("_")]
+    return next(iter(difflib.get_close_matches(method, names, n=1, cutoff=SLIP)), None)
