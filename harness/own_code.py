@@ -11,22 +11,27 @@ from pathlib import Path
 
 from harness.errors import HarnessError
 
-_OURS = str(Path(__file__).parent)
+_OURS = f"{Path(__file__).parent}{os.sep}"
 _STANDARD = tuple(os.path.realpath(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib"))
 _INSTALLED = ("site-packages", "dist-packages")  # also those of the system, or of a user, beside a virtual environment
 
 
 def told(error: BaseException) -> str:
     """Return an exception as its type, its message and the innermost line of a user's that led to it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    frame = next((frame for frame in reversed(frames) if _is_users(frame.filename)), None)
+    frame = users_frame(error)
     where = f" ({frame.filename}, line {frame.lineno}: {frame.line})" if frame else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
 
 
+def users_frame(error: BaseException) -> traceback.FrameSummary | None:
+    """Return the innermost line of a user's that led to an exception."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((frame for frame in reversed(frames) if _is_users(frame.filename)), None)
+
+
 def is_of_user(error: BaseException) -> bool:
     """Return whether a line of a user's led to an exception."""
-    return any(_is_users(frame.filename) for frame in traceback.extract_tb(error.__traceback__))
+    return users_frame(error) is not None
 
 
 @contextmanager

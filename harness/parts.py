@@ -197,9 +197,8 @@ class Parts:
             for part in self._by_slot[slot].values():
                 if not part.is_ours:
                     own.setdefault(part.origin, []).append(part.kind)
-            if own:
-                of_us = sorted(part.kind for part in self._by_slot[slot].values() if part.is_ours)
-                schema["discriminator"]["origins"] = {BUILT_IN: of_us, **own}
+            of_us = sorted(part.kind for part in self._by_slot[slot].values() if part.is_ours)
+            schema["discriminator"]["origins"] = {BUILT_IN: of_us, **own} if own else {}
         return found
 
 

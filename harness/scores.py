@@ -77,7 +77,7 @@ def _states(metric: Any) -> dict[str, Any]:
     return {name: value for name, value in vars(metric).items() if isinstance(value, Tensor)}
 
 
-def _prepared(name: str, metric: Any, device: torch.device) -> Any:
+def prepared(name: str, metric: Any, device: torch.device) -> Any:
     """Return a fresh metric on the device, in float64, so that another order of the ranks' sums changes nothing."""
     check_metric(name, metric)
     if isinstance(metric, Metric):
@@ -109,7 +109,7 @@ class Scores:
     ) -> None:
         self._task, self._shown_rows, self._row = task, shown_rows, first_row
         self._examples: list[dict[str, list[Any]]] = []
-        self._metrics = {name: _prepared(name, metric, device) for name, metric in task.metrics().items()}
+        self._metrics = {name: prepared(name, metric, device) for name, metric in task.metrics().items()}
         self._sums = torch.zeros(len(task.terms) + 1, dtype=torch.float64, device=device)
         """Of each term of the loss, and of the weights."""
 

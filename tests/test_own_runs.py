@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -172,3 +175,20 @@ def test_a_tracker_of_the_file_runs_in_its_own_process_and_a_strangers_run_direc
     )
     assert refused.returncode == 2
     assert "whose `use` is not followed: it may be somebody else's" in refused.stderr
+
+
+def test_the_command_of_the_report_brings_the_file_that_a_stored_configuration_may_not(
+    train: Train, tmp_path: Path
+) -> None:
+    (tmp_path / "beside.py").write_text("WIDTH = 8\n")  # in run.json as well, and registers nothing
+    (tmp_path / "my_parts.py").write_text(PARTS.replace("import harness\n", "import beside\nimport harness\n", 1))
+    succeeded(train())
+    report = [sys.executable, "-m", "harness.launch.cli", "report", "runs/a"]
+    subprocess.run(report, cwd=tmp_path, check=True, capture_output=True)
+    page = (tmp_path / "runs" / "a" / "report.html").read_text()
+    commands = [html.unescape(found) for found in re.findall(r"<pre>(harness launch .*?)</pre>", page)]
+    (command,) = [found for found in commands if "run.name=a-again" in found]
+    _, _, config, _, _, *overrides = shlex.split(command)
+    again = [sys.executable, "-m", "harness.train", config, *overrides]
+    done = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -89,7 +89,8 @@ def test_a_file_in_the_working_directory_is_found_as_well(write: Write, tmp_path
 def test_the_kinds_are_for_the_configurations_that_use_the_file_alone(write: Write) -> None:
     path = write()
     load_config(path)
-    assert "'tower' is not one of cnn, gpt, mlp, perceptron, pretrained" in refusal(path, "use=[]")
+    said = refusal(path, "use=[]")
+    assert "'tower' is not one of cnn, gpt, mlp, perceptron, pretrained (built in, all of them; one of yours" in said
 
 
 def test_an_override_brings_a_file_from_anywhere(write: Write, tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ def problem_sentence(details: Any, schema: Schema) -> str:
     """Return `path: found, wanted` for one entry of a model's `ValidationError.errors()`."""
     path, keys, field = _locate(details["loc"], schema)
     origins: list[str] = []
+    no_part_of_ones_own = False
     kind, found = details["type"], details["input"]
     if kind in ("union_tag_not_found", "union_tag_invalid"):
         tagged = resolved(field)["discriminator"]
@@ -61,6 +62,7 @@ def problem_sentence(details: Any, schema: Schema) -> str:
         path = f"{path}.{tag}"
         kind, found = (kind, found[tag]) if tag in found else ("missing", None)
         origins = [f"{origin}: {', '.join(kinds)}" for origin, kinds in tagged.get("origins", {}).items()]
+        no_part_of_ones_own = tagged.get("origins") == {}
     hints: list[str] = []
     if kind == "extra_forbidden":
         hints = _kinds_hint(details["loc"], schema) or _nearest_hint(details["loc"][-1], keys)
@@ -78,6 +80,8 @@ def problem_sentence(details: Any, schema: Schema) -> str:
         if kind == "string_type":
             hints = ["""write what looks like something else in quotes, on a command line '"..."'"""]
         hints += origins
+        if no_part_of_ones_own and not hints:
+            hints = ["built in, all of them; one of yours comes by use: [FILE.py]"]
     return f"{path}: {text}" + (f" ({'; '.join(hints)})" if hints else "")
 
 

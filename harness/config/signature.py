@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import keyword
-import traceback
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Set
@@ -20,6 +19,7 @@ from harness.config.data import DataSection, UnknownData
 from harness.config.fields import NoneOfSeveral, Section
 from harness.config.slots import KnownRows, ModelSection, TaskSection, UnknownModel, UnknownTask
 from harness.errors import ConfigError, DataError
+from harness.own_code import users_frame
 
 if TYPE_CHECKING:
     import torch
@@ -67,9 +67,8 @@ class Plain:
 
 def told(error: BaseException) -> str:
     """Return what an exception of somebody's code says and where it was raised, on one line."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if f"{Path(__file__).parents[1]}/" not in frame.filename]
-    place = f" ({Path(own[-1].filename).name} line {own[-1].lineno})" if own else ""
+    frame = users_frame(error)
+    place = f" ({Path(frame.filename).name} line {frame.lineno})" if frame else ""
     message = " ".join(str(error).split())
     return f"{type(error).__name__}{f': {message}' if message else ''}{place}"
 

@@ -6,9 +6,11 @@ buffers, gradients or random numbers.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,14 +23,15 @@ from torch.nn.parameter import is_lazy
 
 from harness.checkpoint import rng
 from harness.errors import ConfigError
-from harness.own_code import refused_as, told
+from harness.own_code import is_of_user, refused_as, told
 from harness.ranks.group import Ranks
 from harness.rows.batches import Batch, TrainingBatches
 from harness.rows.own import DatasetRows
 from harness.rows.tree import leaves, paths
+from harness.scores import prepared
 from harness.strategy.untouched import no_trace
 from harness.strategy.unused import freeze, unused_parameters
-from harness.tasks.adapted import ONE_STEP, STEPS, WRITE_WEIGHTS
+from harness.tasks.adapted import ONE_STEP, STEPS, WRITE_WEIGHTS, AdaptedTask
 from harness.tasks.base import LOSS, PairTask, TaskLoss
 
 Verdict = Literal["held", "held if", "not"]
@@ -110,23 +113,25 @@ def look(
     with no_trace(module, ranks.device):
         weights = _check_same_weights(module, ranks)
 
-        def losses_of(batch: Batch) -> Callable[[], Tensor]:
-            def losses() -> Tensor:
-                with torch.autocast(ranks.device.type, dtype=autocast, enabled=autocast is not None):
-                    outputs = task.forward(network, batch.data)
-                if not any(isinstance(leaf, Tensor) for leaf in leaves(outputs)):
-                    raise ConfigError(
-                        f"model: in the {type(outputs).__name__} that it returns no tensor is found; return a tensor, "
-                        "or a dict, list, tuple, NamedTuple or dataclass of some"
-                    )
-                return _loss(task, outputs, batch)
+        def forward(batch: Batch) -> Any:
+            with torch.autocast(ranks.device.type, dtype=autocast, enabled=autocast is not None):
+                outputs = _forward(task, module, network, batch)
+            if not any(isinstance(leaf, Tensor) for leaf in leaves(outputs)):
+                raise ConfigError(
+                    f"model: in the {type(outputs).__name__} that it returns no tensor is found; return a tensor, or a "
+                    "dict, list, tuple, NamedTuple or dataclass of some"
+                )
+            return outputs
 
-            return losses
+        def losses_of(batch: Batch) -> Callable[[], Tensor]:
+            return lambda: _loss(task, forward(batch), batch)
 
         with ranks.raise_on_all_ranks("looking at the loss of the first rows"), refused_as(ConfigError, DOING):
             notices = _check_loss(module, task, losses_of(few), few)
             _check_padding_is_weighted(task, batches)
-            draws = _draws_at_random(losses_of(few))
+            if isinstance(task, AdaptedTask):
+                _check_scores(module, task, forward, few, ranks)
+            draws = _draws_at_random(module, losses_of(few))
             strays, calls, is_same_again = _watched(module, losses_of(first), ranks.device)
             can_tell = is_repeatable and is_same_again and not task.mixes_rows
             company = _told_of_company(module, task, few, batches) if can_tell else ""
@@ -153,6 +158,45 @@ def look(
         Promise("export", "held"),
     )
     return Found(notices, promises, tuple(unused.in_eval_mode), time.perf_counter() - began)
+
+
+def _forward(task: TaskLoss, module: nn.Module, network: Callable[..., Any], batch: Batch) -> Any:
+    """Return the outputs for a batch.
+
+    Raises:
+        ConfigError: the network takes other arguments than the task calls it with.
+    """
+    try:
+        return task.forward(network, batch.data)
+    except TypeError as error:
+        if is_of_user(error) or traceback.extract_tb(error.__traceback__)[-1].name != "_call_impl":
+            raise
+        raise ConfigError(
+            f"model: {type(module).__name__} does not take what task {getattr(task, 'name', type(task).__name__)} "
+            f"calls it with ({error}); a task of your own calls it in forward(network, batch)"
+        ) from error
+
+
+def _check_scores(
+    module: nn.Module, task: AdaptedTask, forward: Callable[[Batch], Any], few: Batch, ranks: Ranks
+) -> None:
+    """Refuse metrics that do not take what they are given, before an evaluation finds it out.
+
+    Raises:
+        ConfigError: names the metric.
+    """
+    module.eval()
+    with torch.no_grad():
+        scored = task.scored(forward(few), few.data)
+    for name, metric in task.metrics().items():
+        fresh = prepared(name, copy.deepcopy(metric), ranks.device)
+        try:
+            fresh.update(*scored)
+        except Exception as error:
+            raise ConfigError(
+                f"metric {name}: update of {type(metric).__name__} raised {told(error)} when it was given what "
+                "scored(outputs, batch) returns, or both where the task has no scored"
+            ) from error
 
 
 def _loss(task: TaskLoss, outputs: Any, batch: Batch) -> Tensor:
@@ -291,11 +335,12 @@ def _check_padding_is_weighted(task: TaskLoss, batches: TrainingBatches) -> None
         )
 
 
-def _draws_at_random(losses: Callable[[], Tensor]) -> bool:
+def _draws_at_random(module: nn.Module, losses: Callable[[], Tensor]) -> bool:
     """Return whether a pass moves a generator of this process, as dropout does.
 
     Two passes with other losses are no sign of it: a count outside the network makes such as well.
     """
+    module.train()
     before = rng.capture()
     with torch.no_grad():
         losses()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -199,9 +200,25 @@ def _commands(record: Record) -> Iterator[tuple[str, str]]:
         "--gpus",
         str(start.get("world_size", 1)),
         f"run.name={record.own_name}-again",
+        *_use(record),
     ]
     yield "to run it again, with the settings it had", shlex.join(words)
     yield "to see the whole of it again", shlex.join(["harness", "report", str(record.status.directory)])
+
+
+def _use(record: Record) -> Iterator[str]:
+    """Say again which code a run's configuration brought: of a stored one it is not followed."""
+    files = [str(used.get("file")) for used in _list(record.identity.get("use")) if isinstance(used, dict)]
+    names = [
+        next((file for file in files if Path(file).parts[-len(Path(name).parts) :] == Path(name).parts), name)
+        for name in map(str, _list(record.settings.get("use")))
+    ]
+    if names:
+        yield f"use={json.dumps(names)}"
+
+
+def _list(found: object) -> list[object]:
+    return found if isinstance(found, list) else []
 
 
 def _provenance(record: Record) -> Iterator[tuple[str, str]]:

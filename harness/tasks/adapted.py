@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -30,6 +31,8 @@ METHODS = {
     "parameter_groups": ("network",),
 }
 """What a task may have, and what it is called with."""
+SLIP = 0.85
+"""How alike two names are of which one is a slip of the other: `weight` of `weights`; not `loss_fn` of `loss`."""
 SETTINGS = ("lr_factor", "weight_decay")
 WRITE_WEIGHTS = (
     "add a method weights(self, batch) that returns 1.0 for each target that counts and 0.0 for padding, in the "
@@ -52,7 +55,7 @@ class AdaptedTask:
     """
 
     def __init__(self, part: Any, *, name: str) -> None:
-        self._part, self._name = part, name
+        self._part, self.name = part, name
         self.is_weighted = hasattr(part, "weights")
         self.mixes_rows = bool(getattr(part, "mixes_rows", False))
         self.counts_tokens = bool(getattr(part, "counts_tokens", False)) and not self.is_weighted
@@ -61,6 +64,12 @@ class AdaptedTask:
         self._terms: list[str] = []
         if steps := [step for step in STEPS if hasattr(part, step)]:
             raise self._error(f"has {steps[0]}, but {ONE_STEP}")
+        for method in METHODS:
+            if not hasattr(part, method) and (near := _misspelt(method, type(part))):
+                raise self._error(
+                    f"has a method {near} and no {method}; if {method} is meant, call it so, else let {near} begin "
+                    "with _"
+                )
         if not callable(getattr(part, "loss", None)):
             near = nearest_name("loss", [name for name in dir(part) if not name.startswith("_")])
             raise self._error(
@@ -216,7 +225,7 @@ class AdaptedTask:
         return weights if weights.is_floating_point() else weights.to(torch.get_default_dtype())
 
     def _error(self, problem: str) -> ConfigError:
-        error = ConfigError(f"task {self._name}: {problem}")
+        error = ConfigError(f"task {self.name}: {problem}")
         error.is_of_one_rank = True  # as far as this one knows
         return error
 
@@ -233,3 +242,9 @@ def adapted(part: Any, *, name: str) -> AdaptedTask:
 def _weighted(values: Tensor, weights: Tensor) -> Tensor:
     """Return values times weights; what has the weight 0 is 0, be it NaN."""
     return torch.where((weights == 0) & ~values.isfinite(), 0.0, values * weights)
+
+
+def _misspelt(method: str, part: type[Any]) -> str | None:
+    """Return a method of a class that is called almost as one that nothing would call."""
+    names = [name for name, found in vars(part).items() if inspect.isroutine(found) and not name.startswith("_")]
+    return next(iter(difflib.get_close_matches(method, names, n=1, cutoff=SLIP)), None)

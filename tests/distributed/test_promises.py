@@ -99,6 +99,12 @@ class Tower(nn.Module):
         return self.head(found).squeeze(-1)
 
 
+@harness.model("pair")
+class Pair(Tower):
+    def forward(self, x, y):
+        return super().forward(x)
+
+
 @harness.data("points")
 class Points(torch.utils.data.Dataset):
     def __init__(self, num_rows: int = 24, fault: str = ""):
@@ -163,6 +169,35 @@ class Sum:
 
     def weights(self, batch):
         return torch.full_like(batch["y"], self.weight)
+
+    def metrics(self):
+        return {"far": Far()} if self.fault == "metric" else {}
+
+
+class Far:
+    def __init__(self):
+        self.sum = torch.zeros(())
+
+    def update(self, outputs, targets):
+        self.sum += F.l1_loss(outputs, targets)
+
+    def compute(self):
+        return self.sum
+
+
+@harness.task("bare")
+class Bare:
+    def loss(self, outputs, batch):
+        return outputs
+
+
+@harness.task("slip")
+class Slip:
+    def loss(self, outputs, batch):
+        return outputs
+
+    def weigths(self, batch):
+        return batch["y"]
 '''
 
 
@@ -282,6 +317,13 @@ def test_what_the_parts_do_not_let_the_run_promise_is_told_with_the_reason(
         ({"task": {"fault": "mixes rows"}}, 2, "so it depends on which rows come together"),
         ({"model": {"fault": "mixes rows"}}, 2, "say mixes_rows = True in the task"),
         ({"task": {"fault": "age"}}, 2, "forward() got an unexpected keyword argument 'age'"),
+        ({"task": {"fault": "metric"}}, 2, "metric far: update of Far raised AttributeError"),
+        (
+            {"model": {"kind": "pair"}, "task": {"kind": "bare"}},
+            2,
+            "Pair does not take what task bare calls it with (",
+        ),
+        ({"task": {"kind": "slip"}}, 2, "task slip: has a method weigths and no weights; if weights is meant"),
         ({"task": {"weight": -1.0}}, 2, "weights of the first rows are negative or NaN"),
         ({"data": {"num_rows": 0}}, 3, "Points has not one row (its len is 0)"),
     ],

@@ -103,8 +103,8 @@ OPENING = (
     Mutant(
         "a_head_of_training_alone_is_frozen",
         _UNUSED,
-        "always=[name for name in missing[True] if name in missing[False]],",
-        "always=missing[False],",
+        "always=[name for name in trainable if name not in used],",
+        "always=[name for name in trainable if name not in in_eval_mode],",
         _TESTS,
     ),
     Mutant(
