@@ -172,7 +172,12 @@ class Interval:
         run.observers.happened("nonfinite", step=step, position=position, ranks=ranks, parameter=parameter)
         if self._state.nonfinite_in_a_row < limit:
             return
-        what = f"loss is {math.fsum(parts)}"
+        what, config = f"loss is {math.fsum(parts)}", run.config
+        advice = (
+            f"Lower optim.peak_lr (now {config.optim.peak_lr:g}), lengthen schedule.warmup_steps (now "
+            f"{config.schedule.warmup_steps}), or clip (clip.kind is {config.clip.kind}); or look at the rows of that "
+            "update"
+        )
         culprit = f"the norm of the gradient overflowed, largest in {parameter}"
         if not overflowed:
             culprit = f"first non-finite gradient in {parameter}"
@@ -181,14 +186,12 @@ class Interval:
             ranks = ranks_with_nonfinite_gradient(run.strategy, run.task, run.batches.at(position))
         elif weighs_nothing(run.strategy, run.task, run.batches.at(position)):
             culprit = "the weights of all its targets are 0, so there is nothing to take the mean of"
+            advice = "Look at what `weights` returns for the rows of that update"
         elif rows := rows_with_nonfinite_loss(run.strategy, run.task, run.batches.at(position)):
-            shown = ", ".join(f"{row:,}" for row in rows[:4])
+            shown = ", ".join(f"{row:,}" for row in run.batches.numbers(rows[:4]))
             culprit += f", and the loss of training row{'s' * (len(rows) > 1)} {shown}{', ...' * (len(rows) > 4)}"
         where = f"on rank {', '.join(map(str, ranks))} of {run.strategy.world_size}" if ranks else "on no single rank"
-        clip = run.config.clip.kind
         raise NonFiniteError(
             f"{what} {where} at update {step:,} (attempt {position + 1:,}), the last of {limit} in a row; "
-            f"{culprit}. None of the {limit} was applied. Lower optim.peak_lr "
-            f"(now {run.config.optim.peak_lr:g}), lengthen schedule.warmup_steps (now "
-            f"{run.config.schedule.warmup_steps}), or clip (clip.kind is {clip}); or look at the rows of that update"
+            f"{culprit}. None of the {limit} was applied. {advice}"
         )

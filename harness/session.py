@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from harness.config.io import LoadedConfig, load_config
@@ -15,8 +15,10 @@ from harness.errors import (
     ConfigError,
     HarnessError,
     NonFiniteError,
+    PeerError,
     StorageError,
 )
+from harness.own_code import told
 from harness.ranks.env import Placement
 from harness.ranks.process import let_go_of_frames
 from harness.record.json_lines import append_event
@@ -71,10 +73,8 @@ class Session:
             except HarnessError as error:
                 problem = error  # all ranks hear of it when they have joined
 
-        from harness.ranks.group import peer_errors
-
         try:
-            with peer_errors():
+            with self._first_errors():
                 self._join(stack, problem)
                 result = self._fit()
         except Exception as error:
@@ -125,18 +125,40 @@ class Session:
             )
         self._take(found, overrides)
 
+    @contextmanager
+    def _first_errors(self) -> Iterator[None]:
+        """Have rank zero say what has ended another rank, of which it only sees that the rank is gone.
+
+        Raises:
+            PeerError: a peer is gone and has left no word.
+        """
+        from harness.ranks.group import peer_errors
+
+        try:
+            with peer_errors():
+                yield
+        except PeerError as error:
+            first = self.directory.first_failure() if self.place.rank == 0 else None
+            if first is None:
+                raise
+            raise first from error
+        except Exception as error:
+            if self.place.rank != 0 and getattr(error, "is_of_one_rank", True):
+                reason = error.args[0] if isinstance(error, HarnessError) else told(error)
+                self.directory.write_failure(self.place.rank, code=_failure(error)["code"], reason=str(reason))
+            raise
+
     def _write_exit(self, code: int, reason: str) -> None:
         if self.directory.run_id:  # of rank zero, which has taken the directory
             self.directory.write_exit(code=code, reason=reason, step=self.state.step)
 
     def _fit(self) -> FitResult:
         from harness.loop import fit
-        from harness.ranks.group import peer_errors
         from harness.saving import record_save_result
 
         run = self._build()
         try:
-            with peer_errors():  # so that what is told of the failure is what exit.json says
+            with self._first_errors():  # so that what is told of the failure is what exit.json says
                 result = fit(run, self.state)
             run.observers.happened("ended", reason=result.reason, step=result.step, signal=self.state.stop_signal)
             run.observers.ended(result)

@@ -42,7 +42,7 @@ BUDGETS: dict[str, float] = {
     "tests/distributed/test_own_parts.py": 24,
     "tests/test_readme.py": 18,
     "tests/distributed/test_own_examples.py": 8,
-    "tests/distributed/test_promises.py": 7,
+    "tests/distributed/test_promises.py": 10,
     "tests/distributed/test_resume.py (long)": 30,
     "tests/distributed/test_fp16.py": 28,
     "tests/distributed/test_two_machines.py": 28,

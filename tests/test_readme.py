@@ -30,10 +30,15 @@ def test_a_network_of_ones_own_trains_on_two_ranks_by_the_first_screen_of_the_re
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    checked = harness("check", "my_run.yaml")
+    commands = [
+        line.split("#")[0].split()[1:] for line in block("", "make setup").splitlines() if "bin/harness" in line
+    ]
+    assert [words[0] for words in commands] == ["check", "launch", "selftest"]
+    checked = harness(*commands[0])
     assert "part       model tower: my_parts.py line " in checked
-    said = harness("launch", "my_run.yaml", "--gpus", "2")
+    said = harness(*commands[1])
     assert "promises: all held" in said
+    assert "selftest" in harness("selftest", "--help")  # tests/test_selftest.py runs it
     ledger = [json.loads(line) for line in (tmp_path / "runs/clicks/ledger.jsonl").read_text().splitlines()]
     losses = [line["metrics"]["val/loss"] for line in ledger if line["event"] == "evaluation"]
     assert len(losses) == 5

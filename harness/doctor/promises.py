@@ -39,6 +39,8 @@ LOOKED_AT_ROWS = 4
 """Whose loss is compared with that of its halves; two rows each, since BatchNorm wants two."""
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """How far apart the losses of one row may be, relative to the largest, where batches are of another size."""
+SMALL_LOSS = 0.01
+"""Losses below are compared as if they were as large, since logits are rounded too."""
 TOLERANCE_ON_GPU = 5e-3
 """The same where products of matrices may be rounded to TF32."""
 SAME_AGAIN = 1e-6
@@ -127,7 +129,7 @@ def look(
             return lambda: _loss(task, forward(batch), batch)
 
         with ranks.raise_on_all_ranks("looking at the loss of the first rows"), refused_as(ConfigError, DOING):
-            notices = _check_loss(module, task, losses_of(few), few)
+            notices = _check_loss(module, task, losses_of(few), few, batches)
             _check_padding_is_weighted(task, batches)
             if isinstance(task, AdaptedTask):
                 _check_scores(module, task, forward, few, ranks)
@@ -304,7 +306,9 @@ def check_steps(module: nn.Module) -> None:
         raise ConfigError(f"model: {type(module).__name__} has {steps[0]}, but {ONE_STEP}; its loss goes into a task")
 
 
-def _check_loss(module: nn.Module, task: TaskLoss, losses: Callable[[], Tensor], few: Batch) -> tuple[str, ...]:
+def _check_loss(
+    module: nn.Module, task: TaskLoss, losses: Callable[[], Tensor], few: Batch, batches: TrainingBatches
+) -> tuple[str, ...]:
     """Refuse weights that nothing could be learned from; return a sentence for rows whose loss is no number."""
     module.train()
     loss = losses()
@@ -317,7 +321,7 @@ def _check_loss(module: nn.Module, task: TaskLoss, losses: Callable[[], Tensor],
         return ()
     with torch.no_grad():
         of_rows = task.row_losses(task.forward(module, few.data), few)
-    bad = few.ids[(~of_rows.isfinite()).to(few.ids.device)].tolist()
+    bad = batches.numbers(few.ids[(~of_rows.isfinite()).to(few.ids.device)].tolist())
     which = f"row {', '.join(map(str, bad[:SHOWN]))}" if bad else f"the first {few.num_rows} rows"
     return (
         f"the loss of {which} is {float(loss.detach())} before any update, and an update with such a row is not "
@@ -367,7 +371,7 @@ def _told_of_company(module: nn.Module, task: TaskLoss, few: Batch, batches: Tra
     apart = torch.cat(parts)
     dtype = next((parameter.dtype for parameter in module.parameters()), torch.float32)
     tolerance = TOLERANCE_ON_GPU if whole.is_cuda else TOLERANCE[dtype]
-    differs = (whole - apart).abs() > tolerance * whole.abs().max().clamp(min=1.0)
+    differs = (whole - apart).abs() > tolerance * whole.abs().max().clamp(min=SMALL_LOSS)
     if not differs.any():
         return ""
     place = int(differs.to(torch.uint8).argmax())

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,7 +17,15 @@ from harness.config.fields import RUN_ID
 from harness.config.io import dump_config, load_stored, other_version, shown
 from harness.config.run_config import RunConfig
 from harness.config.use import UsedFile
-from harness.errors import ConfigError, RunInUseError, StorageError
+from harness.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    HarnessError,
+    NonFiniteError,
+    RunInUseError,
+    StorageError,
+)
 from harness.record.checkpoints import CheckpointDirectory
 from harness.record.files import json_bytes, make_directory_durably, own_file, replace_durably, storage_errors
 from harness.record.manifest import checkpoint_problems, read_json, read_trainer
@@ -92,7 +101,8 @@ class RunDirectory:
             if not identity.exists():
                 run_id = self._saved_id() or self._new_id or uuid.uuid4().hex[:8]
                 replace_durably(identity, json_bytes({"id": run_id, "created": created, "schema": SCHEMA}))
-            (self.path / "exit.json").unlink(missing_ok=True)
+            for old in (self.path / "exit.json", *self.path.glob("failed-rank-*.json")):
+                old.unlink(missing_ok=True)
         if (self.path / "config.yaml").exists() or not has_saves(self.path):
             self.keep_config()
         if not has_saves(self.path):
@@ -170,6 +180,26 @@ class RunDirectory:
         """Write how the run ended, since torchrun itself exits with 1 for everything."""
         with storage_errors("write", self.path / "exit.json"):
             replace_durably(self.path / "exit.json", json_bytes({"code": code, "reason": reason, "step": step}))
+
+    def write_failure(self, rank: int, *, code: int, reason: str) -> None:
+        """Leave word for rank zero of what ends another rank."""
+        path = self.path / f"failed-rank-{rank}.json"
+        with storage_errors("write", path):
+            replace_durably(path, json_bytes({"code": code, "reason": reason}))
+
+    def first_failure(self, *, wait_seconds: float = 2.0) -> HarnessError | None:
+        """Return what another rank has left word of, as an error with its exit code; None if none does in time."""
+        kinds = {
+            kind.exit_code: kind for kind in (ConfigError, DataError, CheckpointError, StorageError, NonFiniteError)
+        }
+        until = time.monotonic() + wait_seconds
+        while not (found := sorted(self.path.glob("failed-rank-*.json"))):
+            if time.monotonic() > until:
+                return None
+            time.sleep(0.05)
+        failure = read_json(found[0])
+        rank = found[0].stem.removeprefix("failed-rank-")
+        return kinds.get(failure["code"], HarnessError)(f"{failure['reason']} (told by rank {rank}, which ended)")
 
 
 def _left_to_data(config: RunConfig) -> list[str]:

@@ -183,6 +183,11 @@ class TrainingBatches:
         self.seconds_waited += time.perf_counter() - began
         return batches
 
+    def numbers(self, ids: Sequence[int]) -> list[int]:
+        """Return how people call rows of this split: by their number in the Dataset, if they come from one."""
+        own = getattr(self.rows, "numbers", None)
+        return own(ids) if own else list(ids)
+
     def some(self, ids: Sequence[int]) -> Batch:
         """Return some rows by their number, as they are in the first epoch and not augmented."""
         return self._rows.batch(torch.tensor(ids, device=self._rows.home), epoch=0)

@@ -131,6 +131,11 @@ class DatasetRows(TakenRows):
     def __len__(self) -> int:
         return len(self._ids)
 
+    def numbers(self, ids: Sequence[int]) -> list[int]:
+        """Return the numbers that rows of this split have in the Dataset."""
+        found: list[int] = self._ids[list(ids)].tolist()
+        return found
+
     def only(self, ids: NDArray[np.int64]) -> DatasetRows:
         """Return some of the rows as a split of their own."""
         return DatasetRows(self._dataset, seed=self._seed, ids=self._ids[ids])

@@ -61,6 +61,8 @@ class Net(nn.Module):
         logits = self.head(rows)
         if self.fault == "masked":
             return torch.cat([logits, logits.new_full((len(logits), 1), -torch.inf)], dim=1)
+        if self.fault == "mixes":
+            return logits - logits.mean(dim=0)
         return {"": logits, "flat": logits.sum(0), "tuple": (logits, rows), "dict": {"logits": logits}}[self.fault]
 """
 
@@ -118,6 +120,16 @@ def test_rows_that_are_asked_for_one_by_one_have_no_labels_beforehand(override: 
     ((code, found),) = start(tmp_path, "data.source=by_row", override)
     assert code in (2, 3)
     assert said in found
+
+
+def test_a_network_that_mixes_rows_under_our_task_loses_a_promise_and_trains(tmp_path: Path) -> None:
+    data = {"source": "by_row", "global_batch": 12}
+    ((code, _),) = start(tmp_path, data=data, model={"kind": "net", "fault": "mixes"})
+    assert code == 0
+    promises = json.loads((tmp_path / "runs/a/run.json").read_bytes())["promises"]
+    (found,) = [promise for promise in promises if promise["name"] == "any number of ranks"]
+    assert found["verdict"] == "not"
+    assert "in eval mode" in found["reason"]
 
 
 @pytest.mark.parametrize("fault", ["flat", "tuple", "dict"])

@@ -16,6 +16,8 @@ from harness.observers.console import promised
 from harness.record.json_lines import read_events
 from harness.strategy.build import moved
 from harness.strategy.untouched import no_trace
+from tests.distributed.ranks import run_ranks
+from tests.distributed.scenarios import train_main_and_listen
 from tests.distributed.starts import train_on_standing_ranks
 from tests.helpers import write_config
 
@@ -34,7 +36,7 @@ from torch import nn
 import harness
 
 
-CALLS = []
+CALLS, SEEN = [], []
 
 
 @harness.model("tower")
@@ -117,6 +119,8 @@ class Points(torch.utils.data.Dataset):
 
     def __getitem__(self, i):
         noise = torch.rand(4, generator=self.own) if self.fault == "own generator" else torch.zeros(4)
+        if self.fault == "raises late" and os.environ["RANK"] == "1" and SEEN.append(i) is None and len(SEEN) > 300:
+            raise KeyError("pixels")
         if self.fault == "raises" and i == 11:
             raise KeyError("pixels")
         return {"x": self.x[i] + noise, "y": self.x[i].sum(), "age": float(i), "name": f"row {i}"}
@@ -201,10 +205,10 @@ class Slip:
 '''
 
 
-def start(folder: Path, *overrides: str, ranks: int = 2, **keys: Any) -> list[tuple[int, str]]:
-    """Train two updates with one fault in a model, data or task."""
+def write(folder: Path, **keys: Any) -> Path:
+    """Write a configuration of two updates with one fault in a model, data or task."""
     (folder / "faulty.py").write_text(PARTS)
-    config = write_config(
+    return write_config(
         folder / "run.yaml",
         {
             "use": ["faulty.py"],
@@ -216,7 +220,11 @@ def start(folder: Path, *overrides: str, ranks: int = 2, **keys: Any) -> list[tu
             "tracking": {"report": False},
         },
     )
-    return train_on_standing_ranks(ranks, str(config), *overrides)
+
+
+def start(folder: Path, *overrides: str, ranks: int = 2, **keys: Any) -> list[tuple[int, str]]:
+    """Train with one fault in a model, data or task."""
+    return train_on_standing_ranks(ranks, str(write(folder, **keys)), *overrides)
 
 
 def promises(folder: Path) -> dict[str, tuple[str, str]]:
@@ -391,6 +399,19 @@ def test_a_row_that_raises_is_told_by_its_number_its_rank_and_the_line(tmp_path:
     assert code == 3
     assert "row 11 of Points raised KeyError: 'pixels'" in said
     assert 'raise KeyError("pixels")' in said
+
+
+def test_a_row_that_raises_on_another_rank_is_what_the_run_ends_with(tmp_path: Path) -> None:
+    write(tmp_path, data={"fault": "raises late", "num_rows": 40})
+    answers = run_ranks(2, train_main_and_listen, str(tmp_path / "run.yaml"), "run.max_steps=200", deadline_seconds=90)
+    assert [code for code, _ in answers] == [3, 3]
+    exit_file = json.loads((tmp_path / "runs/a/exit.json").read_bytes())
+    assert exit_file["code"] == 3
+    assert "raised KeyError: 'pixels'" in exit_file["reason"]
+    assert "(on rank 1) (told by rank 1, which ended)" in exit_file["reason"]
+    again = start(tmp_path, "run.max_steps=4", data={"fault": "raises late", "num_rows": 40})
+    assert [code for code, _ in again] == [0, 0]
+    assert not list((tmp_path / "runs/a").glob("failed-rank-*"))
 
 
 def test_a_row_whose_loss_is_no_number_is_told_at_the_start_and_not_trained_on(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ JUDGING = (
     Mutant(
         "a_dead_peer_is_told_as_a_bug_of_ours",
         _TRAIN,
-        "            with peer_errors():  # so that what is told of the failure is what exit.json says\n",
+        "            with self._first_errors():  # so that what is told of the failure is what exit.json says\n",
         "            if True:\n",
         ("test_end_to_end.py::test_a_killed_rank_is_started_again_by_torchrun_where_its_store_outlives_the_attempt",),
     ),
