@@ -49,15 +49,18 @@ def unused_parameters(
             used = parameters_behind([loss()])
         return {name for name, parameter in trainable.items() if parameter in used}
 
-    first, *others = whole
+    rest = iter(whole)
+    first = next(rest)
     passes = [used_by(first, is_training=True) for _ in range(PASSES if draws and not is_known else 1)]
     in_training = set().union(used_by(few, is_training=True), *passes)
     in_eval_mode = used_by(first, is_training=False) | used_by(few, is_training=False)
-    for loss in others:
-        if not is_known or len(in_training & in_eval_mode) < len(trainable):
-            passes.append(used_by(loss, is_training=True))
-            in_training |= passes[-1]
-            in_eval_mode |= used_by(loss, is_training=False)
+    while not is_known or len(in_training & in_eval_mode) < len(trainable):
+        loss = next(rest, None)  # whose rows are read with it
+        if loss is None:
+            break
+        passes.append(used_by(loss, is_training=True))
+        in_training |= passes[-1]
+        in_eval_mode |= used_by(loss, is_training=False)
     module.train()
     used = in_training | in_eval_mode
     return Unused(
