@@ -15,8 +15,9 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 
 def block(language: str, first: str) -> str:
     """The one block of code that begins with a text."""
-    (found,) = [text for text in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if text.startswith(first)]
-    return found
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    (found,) = [text for name, text in blocks if name == language and text.startswith(first)]
+    return str(found)
 
 
 @pytest.mark.slow
