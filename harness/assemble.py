@@ -1,6 +1,7 @@
 """Puts a run together from a config, the rows and the network, and refuses parts that do not fit."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -70,33 +71,42 @@ def assemble(
         task=task,
         plan=plan,
         batches=batches,
-        validation=ValidationBatches(
-            splits.validation,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            batch_rows=config.strategy.micro_batch or config.data.global_batch // ranks.world_size,
-            device=device,
-            dtype=dtype,
-        ),
+        validation=_validation(config, ranks, splits),
         agenda=agenda,
         judge=Judge(config),
         signals=signals,
         checkpoints=CheckpointStore(directory / "checkpoints", strategy, config.checkpoint),
         data_digest=f"{splits.train.digest()}-{splits.validation.digest()}{'-padded left' * pads_left}",
         read_otherwise=(*splits.read_otherwise, *["pads short rows at their beginning"] * pads_left),
-        facts={
-            "reading": READING,
-            "input_shape": splits.input_shape,
-            "num_outputs": splits.num_outputs,
-            "preprocessing": splits.preprocessing,
-            "tokenizer": splits.tokenizer and splits.tokenizer.to_json(),
-        },
+        facts=_facts(splits),
         observers=Observers(),
         stopwatch=Stopwatch(device, tells_reduction=strategy.tells_reduction),
         share_of_peak_per_row=share_of_peak_per_row,
         promises=found.promises,
         seconds_looked=found.seconds,
     )
+
+
+def _validation(config: RunConfig, ranks: Ranks, splits: DataSplits) -> ValidationBatches:
+    return ValidationBatches(
+        splits.validation,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        batch_rows=config.strategy.micro_batch or config.data.global_batch // ranks.world_size,
+        device=ranks.device,
+        dtype=DTYPES[config.strategy.precision],
+    )
+
+
+def _facts(splits: DataSplits) -> dict[str, Any]:
+    """Return what a checkpoint says of the data."""
+    return {
+        "reading": READING,
+        "input_shape": splits.input_shape,
+        "num_outputs": splits.num_outputs,
+        "preprocessing": splits.preprocessing,
+        "tokenizer": splits.tokenizer and splits.tokenizer.to_json(),
+    }
 
 
 def _look(

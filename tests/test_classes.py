@@ -157,6 +157,9 @@ def test_ranking_wants_rows_of_other_classes_too() -> None:
 
 
 def test_scores_of_all_classes_judge_whatever_is_missing() -> None:
+    of_one_class = of([0, 0, 0])
     for metric in ("val/loss", "val/accuracy", "val/macro_f1"):
-        judge(config(metric, num_classes=2), of([0, 0, 0]), None)
-        judge(config(metric, num_classes=3), of([0, 0, 0]), None)
+        judge(config(metric, num_classes=2), of_one_class, None)
+        judge(config(metric, num_classes=3), of_one_class, None)
+    with pytest.raises(DataError, match="val/f1 is about class 1"):
+        judge(config("val/f1", num_classes=2), of_one_class, None)
