@@ -19,8 +19,9 @@ _INSTALLED = ("site-packages", "dist-packages")  # also those of the system, or 
 def told(error: BaseException) -> str:
     """Return an exception as its type, its message and the innermost line of a user's that led to it."""
     frame = users_frame(error)
-    where = f" ({frame.filename}, line {frame.lineno}: {frame.line})" if frame else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
+    where = f" ({frame.filename}, line {frame.lineno}{f': {frame.line}' if frame.line else ''})" if frame else ""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}{f': {message}' if message else ''}{where}"
 
 
 def users_frame(error: BaseException) -> traceback.FrameSummary | None:

@@ -9,7 +9,6 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import Field, Strict, TypeAdapter, ValidationError, WrapValidator, create_model
@@ -19,7 +18,7 @@ from harness.config.data import DataSection, UnknownData
 from harness.config.fields import NoneOfSeveral, Section
 from harness.config.slots import KnownRows, ModelSection, TaskSection, UnknownModel, UnknownTask
 from harness.errors import ConfigError, DataError
-from harness.own_code import users_frame
+from harness.own_code import told
 
 if TYPE_CHECKING:
     import torch
@@ -63,14 +62,6 @@ class Plain:
             kind = DataError if self.slot == "data" else ConfigError
             text = f"{SLOTS[self.slot].path}: {self.kind} ({self.where}) raised {told(error)}"
             raise kind(text) from error
-
-
-def told(error: BaseException) -> str:
-    """Return what an exception of somebody's code says and where it was raised, on one line."""
-    frame = users_frame(error)
-    place = f" ({Path(frame.filename).name} line {frame.lineno})" if frame else ""
-    message = " ".join(str(error).split())
-    return f"{type(error).__name__}{f': {message}' if message else ''}{place}"
 
 
 class Made:
