@@ -15,7 +15,7 @@ from harness.catalogue.causal_lm.task import CausalLm
 from harness.catalogue.classification.section import ClassificationTask
 from harness.catalogue.classification.task import Classification
 from harness.catalogue.regression.task import Regression
-from harness.doctor.promises import check_steps
+from harness.doctor.first_rows import check_steps
 from harness.errors import ConfigError
 from harness.rows.batches import Batch
 from harness.scores import Scores, check_metric

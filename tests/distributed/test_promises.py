@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness.doctor.promises import _check_network
+from harness.doctor.first_rows import check_network
 from harness.errors import ConfigError
 from harness.observers.console import promised
 from harness.record.json_lines import read_events
@@ -476,7 +476,7 @@ def test_a_state_that_no_checkpoint_would_have_is_refused() -> None:
             return {"calls": 1}
 
     with pytest.raises(ConfigError, match=r"0 has a state beside its parameters and buffers \(get_extra_state\)"):
-        _check_network(nn.Sequential(Extra(1, 1)))
+        check_network(nn.Sequential(Extra(1, 1)))
 
 
 def test_the_imaginary_part_of_a_buffer_stays() -> None:

@@ -3,6 +3,7 @@
 from tests.mutants.mutant import Mutant
 
 _ADAPTED, _OWN, _BATCHES = "harness/tasks/adapted.py", "harness/rows/own.py", "harness/rows/batches.py"
+_FIRST, _HIDDEN = "harness/doctor/first_rows.py", "harness/doctor/hidden_state.py"
 _PROMISES, _UNUSED, _DDP = "harness/doctor/promises.py", "harness/strategy/unused.py", "harness/strategy/ddp.py"
 _SCORES, _INTERVAL, _LOOP, _FITS = "harness/scores.py", "harness/interval.py", "harness/loop.py", "harness/fits.py"
 _TESTS, _ROWS = ("distributed/test_promises.py",), ("test_own_rows.py",)
@@ -74,21 +75,21 @@ OPENING = (
     ),
     Mutant(
         "rows_that_depend_on_each_other_are_not_told",
-        _PROMISES,
+        _FIRST,
         "    if not differs.any():",
         "    if True:",
         _TESTS,
     ),
     Mutant(
         "ranks_may_build_other_weights",
-        _PROMISES,
+        _HIDDEN,
         "if found.get(name) != of_ranks[0].get(name)]",
         "if found.get(name) is None]",
         _TESTS,
     ),
     Mutant(
         "state_that_is_no_buffer_is_not_told",
-        _PROMISES,
+        _HIDDEN,
         "        if value != before[name].get(attribute)\n",
         "        if False\n",
         _TESTS,
