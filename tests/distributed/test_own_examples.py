@@ -58,6 +58,20 @@ def test_terms_of_a_loss_are_columns_of_the_ledger(tmp_path: Path) -> None:
     assert scores["val/loss"] == pytest.approx(scores["val/kind"] + 2.0 * scores["val/height"], rel=1e-6)
 
 
+def test_how_often_reports_are_read_changes_no_term_of_any_update(tmp_path: Path) -> None:
+    few = ("run.max_steps=4", "run.max_epochs=null", "schedule={kind: constant}", "data.num_rows=300")
+    each, together = (
+        [
+            (line["loss"], line["kind"], line["height"])
+            for line in ledger_of("two_heads", tmp_path / str(every), *few, f"tracking.log_every_steps={every}")
+            if line["event"] == "update"
+        ]
+        for every in (1, 4)
+    )
+    assert together == each
+    assert len(set(each)) == 4
+
+
 @pytest.mark.parametrize("example", ["two_towers", "ragged", "two_heads"])
 def test_an_example_is_one_file_of_under_80_lines_and_one_configuration(example: str) -> None:
     assert {path.name for path in (EXAMPLES / example).iterdir() if path.is_file()} == {f"{example}.py", "run.yaml"}
