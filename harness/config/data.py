@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from harness.config.fields import Float, PositiveInt
-from harness.config.slots import KnownRows, PartSection, TaskSection, UnknownSection
+from harness.config.fields import CountInt, Float, PositiveInt
+from harness.config.slots import KnownRows, PartSection, TaskSection, UnknownSection, Verdict
 
 if TYPE_CHECKING:
     from harness.rows.splits import DataSplits
@@ -57,6 +57,14 @@ class DataSection(PartSection):
     def known_rows(self, task: TaskSection) -> KnownRows | None:
         """Return the counts of the rows if they are known; none is read for them."""
         return None
+
+
+class DatasetSection(DataSection):
+    """Rows of a map-style Dataset, which are read when a batch wants them."""
+
+    resume_verdicts: ClassVar[Mapping[str, Verdict]] = {"workers": "allowed"}
+    workers: CountInt = 0
+    """Processes of each rank that read rows ahead; 0 reads them in the rank itself."""
 
 
 class UnknownData(UnknownSection, DataSection):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 from pydantic import Field, Strict, TypeAdapter, ValidationError, WrapValidator, create_model
 from pydantic.errors import PydanticUserError
 
-from harness.config.data import DataSection, UnknownData
+from harness.config.data import DataSection, DatasetSection, UnknownData
 from harness.config.fields import NoneOfSeveral, Section
 from harness.config.slots import KnownRows, ModelSection, TaskSection, UnknownModel, UnknownTask
 from harness.errors import ConfigError, DataError
@@ -131,7 +131,7 @@ class OwnModel(Made, ModelSection):
         return network
 
 
-class OwnData(Made, DataSection):
+class OwnData(Made, DatasetSection):
     """The rows of a user's class or function."""
 
     plain: ClassVar[Plain]
@@ -402,7 +402,7 @@ def key_texts(section: Any) -> dict[str, str]:
     facts = section.plain.facts if issubclass(section, OwnModel) else ()
     texts = {}
     for name, field in section.model_fields.items():
-        if name in {"kind", "source", *DataSection.model_fields}:
+        if name in {"kind", "source", *DatasetSection.model_fields}:
             continue
         if name in facts:
             texts[name] = "from the data"
