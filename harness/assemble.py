@@ -1,5 +1,6 @@
 """Puts a run together from a config, the rows and the network, and refuses parts that do not fit."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ from harness.config.checks import check_metrics
 from harness.config.run_config import RunConfig
 from harness.config.training import AdafactorOptim, MuonOptim
 from harness.doctor.promises import Found, look
-from harness.errors import ConfigError
+from harness.errors import ConfigError, DataError
 from harness.fits import check_batch_norm, check_padding
 from harness.observers.base import Observers
 from harness.optim import OfParameters
 from harness.own_code import refused_as
 from harness.ranks.group import Ranks
-from harness.rows.batches import InShards, TrainingBatches, ValidationBatches, labels_of
+from harness.rows.batches import TrainingBatches, ValidationBatches
+from harness.rows.dataset import DatasetRows, own_rows
 from harness.rows.order import BalancedRows, BatchPlan, RowOrder, ShardedRows
+from harness.rows.rows import AnyRows, InShards, labels_of
 from harness.rows.splits import READING, DataSplits
 from harness.run import Run
 from harness.schedule import check_fits
@@ -60,7 +63,9 @@ def assemble(
     )
     model = moved(model, device, dtype)
     pads_left = getattr(model, "pads_left", False)
-    found, groups = _look(config, ranks, task, batches, model)
+    found, groups = _look(config, ranks, task, batches, model, validation=splits.validation)
+    own = own_rows(splits.train, splits.validation)
+    _check_same_rows(own, ranks)
     share_of_peak_per_row = _share_of_peak_per_row(config, ranks, task, batches, model)
     strategy = build_strategy(config, model, ranks, groups=groups)
     strategy.notices = (*strategy.notices, *found.notices)
@@ -78,7 +83,7 @@ def assemble(
         checkpoints=CheckpointStore(directory / "checkpoints", strategy, config.checkpoint),
         data_digest=f"{splits.train.digest()}-{splits.validation.digest()}{'-padded left' * pads_left}",
         read_otherwise=(*splits.read_otherwise, *["pads short rows at their beginning"] * pads_left),
-        facts=_facts(splits),
+        facts={**_facts(splits), "rows": {name: rows.compared for name, rows in own.items()}},
         observers=Observers(),
         stopwatch=Stopwatch(device, tells_reduction=strategy.tells_reduction),
         share_of_peak_per_row=share_of_peak_per_row,
@@ -110,7 +115,7 @@ def _facts(splits: DataSplits) -> dict[str, Any]:
 
 
 def _look(
-    config: RunConfig, ranks: Ranks, task: TaskLoss, batches: TrainingBatches, model: nn.Module
+    config: RunConfig, ranks: Ranks, task: TaskLoss, batches: TrainingBatches, model: nn.Module, *, validation: AnyRows
 ) -> tuple[Found, OfParameters]:
     """Try the parts on a few rows, and refuse those that do not fit. Collective."""
     with ranks.raise_on_all_ranks("trying one row"), refused_as(ConfigError, "one row, before any update,"):
@@ -123,6 +128,7 @@ def _look(
         batches,
         ranks,
         autocast=autocast,
+        validation=validation,
         only_ddp=_only_ddp(config),
         waits=waits,
         is_ours=config.model.is_ours,
@@ -134,6 +140,19 @@ def _look(
         check_metrics(config, [f"val/{name}" for name in (*task.terms, *metrics)])
         check_padding(found.only_in_training, batches.plan)
         return found, task.parameter_groups(model)
+
+
+def _check_same_rows(own: Mapping[str, DatasetRows], ranks: Ranks) -> None:
+    """Refuse rows that a rank has made otherwise than rank zero. Collective."""
+    of_rank_zero = ranks.broadcast({name: rows.compared for name, rows in own.items()})
+    with ranks.raise_on_all_ranks("comparing the rows of all ranks"):
+        for name, rows in own.items():
+            here = f"on rank {ranks.rank}"
+            if different := rows.difference(of_rank_zero[name], there="on rank 0", here=here):
+                raise DataError(
+                    f"the {name} rows of {rows.name} are not the same on all ranks: {different}. Is something of the "
+                    "machine, the process or the time in them?"
+                )
 
 
 def _share_of_peak_per_row(

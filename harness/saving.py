@@ -13,6 +13,7 @@ from harness.record.checkpoints import step_of
 from harness.record.files import ADVICE, storage_errors
 from harness.record.manifest import TRAINER
 from harness.record.progress import check_trainer
+from harness.rows.dataset import own_rows
 from harness.run import Run
 from harness.state import TrainState
 from harness.stopping import Standings, standings
@@ -191,6 +192,13 @@ def resume(run: Run, loaded: Loaded) -> TrainState:
                 "some rows would be seen twice and some never. Set run.seed and data.global_batch as they were, or "
                 "start afresh under another run.name"
             )
+        for name, rows in own_rows(run.batches.rows, run.validation.rows).items():
+            saved = trainer.get("rows", {}).get(name)
+            if saved and (different := rows.difference(saved, there="then", here="now")):
+                raise DataError(
+                    f"the {name} rows are not those that {loaded.directory} was trained on: {different}. Put the old "
+                    "ones back, or train on the new ones under another run.name"
+                )
         if trainer["data_digest"] != run.data_digest:
             if run.read_otherwise and trainer.get("reading") != run.facts["reading"]:
                 raise DataError(

@@ -159,6 +159,8 @@ class Session:
         run = self._build()
         try:
             with self._first_errors():  # so that what is told of the failure is what exit.json says
+                run.batches.start(self.state.position)
+                run.validation.start()
                 result = fit(run, self.state)
             run.observers.happened("ended", reason=result.reason, step=result.step, signal=self.state.stop_signal)
             run.observers.ended(result)
@@ -170,6 +172,8 @@ class Session:
                 record_save_result(run, self.state, run.checkpoints.finish())
             raise
         finally:
+            run.batches.close()
+            run.validation.close()
             run.checkpoints.close()
             run.observers.close()
         return result

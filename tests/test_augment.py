@@ -10,8 +10,9 @@ from harness.catalogue.classification.section import ClassificationTask
 from harness.catalogue.images.augment import Augmentation, augment
 from harness.catalogue.images.section import Mnist5kData
 from harness.errors import DataError
-from harness.rows.batches import Columns, TrainingBatches
+from harness.rows.batches import TrainingBatches
 from harness.rows.order import BatchPlan
+from harness.rows.rows import Columns
 from tests.sections import load
 
 CPU = torch.device("cpu")

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from harness.errors import DataError
 from harness.rows import batches
-from harness.rows.batches import Batch, Columns, TrainingBatches, ValidationBatches
+from harness.rows.batches import Batch, TrainingBatches, ValidationBatches
 from harness.rows.order import BatchPlan
+from harness.rows.rows import Columns
 from tests.test_order import plans, unhurried
 
 CPU = torch.device("cpu")

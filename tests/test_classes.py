@@ -17,7 +17,7 @@ from harness.catalogue.table.section import TableData
 from harness.config.io import load_config
 from harness.config.run_config import RunConfig
 from harness.errors import DataError
-from harness.rows.batches import Columns
+from harness.rows.rows import Columns
 from harness.scores import Scores
 from tests.helpers import write_config
 from tests.pairs import pair

@@ -21,7 +21,7 @@ from harness.catalogue.mlp.section import MlpModel
 from harness.config.io import load_config
 from harness.examples.prepare import prepare
 from harness.observers.ledger import read_lines
-from harness.rows.batches import Columns
+from harness.rows.rows import Columns
 from harness.rows.splits import DataSplits
 from tests.benchmarks.fraud_variants import VARIANTS, Outcome, measure, train_cold
 from tests.distributed.ranks import run_ranks

@@ -21,8 +21,9 @@ from harness.catalogue.text.read import TRAIN, VALIDATION, documents_of, prepare
 from harness.catalogue.text.section import TextData, Tokenizer
 from harness.catalogue.text.tokenizers import TextTokenizer, tokenizer_from_json, train_tokenizer
 from harness.errors import DataError, StorageError
-from harness.rows.batches import Batch, Columns, TrainingBatches, ValidationBatches
+from harness.rows.batches import Batch, TrainingBatches, ValidationBatches
 from harness.rows.order import BatchPlan
+from harness.rows.rows import Columns
 from harness.rows.splits import DataSplits
 from tests.sections import load, prepare
 from tests.test_order import unhurried

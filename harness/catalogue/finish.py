@@ -12,7 +12,7 @@ from harness.catalogue.classification.section import ClassificationTask
 from harness.catalogue.regression.section import RegressionTask
 from harness.config.slots import TaskSection
 from harness.errors import DataError
-from harness.rows.batches import AnyRows, Columns
+from harness.rows.rows import AnyRows, Columns
 from harness.rows.splits import DataSplits
 
 

@@ -140,9 +140,13 @@ class OwnData(Made, DatasetSection):
         from harness.rows.own import own_splits
 
         make = functools.partial(self.plain.made, {key: getattr(self, key) for key in self.plain.keys})
-        has_split, fraction = self.plain.has_split, self.validation_fraction
         splits: DataSplits = own_splits(
-            make, has_split=has_split, validation_fraction=fraction, seed=seed, num_outputs=task.num_outputs
+            make,
+            has_split=self.plain.has_split,
+            validation_fraction=self.validation_fraction,
+            seed=seed,
+            workers=self.workers,
+            num_outputs=task.num_outputs,
         )
         return splits
 

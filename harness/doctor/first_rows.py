@@ -18,7 +18,7 @@ from harness.errors import ConfigError
 from harness.own_code import is_of_user, told
 from harness.ranks.group import Ranks
 from harness.rows.batches import Batch, TrainingBatches
-from harness.rows.own import DatasetRows
+from harness.rows.dataset import DatasetRows
 from harness.rows.tree import leaves, paths
 from harness.scores import prepared
 from harness.tasks.adapted import ONE_STEP, STEPS, WRITE_WEIGHTS, AdaptedTask

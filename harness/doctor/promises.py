@@ -31,7 +31,8 @@ from harness.errors import ConfigError
 from harness.own_code import refused_as
 from harness.ranks.group import Ranks
 from harness.rows.batches import TrainingBatches
-from harness.rows.own import DatasetRows
+from harness.rows.dataset import DatasetRows, first_of
+from harness.rows.rows import AnyRows
 from harness.strategy.untouched import no_trace
 from harness.strategy.unused import freeze, unused_parameters
 from harness.tasks.adapted import AdaptedTask
@@ -78,6 +79,7 @@ def look(
     ranks: Ranks,
     *,
     autocast: torch.dtype | None,
+    validation: AnyRows | None = None,
     only_ddp: str = "",
     waits: bool = True,
     is_ours: bool = True,
@@ -87,6 +89,7 @@ def look(
     Args:
         module: on its device, not wrapped yet; parameters that the loss does not depend on are frozen in it.
         autocast: what the run computes in, if in less than the type of its weights.
+        validation: the rows that the run is judged by.
         only_ddp: why no other strategy could train this run, if that is so.
         is_ours: whether the network is of the catalogue, all of which use the same parameters for any rows.
         waits: whether the strategy waits for the gradient of every parameter from every rank.
@@ -98,7 +101,8 @@ def look(
         check_network(module)
     with ranks.raise_on_all_ranks("taking the first rows"):
         first, few = batches.at(0)[0], batches.some(range(min(batches.plan.num_rows, LOOKED_AT_ROWS)))
-        is_repeatable = not isinstance(batches.rows, DatasetRows) or batches.rows.is_repeatable()
+        own = [rows for rows in (batches.rows, validation) if isinstance(rows, DatasetRows)]
+        unlike = [f"row {first_of(numbers)} of {rows.name}" for rows in own if (numbers := rows.look())]
     trial = Trial(module, task, ranks.device, autocast)
     with no_trace(module, ranks.device):
         weights = check_same_weights(module, ranks)
@@ -109,7 +113,7 @@ def look(
                 check_scores(module, task, trial.outputs_of, few, ranks)
             draws = draws_at_random(module, trial.losses_of(few))
             strays, calls, is_same_again = watched(module, trial.losses_of(first), ranks.device)
-            can_tell = is_repeatable and is_same_again and not task.mixes_rows
+            can_tell = not unlike and is_same_again and not task.mixes_rows
             company = told_of_company(module, task, few, batches) if can_tell else ""
             if company and not isinstance(task, PairTask):
                 raise ConfigError(f"task: {company}{SAY_SO}")
@@ -125,23 +129,26 @@ def look(
         f"{name} changes in a forward pass and is no buffer, so it is lost when the run is resumed: register_buffer it"
         for name in strays[:SHOWN]
     )
-    is_repeatable = all(ranks.gather_objects(is_repeatable))
+    unlike = next(filter(None, ranks.gather_objects(unlike)), [])
+    mixes = any(rows.collate_draws for rows in own)
     promises = (
         Promise("order of rows exact", "held"),
-        _any_number_of_ranks(module, task, company, draws=draws),
-        _resume(strays, is_repeatable=is_repeatable, is_same_again=is_same_again),
+        _any_number_of_ranks(module, task, company, draws=draws, mixes=mixes),
+        _resume(strays, unlike, is_same_again=is_same_again),
         _any_strategy(only_ddp, same_calls=same_calls, sometimes=sometimes),
         Promise("export", "held"),
     )
     return Found(notices, promises, tuple(unused.in_eval_mode), time.perf_counter() - began)
 
 
-def _any_number_of_ranks(module: nn.Module, task: TaskLoss, company: str, *, draws: bool) -> Promise:
+def _any_number_of_ranks(module: nn.Module, task: TaskLoss, company: str, *, draws: bool, mixes: bool) -> Promise:
     name = "any number of ranks"
     if company:
         return Promise(name, "not", company)
     if task.mixes_rows:
         return Promise(name, "not", "the loss mixes the rows of a micro-batch, whose size follows from it (mixes_rows)")
+    if mixes:
+        return Promise(name, "not", "collate draws at random, so what it draws depends on which rows come together")
     norms = [of for of, child in module.named_modules() if type(child) in OF_A_RANK]
     if norms:
         return Promise(name, "not", f"BatchNorm ({norms[0]}) takes the statistics of a rank's micro-batch")
@@ -152,10 +159,15 @@ def _any_number_of_ranks(module: nn.Module, task: TaskLoss, company: str, *, dra
     return Promise(name, "held")
 
 
-def _resume(strays: Sequence[str], *, is_repeatable: bool, is_same_again: bool) -> Promise:
+def _resume(strays: Sequence[str], unlike: Sequence[str], *, is_same_again: bool) -> Promise:
     name = "resume exact"
-    if not is_repeatable:
-        return Promise(name, "not", "row 0, asked for twice, is not the same: it draws from a generator of its own")
+    if unlike:
+        return Promise(
+            name,
+            "not",
+            f"{unlike[0]}, asked for twice with the same seed, is not the same: it draws from a generator of its own; "
+            "draw from torch, numpy.random or random, or seed that generator with torch.initial_seed()",
+        )
     if strays:
         return Promise(name, "not", f"{', '.join(strays[:SHOWN])} changes and is no buffer")
     if not is_same_again:

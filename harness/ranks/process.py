@@ -24,13 +24,16 @@ def pin_packages(environment: MutableMapping[str, str]) -> None:
         environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, [str(CHECKOUT), *others])))
 
 
-def die_with_parent(*, signal_number: int = signal.SIGKILL) -> None:
+def die_with_parent(*, signal_number: int = signal.SIGKILL, parent: int | None = None) -> None:
     """Have the kernel send this process `signal_number` when its parent dies.
 
     It survives exec and is not inherited by children. A parent that dies during this call counts as well. To the
     kernel the parent is the thread that started this process.
+
+    Args:
+        parent: the process that is to be it; a parent that is another one has died before.
     """
-    parent = os.getppid()
+    parent = parent or os.getppid()
     _prctl(PR_SET_PDEATHSIG, signal_number)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal_number)

@@ -85,6 +85,14 @@ class _Group(_Part):
     parameters: Annotated[list[str], FailFast()]
 
 
+class _Rows(_Part):
+    """What is compared of the rows of a Dataset."""
+
+    length: Count
+    digest: str | None
+    rows: dict[Annotated[str, Field(pattern=r"^[0-9]{1,18}$")], str]
+
+
 class Trainer(_Part):
     """What `resume.save` writes; a later version may add to it."""
 
@@ -111,6 +119,7 @@ class Trainer(_Part):
     tokenizer: Annotated[str, AfterValidator(_is_text)] | None
     best_step: Count | None = None
     schedule_updates: Count | None = None
+    rows: dict[str, _Rows] = {}
     run_id: Annotated[str, Field(pattern=f"^(?:{RUN_ID.pattern})$")] | None = None
 
     @field_validator("step", "evaluated_step")

@@ -1,129 +1,27 @@
-"""Rows in memory and rows that are read, and the batches a rank takes from them."""
+"""The batches that a rank takes from rows."""
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.errors import DataError, RowError
+from harness.rows.dataset import DatasetRows
+from harness.rows.loader import FIRST, Loader, Request
 from harness.rows.order import BatchPlan
+from harness.rows.rows import AnyRows, Augmentation, Columns, ColumnTree, TakenRows
 from harness.rows.tree import leaves, map_tree
 
 RESIDENT_BYTES = 2**30  # columns up to this size live on the GPU; larger ones are copied there batch by batch
 LOOK_AHEAD_ROWS = 65_536  # an id of the permutation costs 60 ns in blocks of this size, 5 us in blocks of 64
 LOOK_AHEAD_MICRO_BATCHES = 4_096  # each is a tensor of its ids, so that many small ones do not stall an update
-
-
-@dataclass(frozen=True)
-class Columns:
-    """All rows of one split, in memory."""
-
-    inputs: Tensor
-    """(N, ...) floats, or (N, T) ids of tokens in any type of integers; contiguous."""
-    targets: Tensor
-    """(N,) int64 labels, (N, K) floats or (N, T) ids, contiguous; it may share memory with `inputs`."""
-
-    def __post_init__(self) -> None:
-        assert len(self.inputs) == len(self.targets) > 0, "a split wants as many targets as inputs, and at least one"
-        assert self.inputs.is_contiguous(), "columns are to be contiguous"
-        assert self.targets.is_contiguous(), "columns are to be contiguous"
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def digest(self) -> str:
-        """Return 16 hexadecimal digits that change with the number of rows, the targets, or one of 1,024 rows."""
-        digest = hashlib.blake2b(f"{tuple(self.inputs.shape)} {tuple(self.targets.shape)}".encode(), digest_size=8)
-        every = -(-len(self) // 1024)
-        for column in (self.targets, self.inputs[::every]):
-            digest.update(column.contiguous().numpy().data)
-        return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class ColumnTree:
-    """All rows of one split, in memory: any tree of tensors, rows first."""
-
-    tree: Any
-
-    def __post_init__(self) -> None:
-        assert len({len(column) for column in leaves(self.tree)}) == 1, "columns are to have as many rows each"
-
-    def __len__(self) -> int:
-        return len(next(leaves(self.tree)))
-
-    def digest(self) -> str:
-        """Return 16 hexadecimal digits that change with the number of rows, or one of 1,024 rows."""
-        digest = hashlib.blake2b(digest_size=8)
-        every = -(-len(self) // 1024)
-        for column in leaves(self.tree):
-            digest.update(f"{tuple(column.shape)} {column.dtype}".encode())
-            digest.update(column[::every].contiguous().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
-
-
-@runtime_checkable
-class TakenRows(Protocol):
-    """All rows of one split, read when they are wanted."""
-
-    def __len__(self) -> int: ...
-
-    def digest(self) -> str:
-        """Return what changes with the rows."""
-        ...
-
-    def take(self, ids: NDArray[np.int64], *, epoch: int) -> Any:
-        """Return some rows, on the CPU: a tree of tensors, rows first.
-
-        Args:
-            epoch: which pass over the rows this is; what is drawn at random for a row follows from both.
-        """
-        ...
-
-
-@runtime_checkable
-class InShards(Protocol):
-    """Rows that lie in several files, of which an update takes from as few as it can."""
-
-    rows_per_shard: NDArray[np.int64]
-
-
-AnyRows = Columns | ColumnTree | TakenRows
-
-
-def targets_of(rows: AnyRows) -> Tensor | None:
-    """Return the (N, ...) column `targets` of rows in memory; None where there is none."""
-    if isinstance(rows, Columns):
-        return rows.targets
-    tree = rows.tree if isinstance(rows, ColumnTree) else None
-    targets = tree.get("targets") if isinstance(tree, dict) else None
-    return targets if isinstance(targets, Tensor) else None
-
-
-def labels_of(rows: AnyRows) -> Tensor | None:
-    """Return the (N,) whole numbers that rows in memory have as `targets`; None where there are none."""
-    targets = targets_of(rows)
-    return targets if targets is not None and targets.dim() == 1 and not targets.is_floating_point() else None
-
-
-class Augmentation(Protocol):
-    """Random changes of rows that follow from the seed and the place in training alone."""
-
-    def draw(self, places: NDArray[np.int64], *, epoch: int) -> Tensor:
-        """Return (n, ...) what is drawn for places in an epoch."""
-        ...
-
-    def changed(self, data: Any, draws: Tensor) -> Any:
-        """Return the rows of a batch as they were drawn, on their device."""
-        ...
 
 
 class Batch(NamedTuple):
@@ -175,6 +73,8 @@ class TrainingBatches:
         self._ahead = range(0)  # positions whose ids are known
         self._ids: tuple[Tensor, ...] = ()  # of these positions' micro-batches, one after another
         self._draws: tuple[Tensor, ...] = ()  # of the augmentation, likewise
+        self._readers = _with_workers(self._rows)
+        self._from_workers: int | None = None  # the position that they have read next
 
     def at(self, position: int) -> list[Batch]:
         """Return this rank's micro-batches of one update: on every rank as many, at least one."""
@@ -182,6 +82,17 @@ class TrainingBatches:
         batches = self._at(position)
         self.seconds_waited += time.perf_counter() - began
         return batches
+
+    def start(self, position: int) -> None:
+        """Have workers read ahead from a position on, if there are any: from then on `at` waits for them."""
+        if self._readers:
+            self._readers.read(self._requests(position))
+            self._from_workers = position
+
+    def close(self) -> None:
+        """End the workers."""
+        self._from_workers = None
+        self._rows.close()
 
     def numbers(self, ids: Sequence[int]) -> list[int]:
         """Return how people call rows of this split: by their number in the Dataset, if they come from one."""
@@ -193,19 +104,35 @@ class TrainingBatches:
         return self._rows.batch(torch.tensor(ids, device=self._rows.home), epoch=0)
 
     def _at(self, position: int) -> list[Batch]:
-        if position not in self._ahead:
-            self._look_ahead(position)
-        first = (position - self._ahead.start) * self._micro_batches
+        if self._readers and position == self._from_workers:
+            self._from_workers += 1
+            return self._readers.read_update()
+        places = self._places_ahead(position)
         epoch = self.plan.epoch_of(position)
-        batches = [self._rows.batch(ids, epoch=epoch) for ids in self._ids[first : first + self._micro_batches]]
+        batches = [self._rows.batch(ids, epoch=epoch) for ids in self._ids[places]]
         if self._augmentation is None:
             return batches
         changed = self._augmentation.changed
-        draws = self._draws[first : first + self._micro_batches]
+        draws = self._draws[places]
         return [
             batch if batch.is_padding else batch._replace(data=changed(batch.data, drawn.to(self._device)))
             for batch, drawn in zip(batches, draws, strict=True)
         ]
+
+    def _requests(self, position: int) -> Iterator[Request]:
+        """Yield what workers are to read from a position on, without an end."""
+        for ahead in itertools.count(position):
+            *first, last = self._ids[self._places_ahead(ahead)]
+            epoch = self.plan.epoch_of(ahead)
+            yield from (Request(ids.numpy(), epoch, is_last=False) for ids in first)
+            yield Request(last.numpy(), epoch, is_last=True)
+
+    def _places_ahead(self, position: int) -> slice:
+        """Return where in `_ids` the micro-batches of a position stand."""
+        if position not in self._ahead:
+            self._look_ahead(position)
+        first = (position - self._ahead.start) * self._micro_batches
+        return slice(first, first + self._micro_batches)
 
     def _look_ahead(self, position: int) -> None:
         """Compute the ids of many positions at once; the last of an epoch, if it is smaller, is looked at alone."""
@@ -249,12 +176,15 @@ class ValidationBatches:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
+        self.rows = rows
         self._rows = _rows_on(device, rows, dtype=dtype, rank=rank)
         # One global batch of everything is divided among ranks exactly as validation wants it.
         plan = BatchPlan(
             num_rows=len(rows), global_batch=len(rows), world_size=world_size, micro_batch=batch_rows, seed=0
         )
         self._pieces = plan.micro_batches(0, rank)
+        self._readers = _with_workers(self._rows)
+        self._is_begun = False  # they have begun to read the next evaluation
         self.num_rows = len(rows)
         """Over all ranks."""
 
@@ -266,9 +196,24 @@ class ValidationBatches:
     def __len__(self) -> int:
         return len(self._pieces)
 
+    def start(self) -> None:
+        """Have workers begin to read the next evaluation, if there are any."""
+        if self._readers and not self._is_begun:
+            self._readers.read(Request(np.arange(*piece), epoch=0) for piece in self._pieces)
+            self._is_begun = True
+
+    def close(self) -> None:
+        """End the workers."""
+        self._rows.close()
+
     def __iter__(self) -> Iterator[Batch]:
-        for start, stop in self._pieces:
-            yield self._rows.batch(torch.arange(start, stop, device=self._rows.home), epoch=0)
+        self.start()
+        self._is_begun = False
+        for piece in self._pieces:
+            if self._readers:
+                yield from self._readers.read_update()
+            else:
+                yield self._rows.batch(torch.arange(*piece, device=self._rows.home), epoch=0)
 
 
 def _rows_on(device: torch.device, rows: AnyRows, *, dtype: torch.dtype, rank: int) -> _InMemory | _Taken:
@@ -277,6 +222,11 @@ def _rows_on(device: torch.device, rows: AnyRows, *, dtype: torch.dtype, rank: i
     if isinstance(rows, ColumnTree):
         return _InMemory(rows.tree, device=device, dtype=dtype)
     return _Taken(rows, device=device, dtype=dtype, rank=rank)
+
+
+def _with_workers(rows: _InMemory | _Taken) -> _Taken | None:
+    """Return rows that worker processes read, if these are some."""
+    return rows if isinstance(rows, _Taken) and rows.has_workers else None
 
 
 class _InMemory:
@@ -298,6 +248,9 @@ class _InMemory:
         self._padding = torch.zeros(1, dtype=torch.int64, device=home)
         self._copy_to = None if home.type == device.type else device
 
+    def close(self) -> None:
+        """Nothing is to be ended."""
+
     def batch(self, ids: Tensor, *, epoch: int) -> Batch:
         """Return the rows `ids`, which are where the columns are; without any, padding."""
         is_padding = ids.numel() == 0
@@ -314,25 +267,89 @@ class _InMemory:
 
 
 class _Taken:
-    """Rows that are read when a batch wants them."""
+    """Rows that are read when a batch wants them, or ahead of it by worker processes."""
 
     def __init__(self, rows: TakenRows, *, device: torch.device, dtype: torch.dtype, rank: int) -> None:
         self.home = torch.device("cpu")
-        self._rows, self._device, self._dtype, self._rank = rows, device, dtype, rank
+        self._rows, self._dtype, self._rank = rows, dtype, rank
+        self._copied = CopyTo(device)
+        self._loader: Loader | None = None
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether worker processes read the rows."""
+        return isinstance(self._rows, DatasetRows) and self._rows.workers > 0
+
+    def read(self, requests: Iterable[Request]) -> None:
+        """Have workers read these micro-batches from now on."""
+        if self._loader is None:
+            assert isinstance(self._rows, DatasetRows), "these rows are not read by workers"
+            self._loader = Loader(self._rows, finish=self._finished, pins=self._copied.is_to_gpu)
+        self._loader.read(requests)
+
+    def read_update(self) -> list[Batch]:
+        """Return the next micro-batches that workers have read, up to the last of an update."""
+        assert self._loader is not None, "nothing was asked for"
+        batches, is_last = [], False
+        while not is_last:
+            with self._errors_of_a_row():
+                (ids, _, is_last), tree = self._loader.answer()
+            batches.append(self._batch(torch.from_numpy(ids), tree))
+        return batches
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._loader is not None:
+            self._loader.close()
+            self._loader = None
 
     def batch(self, ids: Tensor, *, epoch: int) -> Batch:
         """Return the rows `ids`; without any, padding."""
+        with self._errors_of_a_row():
+            tree = map_tree(self._finished, self._rows.take(FIRST if ids.numel() == 0 else ids.numpy(), epoch=epoch))
+        return self._batch(ids, tree)
+
+    def _batch(self, ids: Tensor, tree: Any) -> Batch:
         is_padding = ids.numel() == 0
-        if is_padding:
-            ids = torch.zeros(1, dtype=torch.int64)
+        ids = torch.from_numpy(FIRST) if is_padding else ids
+        return Batch(self._copied(map_tree(_finite, tree) if is_padding else tree), len(ids), ids, is_padding)
+
+    def _finished(self, leaf: Any) -> Any:
+        return converted(leaf, self._dtype) if isinstance(leaf, Tensor) else leaf
+
+    @contextmanager
+    def _errors_of_a_row(self) -> Iterator[None]:
         try:
-            data = map_tree(self._on_device, self._rows.take(ids.numpy(), epoch=epoch))
+            yield
         except DataError as error:
             raise RowError(f"{error.args[0]} (on rank {self._rank})") from error
-        return Batch(map_tree(_finite, data) if is_padding else data, len(ids), ids, is_padding)
 
-    def _on_device(self, leaf: Any) -> Any:
-        return converted(leaf, self._dtype).to(self._device) if isinstance(leaf, Tensor) else leaf
+
+class CopyTo:
+    """Copies trees to the device of the model; to a GPU beside the computation of the update before."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.is_to_gpu = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if self.is_to_gpu else None  # type: ignore[no-untyped-call]
+
+    def __call__(self, tree: Any) -> Any:
+        """Return a tree on the device."""
+        if self._stream is None:
+            return map_tree(lambda leaf: leaf.to(self._device) if isinstance(leaf, Tensor) else leaf, tree)
+        with torch.cuda.stream(self._stream):
+            tree = map_tree(self._pinned_and_copied, tree)
+        computing = torch.cuda.current_stream(self._device)
+        computing.wait_stream(self._stream)
+        for leaf in leaves(tree):
+            if isinstance(leaf, Tensor):
+                leaf.record_stream(computing)  # so that its memory is not given away while it is computed with
+        return tree
+
+    def _pinned_and_copied(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return (leaf if leaf.is_pinned() else leaf.pin_memory()).to(self._device, non_blocking=True)
 
 
 def _finite(leaf: Any) -> Any:

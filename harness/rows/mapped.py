@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness.rows.batches import Columns, converted
+from harness.rows.batches import converted
 from harness.rows.cache import Facts, Write
+from harness.rows.rows import Columns
 
 
 def write_columns(write: Write, name: str, inputs: Iterable[Tensor], targets: Tensor) -> Facts:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from harness.config.data import DataSection
 from harness.errors import DataError
-from harness.rows.batches import AnyRows, Augmentation
 from harness.rows.order import permutation_key, permute
+from harness.rows.rows import AnyRows, Augmentation
 
 READING = 2
 """Raise it when the same files give other rows than before, and say in `read_otherwise` which columns those are."""

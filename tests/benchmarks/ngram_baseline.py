@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from harness.catalogue.text.read import load_text, prepare_text
 from harness.catalogue.text.section import ByteTokenizer, TextData
 from harness.config.io import load_config
-from harness.rows.batches import Columns
+from harness.rows.rows import Columns
 
 Ids = NDArray[np.int64]
 

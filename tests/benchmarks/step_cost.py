@@ -23,7 +23,7 @@ from harness.config.run_config import RunConfig
 from harness.loop import fit
 from harness.observers.base import Observer, Observers
 from harness.observers.ledger import Ledger
-from harness.rows.batches import Columns
+from harness.rows.rows import Columns
 from harness.rows.splits import DataSplits
 from harness.state import TrainState
 from harness.stopping import StopSignals

@@ -16,8 +16,8 @@ from harness.assemble import assemble
 from harness.config.io import load_config
 from harness.config.run_config import RunConfig
 from harness.loop import evaluate, train_step
-from harness.rows.batches import ColumnTree
 from harness.rows.order import BatchPlan
+from harness.rows.rows import ColumnTree
 from harness.rows.splits import DataSplits
 from harness.rows.tree import map_tree
 from harness.stopping import StopSignals

@@ -24,8 +24,8 @@ from harness.loop import train_step
 from harness.ranks.env import placement
 from harness.ranks.group import Ranks
 from harness.ranks.join import join_ranks
-from harness.rows.batches import Columns
 from harness.rows.order import BatchPlan
+from harness.rows.rows import Columns
 from harness.rows.splits import DataSplits
 from harness.run import Run
 from harness.stopping import StopSignals

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from harness.catalogue.classification.metrics import Auc, AveragePrecision
 from harness.loop import evaluate, train_step
-from harness.rows.batches import Columns
+from harness.rows.rows import Columns
 from harness.rows.splits import DataSplits
 from harness.strategy.build import DTYPES
 from tests.distributed.ranks import run_standing_ranks

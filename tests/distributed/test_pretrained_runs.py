@@ -17,8 +17,8 @@ from harness.config.io import load_config
 from harness.config.run_config import RunConfig
 from harness.export import load_exported, main
 from harness.record.json_lines import read_events
-from harness.rows.batches import Columns
 from harness.rows.order import BatchPlan
+from harness.rows.rows import Columns
 from tests import helpers
 from tests.distributed.ranks import run_ranks, run_standing_ranks
 from tests.distributed.scenarios import Spec, harness_trace, load_and_train, save_after, train_main

@@ -268,7 +268,7 @@ def test_of_a_network_without_fault_all_is_held_and_a_layer_that_nothing_uses_is
         ({"model": {"fault": "keeps tensors"}}, "resume exact", "Tower.kept changes and is no buffer"),
         ({"model": {"fault": "keeps in private"}}, "resume exact", "Tower._kept changes and is no buffer"),
         ({"task": {"fault": "keeps a mean"}}, "resume exact", "the loss of the same rows is another the second time"),
-        ({"data": {"fault": "own generator"}}, "resume exact", "row 0, asked for twice, is not the same"),
+        ({"data": {"fault": "own generator"}}, "resume exact", "asked for twice with the same seed, is not the same"),
         (
             {"model": {"fault": "batch norm"}, "data": {"num_rows": 30}},
             "any number of ranks",

@@ -15,7 +15,7 @@ from harness.assemble import assemble
 from harness.catalogue.gpt.section import GptModel
 from harness.catalogue.text.tokenizers import Bytes
 from harness.config.run_config import RunConfig
-from harness.rows.batches import Columns
+from harness.rows.rows import Columns
 from harness.rows.splits import DataSplits
 from harness.run import Run
 from harness.stopping import StopSignals

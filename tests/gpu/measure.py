@@ -22,8 +22,9 @@ from harness.interval import Interval
 from harness.loop import train_step
 from harness.ranks.join import leave_ranks
 from harness.rows import batches
-from harness.rows.batches import Columns, TrainingBatches
+from harness.rows.batches import TrainingBatches
 from harness.rows.order import BatchPlan
+from harness.rows.rows import Columns
 from harness.run import Run
 from harness.state import TrainState
 from harness.watch.peak_flops import peak_flops

@@ -132,7 +132,7 @@ def _tensors(run: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _digits() -> Any:
-    from harness.rows.batches import Columns
+    from harness.rows.rows import Columns
     from harness.rows.splits import DataSplits
 
     generator = torch.Generator().manual_seed(0)

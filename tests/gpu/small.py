@@ -22,8 +22,8 @@ from harness.observers.base import Observer, Observers
 from harness.ranks.env import Placement, placement
 from harness.ranks.group import Ranks
 from harness.ranks.join import join_ranks
-from harness.rows.batches import Columns
 from harness.rows.order import BatchPlan
+from harness.rows.rows import Columns
 from harness.rows.splits import DataSplits
 from harness.run import Run
 from harness.state import TrainState

@@ -14,7 +14,7 @@ from harness.catalogue.classification.section import ClassificationTask
 from harness.config.checks import judging_metrics
 from harness.config.run_config import RunConfig
 from harness.errors import DataError
-from harness.rows.batches import AnyRows, labels_of, targets_of
+from harness.rows.rows import AnyRows, labels_of, targets_of
 
 NO_TEXTS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n", "inf", "nan")
 """Words that YAML may read as something else."""

@@ -12,7 +12,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from harness.catalogue.classification.metrics import F1, Auc, AveragePrecision, ConfusionMatrix, Precision, Recall
 from harness.catalogue.classification.section import ClassificationTask
 from harness.errors import DataError
-from harness.rows.batches import AnyRows, Batch, labels_of
+from harness.rows.batches import Batch
+from harness.rows.rows import AnyRows, labels_of
 from harness.tasks.base import PairTask
 
 

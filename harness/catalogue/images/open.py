@@ -17,7 +17,7 @@ from harness.catalogue.images.section import ImageFolderData, Mnist5kData
 from harness.catalogue.table.read import load_table, numbers_of, table_targets
 from harness.config.slots import TaskSection
 from harness.errors import DataError
-from harness.rows.batches import Columns
+from harness.rows.rows import Columns
 from harness.rows.splits import DataSplits, split_rows
 
 DIGITS = 10

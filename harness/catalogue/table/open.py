@@ -32,9 +32,9 @@ from harness.catalogue.table.section import ShardedTableData, TableData
 from harness.catalogue.table.shards import ShardedColumns
 from harness.catalogue.table.suspects import suspects
 from harness.config.slots import TaskSection
-from harness.rows.batches import Columns
 from harness.rows.cache import Facts, Write, cache_folder, fill_once, read_facts
 from harness.rows.mapped import open_columns, write_columns
+from harness.rows.rows import Columns
 from harness.rows.splits import DataSplits, split_rows
 from harness.rows.unchanged import check_unchanged, file_states
 

@@ -33,7 +33,7 @@ from harness.catalogue.table.read import (
 from harness.catalogue.table.section import ShardedTableData
 from harness.config.slots import TaskSection
 from harness.errors import DataError
-from harness.rows.batches import Columns
+from harness.rows.rows import Columns
 
 CHANGES_WITH_CONTENT = ("size", "mtime", "ino", "etag", "ETag", "LastModified", "md5Hash", "generation")
 """What the file systems of fsspec call it."""

@@ -30,8 +30,8 @@ from harness.catalogue.text.section import ByteTokenizer, PretrainedTokenizer, T
 from harness.catalogue.text.tokenizers import TextTokenizer, tokenizer_from_json, train_tokenizer
 from harness.catalogue.text.tokenizing_memory import check_memory
 from harness.errors import DataError
-from harness.rows.batches import Columns
 from harness.rows.cache import Facts, Write, cache_folder, fill_once, read_facts
+from harness.rows.rows import Columns
 from harness.rows.unchanged import check_unchanged, file_states
 
 TRAIN, VALIDATION, TOKENIZER = "train.bin", "validation.bin", "tokenizer.json"

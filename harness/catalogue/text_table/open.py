@@ -12,7 +12,7 @@ from harness.catalogue.text_table.read import NAMES_ARE_TEXT, read_texts, tokeni
 from harness.catalogue.text_table.section import TextTableData
 from harness.config.slots import TaskSection
 from harness.errors import DataError
-from harness.rows.batches import Columns
+from harness.rows.rows import Columns
 from harness.rows.splits import DataSplits, split_rows
 
 

@@ -1,0 +1,257 @@
+"""Processes that read the rows of a Dataset ahead: a DataLoader over the requests of a plan.
+
+Neither a worker nor the loader has a state that a checkpoint would need: which rows are read follows from the plan,
+what is drawn for them from their numbers.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import signal
+import stat
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from harness.errors import DataError
+from harness.own_code import told
+from harness.ranks.process import die_with_parent
+from harness.rows.dataset import DatasetRows, first_of
+from harness.rows.tree import map_tree, paths
+from harness.stopping import StopSignals
+
+AHEAD = 2
+"""Micro-batches that each worker reads ahead."""
+NOTHING_LOST = "Nothing that was saved is lost: start the same command again"
+_ADVICE = {
+    -signal.SIGKILL: f"The system does so when memory runs out: fewer data.workers need less. {NOTHING_LOST}",
+    -signal.SIGBUS: "Rows go through /dev/shm, which may be full: give it more room (docker: --shm-size), or lower "
+    f"data.workers or strategy.micro_batch. {NOTHING_LOST}",
+}
+
+
+FIRST = np.zeros(1, np.int64)
+
+
+class Request(NamedTuple):
+    """A micro-batch that a worker is to read."""
+
+    ids: NDArray[np.int64]
+    """(n,) of the split; without any it is the first row, to keep other ranks company."""
+    epoch: int
+    is_last: bool = True
+    """Of its update."""
+
+
+class Loader:
+    """Worker processes of this rank, which read micro-batches of one split in the order of requests.
+
+    Args:
+        finish: is applied to each leaf in the worker.
+        pins: whether tensors come in pinned memory, from which a GPU copies them while it computes.
+    """
+
+    def __init__(self, rows: DatasetRows, *, finish: Callable[[Any], Any], pins: bool) -> None:
+        self._rows = rows
+        self._requests: Iterable[Request] = ()
+        self._asked: deque[Request] = deque()  # and not answered yet
+        self._num_answered = 0
+        self._desk = torch.full((rows.workers, 2), -1).share_memory_().numpy()  # type: ignore[no-untyped-call]
+        """Of each worker, its process and the number of the request that it is at."""
+        self._processes: list[multiprocessing.process.BaseProcess] = []
+        self._answers: Iterator[_Answer] = iter(())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # too many workers are told of by us
+            self._loader: DataLoader[Any] | None = DataLoader(
+                _Readable(rows, finish=finish, desk=self._desk),
+                sampler=_Numbered(self),
+                batch_size=None,
+                collate_fn=_unchanged,
+                num_workers=rows.workers,
+                prefetch_factor=AHEAD,
+                persistent_workers=True,
+                pin_memory=pins,
+                multiprocessing_context="fork",
+                worker_init_fn=_Settle(os.getpid()),
+                generator=torch.Generator(),  # or it would draw from the process's own
+            )
+
+    def read(self, requests: Iterable[Request]) -> None:
+        """Have these requests read from now on, and forget what was asked for before."""
+        assert self._loader is not None, "the workers have ended"
+        self._requests = requests
+        self._asked.clear()
+        self._num_answered = 0
+        if self._processes:
+            self._answers = iter(self._loader)
+            return
+        before = set(multiprocessing.active_children())
+        with _signals_blocked(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12: forked beside threads
+            on_death = signal.getsignal(signal.SIGCHLD)
+            self._answers = iter(self._loader)
+            signal.signal(signal.SIGCHLD, on_death)  # torch's raises wherever this process is; see `answer`
+        self._processes = [child for child in multiprocessing.active_children() if child not in before]
+
+    def requested(self) -> Iterator[tuple[int, Request]]:
+        """Yield what the workers are asked for."""
+        for number, request in enumerate(self._requests):
+            self._asked.append(request)
+            yield number, request
+
+    def answer(self) -> tuple[Request, Any]:
+        """Return the oldest request that was not answered yet, and its tree.
+
+        Raises:
+            DataError: rows cannot be had, or a worker has ended.
+            StopIteration: all requests were answered.
+        """
+        try:
+            answer = next(self._answers)
+        except RuntimeError as error:
+            if died := [process for process in self._processes if process.exitcode is not None]:
+                raise DataError(self._told_of(died[0])) from error
+            raise
+        self._num_answered += 1
+        request = self._asked.popleft()
+        if answer.problem:
+            raise DataError(answer.problem)
+        return request, answer.tree
+
+    def _told_of(self, process: multiprocessing.process.BaseProcess) -> str:
+        code = process.exitcode or 0
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended by itself with exit code {code}"
+        at = [number - self._num_answered for pid, number in self._desk.tolist() if pid == process.pid]
+        ids = [self._rows.numbers(self._asked[place].ids.tolist()) for place in at if 0 <= place < len(self._asked)]
+        where = f", while it read rows {first_of(ids[0])} ({len(ids[0])} rows)" if ids else ""
+        return f"a worker that reads rows ahead (process {process.pid}) {how}{where}. {_ADVICE.get(code, NOTHING_LOST)}"
+
+    def close(self) -> None:
+        """End the workers, at once where they do not end by themselves."""
+        self._answers, self._loader = iter(()), None  # which has them end
+        for process in self._processes:
+            process.kill()
+            process.join()
+
+
+class _Numbered:
+    """Iterates over the requests of a loader from their beginning, as often as it is asked to."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = weakref.proxy(loader)
+
+    def __iter__(self) -> Iterator[tuple[int, Request]]:
+        found: Iterator[tuple[int, Request]] = self._loader.requested()
+        return found
+
+
+class _Answer:
+    """What a worker sends: a tree, or why there is none."""
+
+    def __init__(self, tree: Any, problem: str = "") -> None:
+        self.tree, self.problem = tree, problem
+
+    def pin_memory(self) -> _Answer:
+        """Return it in pinned memory; the DataLoader calls it."""
+        return _Answer(map_tree(lambda leaf: leaf.pin_memory() if isinstance(leaf, Tensor) else leaf, self.tree))
+
+
+class _Readable(Dataset[Any]):
+    """What the DataLoader takes for the Dataset: it answers a request."""
+
+    def __init__(self, rows: DatasetRows, *, finish: Callable[[Any], Any], desk: NDArray[np.int64]) -> None:
+        self._rows, self._finish, self._desk = rows, finish, desk
+        self._makes_again = bool(rows.opened.names())
+
+    def __getitem__(self, numbered: tuple[int, Request]) -> _Answer:
+        number, request = numbered
+        info = get_worker_info()
+        assert info is not None, "this is for workers"
+        self._desk[info.id] = os.getpid(), number
+        try:
+            if self._makes_again:
+                self._rows.make_again()
+                self._makes_again = False
+            ids = request.ids if len(request.ids) else FIRST
+            tree = map_tree(self._finish, self._rows.take(ids, epoch=request.epoch))
+            _check_can_be_sent(tree)
+        except DataError as error:
+            return _Answer(None, error.args[0])
+        self._desk[info.id, 1] = -1
+        return _Answer(tree)
+
+
+def _check_can_be_sent(tree: Any) -> None:
+    """Refuse what the queue would drop silently, so that the rank would wait for ever.
+
+    Raises:
+        DataError: names the place in the row.
+    """
+    try:
+        ForkingPickler.dumps(map_tree(lambda leaf: None if isinstance(leaf, Tensor) else leaf, tree))
+    except Exception as error:
+        for path, leaf in paths(tree):
+            with suppress(Exception):
+                ForkingPickler.dumps(leaf)
+                continue
+            what = f"a {type(leaf).__name__} at {path or 'the row'}"
+            break
+        else:
+            what = "a container of its own class"
+        raise DataError(
+            f"rows have {what}, which a worker cannot send to its rank ({told(error)}); leave it out of the row, or "
+            "set data.workers=0"
+        ) from error
+
+
+class _Settle:
+    """Makes a process that was just forked a worker: it dies with its rank and leaves the rank's signals and
+    connections alone."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+
+    def __call__(self, worker: int) -> None:
+        die_with_parent(parent=self._rank)
+        for number in StopSignals.NUMBERS:
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, StopSignals.NUMBERS)
+        gc.freeze()  # what it has inherited is the rank's to close, and memory that is not looked at stays shared
+        os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+        _leave_connections()
+
+
+def _leave_connections() -> None:
+    """Put /dev/null in the place of inherited sockets: peers of a rank that has died are to see that at once."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the descriptor of this very listing
+            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                os.dup2(nothing, int(name), inheritable=False)
+    os.close(nothing)
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Have no stop signal find a worker before it ignores them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, StopSignals.NUMBERS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _unchanged(answer: Any) -> Any:
+    return answer
