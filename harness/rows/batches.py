@@ -122,7 +122,8 @@ class TrainingBatches:
     def _requests(self, position: int) -> Iterator[Request]:
         """Yield what workers are to read from a position on, without an end."""
         for ahead in itertools.count(position):
-            *first, last = self._ids[self._places_ahead(ahead)]
+            places = self._places_ahead(ahead)
+            *first, last = self._ids[places]
             epoch = self.plan.epoch_of(ahead)
             yield from (Request(ids.numpy(), epoch, is_last=False) for ids in first)
             yield Request(last.numpy(), epoch, is_last=True)
@@ -335,6 +336,8 @@ class CopyTo:
 
     def __call__(self, tree: Any) -> Any:
         """Return a tree on the device."""
+        if self._device.type == "cpu":
+            return tree
         if self._stream is None:
             return map_tree(lambda leaf: leaf.to(self._device) if isinstance(leaf, Tensor) else leaf, tree)
         with torch.cuda.stream(self._stream):

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from harness.errors import DataError
 from harness.own_code import told
+from harness.rows import draws
 from harness.rows.collate import Collate, check_rows, stack
-from harness.rows.draws import Generators, drew, restore, seed
 from harness.rows.open_files import OpenFiles
 from harness.rows.order import permutation_key, random_bits
 from harness.rows.rows import AnyRows, TakenRows
@@ -59,7 +59,6 @@ class DatasetRows(TakenRows):
         self._collate: Collate | None = getattr(dataset, "collate", None)
         self.workers = workers
         self.opened = opened or OpenFiles()
-        self._generators = Generators()
         self._draws = False  # until it is seen to draw
         self.collate_draws = False
         """Whether `look` has seen that what collate makes of some rows is drawn at random."""
@@ -113,17 +112,17 @@ class DatasetRows(TakenRows):
             DataError: a row raises, rows are not alike, or `collate` changes their number.
         """
         numbers = self._ids[ids].tolist()
-        before = self._generators.state()
+        before = draws.state()
         if not self._draws:
             tree = self._taken_at_once(numbers)
-            self._draws = drew(before, self._generators.state())
+            self._draws = draws.drew(before, draws.state())
             if tree is not None and not self._draws:
                 return tree
         try:
             seeds = _seeds(self._ids[ids], key=permutation_key(self._seed, epoch, "row"))
             return self._collated([self._row(*each) for each in zip(numbers, seeds, strict=True)], numbers)
         finally:
-            restore(before)
+            draws.restore(before)
 
     def _taken_at_once(self, numbers: list[int]) -> Any:
         """Return rows for which nothing is seeded; None where one raises: asked one by one they tell which."""
@@ -137,17 +136,16 @@ class DatasetRows(TakenRows):
 
     def _collated(self, rows: list[Any], numbers: list[int]) -> Any:
         if self._collate is None:
-            tree = stack(rows, numbers)
-        else:
-            try:
-                tree = self._collate(rows)
-            except Exception as error:
-                raise DataError(f"collate of rows {first_of(numbers)} raised {told(error)}") from error
+            return stack(rows, numbers)
+        try:
+            tree = self._collate(rows)
+        except Exception as error:
+            raise DataError(f"collate of rows {first_of(numbers)} raised {told(error)}") from error
         check_rows(tree, len(numbers))
         return tree
 
     def _row(self, number: int, random_number: int) -> Any:
-        seed(random_number)
+        draws.seed(random_number)
         try:
             return self._dataset[number]
         except Exception as error:
@@ -161,7 +159,7 @@ class DatasetRows(TakenRows):
         """What a resumed run compares, as JSON: the length, and what the Dataset says of itself or some of its rows."""
         own = str(self._dataset.digest()) if hasattr(self._dataset, "digest") else None
         numbers = [] if own else self._some(COMPARED_ROWS)
-        with self._generators.kept():
+        with draws.kept():
             return {"length": len(self), "digest": own, "rows": {str(number): self._seen(number) for number in numbers}}
 
     def digest(self) -> str:
@@ -187,7 +185,7 @@ class DatasetRows(TakenRows):
             before, after = (first_of(sorted(map(int, each["rows"]))) for each in (saved, now))
             return f"row {before} {there}, row {after} {here}"
         others = sorted(int(number) for number in both if saved["rows"][number] != now["rows"][number])
-        with self._generators.kept():
+        with draws.kept():
             others = [number for number in others if self._seen(number) == now["rows"][str(number)]]
         if not others:
             return ""
@@ -201,14 +199,14 @@ class DatasetRows(TakenRows):
         What is found besides is kept: whether the rows draw at random, come together, and what the Dataset holds open.
         """
         numbers = self._some(LOOKED_AT_TWICE)
-        with self.opened.noted(), self._generators.kept():
+        with self.opened.noted(), draws.kept():
             seen = [[self._seen(number, stream=stream) for number in numbers] for stream in ("row", "row", "other")]
             self._draws |= seen[1] != seen[2]
             if self._collate is not None:
                 rows = [self._row(number, number) for number in numbers]
-                before = self._generators.state()
+                before = draws.state()
                 self._collated(rows, numbers)
-                self.collate_draws = drew(before, self._generators.state())
+                self.collate_draws = draws.drew(before, draws.state())
             if self._comes_together and not self._draws:
                 self._comes_together = [_digest(row) for row in self._dataset.__getitems__(numbers)] == seen[0]
         return [number for number, first, second in zip(numbers, *seen[:2], strict=True) if first != second]
@@ -226,10 +224,11 @@ class DatasetRows(TakenRows):
     def _seen(self, number: int, *, stream: str = "row") -> str:
         """Return the digest of a row as it is in the first epoch, and note whether anything is drawn for it."""
         (random_number,) = _seeds(np.array([number]), key=permutation_key(self._seed, 0, stream))
-        seed(random_number)
-        before = self._generators.state()
+        draws.seed(random_number)
+        before = draws.state()
         row = self._row(number, random_number)
-        self._draws |= drew(before, self._generators.state())
+        self._draws |= draws.drew(before, draws.state())
+        _check_row(row, number)
         return _digest(row)
 
 
@@ -242,6 +241,23 @@ def own_rows(train: AnyRows, validation: AnyRows) -> dict[str, DatasetRows]:
 def _seeds(numbers: NDArray[np.int64], *, key: int) -> list[int]:
     found: list[int] = random_bits(numbers, key=key).tolist()
     return found
+
+
+def _check_row(row: Any, number: int) -> None:
+    """Refuse a row without a tensor, or with one that is not where rows are read.
+
+    Raises:
+        DataError: names the row.
+    """
+    tensors = [(path, leaf) for path, leaf in paths(row) if isinstance(leaf, Tensor)]
+    if not any(isinstance(leaf, Tensor | np.ndarray | np.generic | int | float) for _, leaf in paths(row)):
+        raise DataError(f"row {number:,} has no tensor in it; rows are trees of tensors and numbers")
+    for path, tensor in tensors:
+        if tensor.device.type != "cpu":
+            raise DataError(
+                f"row {number:,} has a tensor on {tensor.device}{f' at {path}' if path else ''}; leave rows on the "
+                "CPU, from where the run copies whole batches to its device"
+            )
 
 
 def _digest(row: Any) -> str:

@@ -6,6 +6,7 @@ what is drawn for them from their numbers.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import multiprocessing
 import os
@@ -29,11 +30,12 @@ from harness.errors import DataError
 from harness.own_code import told
 from harness.ranks.process import die_with_parent
 from harness.rows.dataset import DatasetRows, first_of
-from harness.rows.tree import map_tree, paths
+from harness.rows.tree import leaves, map_tree, paths
 from harness.stopping import StopSignals
 
 AHEAD = 2
 """Micro-batches that each worker reads ahead."""
+_EASILY_SENT = (Tensor, str, bytes, int, float)
 NOTHING_LOST = "Nothing that was saved is lost: start the same command again"
 _ADVICE = {
     -signal.SIGKILL: f"The system does so when memory runs out: fewer data.workers need less. {NOTHING_LOST}",
@@ -73,7 +75,7 @@ class Loader:
         self._processes: list[multiprocessing.process.BaseProcess] = []
         self._answers: Iterator[_Answer] = iter(())
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # too many workers are told of by us
+            warnings.simplefilter("ignore")  # as below
             self._loader: DataLoader[Any] | None = DataLoader(
                 _Readable(rows, finish=finish, desk=self._desk),
                 sampler=_Numbered(self),
@@ -99,11 +101,12 @@ class Loader:
             return
         before = set(multiprocessing.active_children())
         with _signals_blocked(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12: forked beside threads
+            warnings.simplefilter("ignore")  # of Python 3.12: forked beside threads; of torch: more workers than cores
             on_death = signal.getsignal(signal.SIGCHLD)
             self._answers = iter(self._loader)
             signal.signal(signal.SIGCHLD, on_death)  # torch's raises wherever this process is; see `answer`
         self._processes = [child for child in multiprocessing.active_children() if child not in before]
+        atexit.register(self.close)  # before multiprocessing asks them to end, and waits
 
     def requested(self) -> Iterator[tuple[int, Request]]:
         """Yield what the workers are asked for."""
@@ -140,6 +143,7 @@ class Loader:
 
     def close(self) -> None:
         """End the workers, at once where they do not end by themselves."""
+        atexit.unregister(self.close)
         self._answers, self._loader = iter(()), None  # which has them end
         for process in self._processes:
             process.kill()
@@ -174,6 +178,7 @@ class _Readable(Dataset[Any]):
     def __init__(self, rows: DatasetRows, *, finish: Callable[[Any], Any], desk: NDArray[np.int64]) -> None:
         self._rows, self._finish, self._desk = rows, finish, desk
         self._makes_again = bool(rows.opened.names())
+        self._was_sent = False
 
     def __getitem__(self, numbered: tuple[int, Request]) -> _Answer:
         number, request = numbered
@@ -186,11 +191,14 @@ class _Readable(Dataset[Any]):
                 self._makes_again = False
             ids = request.ids if len(request.ids) else FIRST
             tree = map_tree(self._finish, self._rows.take(ids, epoch=request.epoch))
-            _check_can_be_sent(tree)
+            if not self._was_sent or not all(isinstance(leaf, _EASILY_SENT) for leaf in leaves(tree)):
+                _check_can_be_sent(tree)
+                self._was_sent = True
+            return _Answer(tree)
         except DataError as error:
             return _Answer(None, error.args[0])
-        self._desk[info.id, 1] = -1
-        return _Answer(tree)
+        finally:
+            self._desk[info.id, 1] = -1
 
 
 def _check_can_be_sent(tree: Any) -> None:

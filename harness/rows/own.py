@@ -79,7 +79,7 @@ def own_splits(
 
 
 def _made(make: Callable[..., Any], *, seed: int, **split: str) -> Any:
-    with draws.Generators().kept():
+    with draws.kept():
         draws.seed(permutation_key(seed, 0, "make"))
         thing = make(**split)
     datasets = sys.modules.get("datasets")
