@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import atexit
 import gc
-import multiprocessing
+import multiprocessing.connection
+import multiprocessing.util
 import os
 import signal
 import stat
+import tempfile
 import warnings
 import weakref
 from collections import deque
@@ -36,6 +38,8 @@ from harness.stopping import StopSignals
 AHEAD = 2
 """Micro-batches that each worker reads ahead."""
 _EASILY_SENT = (Tensor, str, bytes, int, float)
+LONGEST_FOLDER = 107 - len("/pymp-12345678/listener-12345678")
+"""Of a path of a socket 107 characters are allowed."""
 NOTHING_LOST = "Nothing that was saved is lost: start the same command again"
 _ADVICE = {
     -signal.SIGKILL: f"The system does so when memory runs out: fewer data.workers need less. {NOTHING_LOST}",
@@ -123,9 +127,12 @@ class Loader:
         """
         try:
             answer = next(self._answers)
-        except RuntimeError as error:
-            if died := [process for process in self._processes if process.exitcode is not None]:
-                raise DataError(self._told_of(died[0])) from error
+        except (RuntimeError, OSError, EOFError) as error:  # also where tensors were to be fetched from it
+            ended = multiprocessing.connection.wait([process.sentinel for process in self._processes], timeout=1.0)
+            for process in self._processes:
+                if process.sentinel in ended:
+                    process.join()
+                    raise DataError(self._told_of_death(process)) from error
             raise
         self._num_answered += 1
         request = self._asked.popleft()
@@ -133,7 +140,7 @@ class Loader:
             raise DataError(answer.problem)
         return request, answer.tree
 
-    def _told_of(self, process: multiprocessing.process.BaseProcess) -> str:
+    def _told_of_death(self, process: multiprocessing.process.BaseProcess) -> str:
         code = process.exitcode or 0
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended by itself with exit code {code}"
         at = [number - self._num_answered for pid, number in self._desk.tolist() if pid == process.pid]
@@ -239,6 +246,19 @@ class _Settle:
         gc.freeze()  # what it has inherited is the rank's to close, and memory that is not looked at stays shared
         os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         _leave_connections()
+        _find_short_folder()
+
+
+def _find_short_folder() -> None:
+    """Have sockets, through which tensors are handed over, in a folder whose path is short enough for one.
+
+    With a longer TMPDIR tensors would be lost without a word to the rank, which would wait for ever.
+    """
+    before = tempfile.tempdir
+    if len(tempfile.gettempdir()) > LONGEST_FOLDER:
+        tempfile.tempdir = "/tmp"
+    multiprocessing.util.get_temp_dir()
+    tempfile.tempdir = before
 
 
 def _leave_connections() -> None:
