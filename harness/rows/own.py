@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from harness.errors import DataError
+from harness.config.data import TWO_COLLATES, Pad
+from harness.errors import ConfigError, DataError
 from harness.own_code import told
 from harness.rows.batches import ColumnTree, TakenRows
-from harness.rows.collate import Collate, check_rows, stack
+from harness.rows.collate import Collate, check_rows, padded
 from harness.rows.order import permutation_key, random_bits
 from harness.rows.splits import DataSplits, set_aside
 from harness.rows.tree import map_tree, paths
@@ -34,6 +35,7 @@ def own_splits(
     validation_fraction: float,
     seed: int,
     num_outputs: Callable[[Tensor | None], int] = lambda targets: 0,
+    pad: Pad | None = None,
 ) -> DataSplits:
     """Return the rows that `make()` returns, or `make(split="train")` and `make(split="validation")`.
 
@@ -42,17 +44,20 @@ def own_splits(
         has_split: whether it takes `split`; without it a fraction of the rows validates.
         seed: decides which do, and what is drawn at random for a row.
         num_outputs: of a network, from the (1, ...) column `targets` of a row, if there is one.
+        pad: how rows of a Dataset that differ in shape become one tensor.
     Raises:
         DataError: it returns something else, or too few rows.
+        ConfigError: these rows are not padded by us.
     """
     if has_split:
         made = [make(split=split) for split in ("train", "validation")]
         train, validation = (
-            _rows(thing, f"split {name}", seed=seed) for thing, name in zip(made, ("train", "validation"), strict=True)
+            _rows(thing, f"split {name}", seed=seed, pad=pad)
+            for thing, name in zip(made, ("train", "validation"), strict=True)
         )
     else:
         made = [make()]
-        rows = _rows(made[0], "the data", seed=seed)
+        rows = _rows(made[0], "the data", seed=seed, pad=pad)
         ids = set_aside(len(rows), validation_fraction, seed=seed)
         train, validation = (rows.only(part) if isinstance(rows, DatasetRows) else _only(rows, part) for part in ids)
     facts = getattr(made[0], "facts", {})
@@ -65,7 +70,7 @@ def own_splits(
     return DataSplits(train, validation, shape, outputs, own_facts=facts)
 
 
-def _rows(thing: Any, name: str, *, seed: int) -> DatasetRows | ColumnTree:
+def _rows(thing: Any, name: str, *, seed: int, pad: Pad | None) -> DatasetRows | ColumnTree:
     if isinstance(thing, IterableDataset) or not hasattr(thing, "__len__"):
         raise DataError(
             f"{name}: {type(thing).__name__} has no length, so no row has a number that the run could ask for; give a "
@@ -74,7 +79,11 @@ def _rows(thing: Any, name: str, *, seed: int) -> DatasetRows | ColumnTree:
     if hasattr(thing, "__getitem__") and not isinstance(thing, dict | list | tuple | Tensor | np.ndarray):
         if len(thing) == 0:
             raise DataError(f"{name}: {type(thing).__name__} has not one row (its len is 0)")
-        return DatasetRows(thing, seed=seed)
+        if pad is not None and hasattr(thing, "collate"):
+            raise ConfigError(TWO_COLLATES.format(name=type(thing).__name__))
+        return DatasetRows(thing, seed=seed, pad=pad)
+    if pad is not None:
+        raise ConfigError(f"data.collate: {name} are columns, whose rows all have one shape; leave it out")
     tree = map_tree(lambda leaf: torch.as_tensor(leaf) if isinstance(leaf, np.ndarray) else leaf, thing)
     lengths = {}
     for path, leaf in paths(tree):
@@ -116,17 +125,20 @@ class DatasetRows(TakenRows):
     Args:
         dataset: has `__len__` and `__getitem__`, and may have `collate(rows)` and `digest()`.
         ids: those that count; None is all.
+        pad: how rows that differ in shape become one tensor, where the Dataset does not collate them itself.
     """
 
-    def __init__(self, dataset: Any, *, seed: int, ids: NDArray[np.int64] | None = None) -> None:
-        self._dataset, self._seed = dataset, seed
+    def __init__(
+        self, dataset: Any, *, seed: int, ids: NDArray[np.int64] | None = None, pad: Pad | None = None
+    ) -> None:
+        self._dataset, self._seed, self._pad = dataset, seed, pad
         self._ids = np.arange(len(dataset)) if ids is None else ids
         self._collate: Collate | None = getattr(dataset, "collate", None)
 
     @property
-    def has_own_collate(self) -> bool:
-        """Whether the Dataset says how rows become a batch, as it must where they are of different shapes."""
-        return self._collate is not None
+    def may_pad(self) -> bool:
+        """Whether a batch may have more of a row than the row has: padding, by us or by a collate of the Dataset."""
+        return self._collate is not None or self._pad is not None
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -138,7 +150,7 @@ class DatasetRows(TakenRows):
 
     def only(self, ids: NDArray[np.int64]) -> DatasetRows:
         """Return some of the rows as a split of their own."""
-        return DatasetRows(self._dataset, seed=self._seed, ids=self._ids[ids])
+        return DatasetRows(self._dataset, seed=self._seed, ids=self._ids[ids], pad=self._pad)
 
     def take(self, ids: NDArray[np.int64], *, epoch: int) -> Any:
         """Return rows as one tree; see `TakenRows`.
@@ -151,7 +163,7 @@ class DatasetRows(TakenRows):
         with _random_state_kept():
             rows = [self._row(number, seed) for number, seed in zip(numbers, seeds, strict=True)]
             if self._collate is None:
-                return stack(rows, numbers)
+                return padded(rows, numbers, self._pad)
             try:
                 tree = self._collate(rows)
             except Exception as error:

@@ -359,7 +359,7 @@ def test_a_loss_that_would_count_padding_is_refused_with_what_to_write(tmp_path:
     data, task = {"source": "collated"}, {"kind": "unweighted", "values": 2}
     ((code, said),) = start(tmp_path, ranks=1, data=data, task=task)
     assert code == 2
-    assert "the loss has 2 values a row, and the data bring a collate" in said
+    assert "the loss has 2 values a row, and rows may be padded (by data.collate, or a collate" in said
     assert "add a method weights(self, batch)" in said
     assert start(tmp_path, ranks=1, data=data, task={"kind": "unweighted"})[0][0] == 0, "one value a row may do without"
 
