@@ -8,6 +8,7 @@ import signal
 from collections import OrderedDict, UserDict, namedtuple
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -21,12 +22,17 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from harness.config import use
+from harness.config.changes import compare
 from harness.config.data import Pad
+from harness.config.io import load_config
+from harness.config.run_config import RunConfig
 from harness.errors import ConfigError, DataError
 from harness.rows.collate import padded, stack
 from harness.rows.own import DatasetRows, own_splits
 from harness.rows.tree import child, children, leaves, paths
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 Pair = namedtuple("Pair", "left right")
 
 
@@ -295,6 +301,7 @@ def test_pictures_are_padded_in_both_directions_and_keep_their_channels() -> Non
             'return torch.tensor(...) of it (a datasets.Dataset does after with_format("torch")), and pad with',
         ),
         ([{"x": torch.zeros(2)}, {"x": None}], 0, "row 1 has shape NoneType at x, row 0 has (2,): all rows"),
+        ([{"x": 1}, {"x": 1, "y": 2}], None, "row 1 has the keys x, y, row 0 has the keys x: all rows are to be alike"),
         ([{"x": 1}, {"x": None}], None, "row 1 has one NoneType at x, row 0 has one int: all rows are to be alike"),
         ([{"x": None}, {"x": torch.zeros(2)}], None, "row 1 has one Tensor at x, row 0 has one NoneType: all rows"),
         ([{"x": "a"}, {"x": ["a"]}], None, "row 1 has a list of 1 at x, row 0 has one str: all rows are to be alike"),
@@ -391,3 +398,74 @@ def test_rows_that_we_do_not_pad_are_not_configured_to_be_padded(made: Any, said
     own_splits(make, **settings_)
     with pytest.raises(ConfigError, match=said):
         own_splits(make, **settings_, pad=Pad(pad=0))
+
+
+# ---------------------------------------------------------------- in a configuration
+
+
+@pytest.fixture
+def configured() -> Iterator[Callable[..., RunConfig]]:
+    """The configuration of examples/ragged with another `data.collate`."""
+    yield lambda given: load_config(EXAMPLES / "ragged/run.yaml", (f"data.collate={given}",)).config
+    use.unload()
+
+
+@pytest.mark.parametrize(
+    ("given", "pad", "multiple_of"),
+    [
+        ("{pad: 0}", 0, 1),
+        ("{pad: -0.5, multiple_of: 8}", -0.5, 8),
+        ("{pad: true}", True, 1),
+        ("{pad: {image.left: 0, 1.mask: false}}", {"image.left": 0, "1.mask": False}, 1),
+    ],
+)
+def test_padding_is_configured_with_one_value_or_by_the_paths_of_tensors(
+    given: str, pad: Any, multiple_of: int, configured: Callable[..., RunConfig]
+) -> None:
+    found = configured(given).data.collate  # type: ignore[attr-defined]
+    assert (found.pad, found.multiple_of) == (pad, multiple_of)
+    assert configured("null").data.collate is None  # type: ignore[attr-defined]
+
+
+WANTED = "a finite number, or a section with a finite number for each name"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("{}", f"data.collate.pad: missing; wanted: {WANTED}"),
+        ("{padding: 0}", "data.collate.padding: unknown key (nearest: pad; allowed: pad, multiple_of)"),
+        ("{pad: zero}", f"data.collate.pad: 'zero' is not {WANTED}"),
+        ("{pad: null}", f"data.collate.pad: null is not {WANTED}"),
+        ("{pad: [0]}", f"data.collate.pad: [0] is not {WANTED}"),
+        ("{pad: {}}", "data.collate.pad: {} is not a section with a finite number for each name"),
+        ("{pad: {side: x}}", "data.collate.pad.side: 'x' is not a finite number"),
+        ("{pad: {side: .inf}}", "data.collate.pad.side: '.inf' is not a finite number"),
+        ("{pad: 0, multiple_of: 0}", "data.collate.multiple_of: 0 is not a whole number, at least 1"),
+        ("pad", "data.collate: 'pad' is not a section with pad, or null"),
+    ],
+)
+def test_what_is_no_padding_is_told_with_what_is_wanted(
+    given: str, said: str, configured: Callable[..., RunConfig]
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        configured(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "changed"),
+    [
+        ("{pad: 0}", {"data.collate.pad", "data.collate.pad.steps", "data.collate.pad.side"}),
+        ("{pad: {steps: 0, side: -1}}", {"data.collate.pad.side"}),
+        ("{pad: {steps: 0, side: -100}, multiple_of: 8}", {"data.collate.multiple_of"}),
+        ("null", {"data.collate.pad.steps", "data.collate.pad.side", "data.collate.multiple_of"}),
+    ],
+)
+def test_how_rows_are_padded_may_not_change_on_resume(
+    given: str, changed: set[str], configured: Callable[..., RunConfig]
+) -> None:
+    stored, now = configured("{pad: {steps: 0, side: -100}}"), configured(given)
+    for one, other in ((stored, now), (now, stored)):
+        changes = compare(one, other)
+        assert {change.path for change in changes.refused} == changed
+        assert not changes.noticed + changes.allowed
