@@ -306,6 +306,11 @@ def test_pictures_are_padded_in_both_directions_and_keep_their_channels() -> Non
         ([{"x": None}, {"x": torch.zeros(2)}], None, "row 1 has one Tensor at x, row 0 has one NoneType: all rows"),
         ([{"x": "a"}, {"x": ["a"]}], None, "row 1 has a list of 1 at x, row 0 has one str: all rows are to be alike"),
         ([{"x": np.array(["a"])}], None, "row 0 has an array of <U1 at x, of which torch has none"),
+        (
+            [{"x": torch.ones(n, requires_grad=True)} for n in (2, 3)],
+            0,
+            "the tensors of the rows at x do not become one: RuntimeError",
+        ),
         ([{"x": torch.eye(2).to_sparse()}] * 2, None, "the tensors of the rows at x do not become one: RuntimeError"),
     ],
 )

@@ -131,7 +131,7 @@ def _joined_tensors(tensors: Sequence[Tensor], ids: Sequence[int], pad: Pad | No
     except RuntimeError as error:
         shape = tensors[0].shape
         for tensor, number in zip(tensors, ids, strict=True):
-            if tensor.shape != shape:
+            if fill is None and tensor.shape != shape:
                 raise DataError(
                     f"row {number:,} has shape {tuple(tensor.shape)}{_at(path)}, row {ids[0]:,} has {tuple(shape)}: "
                     f"{_what_pads(pad, path)}"
