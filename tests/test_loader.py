@@ -107,7 +107,8 @@ def all_content(
 
 
 def pids_of_workers() -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return [int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text() == "pt_data_worker\n"]
 
 
 @pytest.mark.parametrize("tell", [drawn, seldom_drawn, float])

@@ -194,7 +194,10 @@ class Bad(Numbered):
     [
         ("raises", r"row 3 of Bad raised KeyError: 'pixels' \(.*test_own_rows.py, line \d+: return {}\[\"pixels\"\]\)"),
         ("keys", "row 3 has the keys x, z, row 0 has the keys x, y"),
-        ("shape", r"row 3 has shape \(3,\) at x, row 0 has \(2,\): bring them to one shape, or give .* collate"),
+        (
+            "shape",
+            r"row 3 has shape \(3,\) at x, row 0 has \(2,\): pad them with data.collate: {pad: 0}, bring .* collate",
+        ),
         ("kind", "row 3 has a list of 2, row 0 has the keys x, y"),
     ],
 )

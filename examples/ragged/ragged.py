@@ -1,16 +1,15 @@
-"""Rows of different lengths: padded by the data, told by the loss, left out by the weights."""
+"""Rows of different lengths: padded by data.collate, told by the loss, left out by the weights."""
 
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 import harness
 
-PADDING = -100
+PADDING = -100  # as data.collate in run.yaml says
 
 
 @harness.model("tagger")
@@ -19,11 +18,11 @@ class Tagger(nn.Module):
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
-        self.gru = nn.GRU(1, width, batch_first=True)
+        self.lstm = nn.LSTM(1, width, batch_first=True)  # only forwards, so padding at the end reaches no step
         self.head = nn.Linear(width, 2)
 
     def forward(self, steps: Tensor) -> Tensor:
-        return self.head(self.gru(steps.unsqueeze(-1))[0])
+        return self.head(self.lstm(steps.unsqueeze(-1))[0])
 
 
 @harness.data("walks")
@@ -32,19 +31,14 @@ class Walks(Dataset):
 
     def __init__(self, split: Literal["train", "validation"], num_rows: int = 1000) -> None:
         draw = torch.Generator().manual_seed(1 if split == "train" else 2)
-        lengths = torch.randint(3, 25, (num_rows,), generator=draw).tolist()
-        self.walks = [torch.randn(length, generator=draw) for length in lengths]
+        self.lengths = torch.randint(3, 25, (num_rows,), generator=draw).tolist()
+        self.walks = [torch.randn(length, generator=draw) for length in self.lengths]
 
     def __len__(self) -> int:
         return len(self.walks)
 
     def __getitem__(self, i: int) -> dict[str, Tensor]:
         return {"steps": self.walks[i], "side": (self.walks[i].cumsum(0) > 0).long()}
-
-    def collate(self, rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        steps = pad_sequence([row["steps"] for row in rows], batch_first=True)
-        sides = pad_sequence([row["side"] for row in rows], batch_first=True, padding_value=PADDING)
-        return {"steps": steps, "side": sides}
 
 
 @harness.task("tag")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Discriminator, Field, PlainValidator, Tag, WithJsonSchema
 
-from harness.config.fields import CountInt, Float, PositiveInt
+from harness.config.fields import CountInt, Float, NoneOfSeveral, PositiveInt, Section
 from harness.config.slots import KnownRows, PartSection, TaskSection, UnknownSection, Verdict
 
 if TYPE_CHECKING:
@@ -59,12 +60,50 @@ class DataSection(PartSection):
         return None
 
 
+def _fill(value: Any) -> bool | int | float:
+    if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise NoneOfSeveral("a number is wanted")
+
+
+Fill = Annotated[bool | int | float, PlainValidator(_fill), WithJsonSchema({"type": "number"})]
+"""What a tensor may hold: a number, or true or false."""
+TWO_COLLATES = "data.collate: {name} brings a method collate(rows) of its own; leave out data.collate, or the method"
+FillOrEach = Annotated[
+    Annotated[Fill, Tag("value")] | Annotated[dict[str, Fill], Field(min_length=1), Tag("keys")],
+    Discriminator(lambda given: "keys" if isinstance(given, dict) else "value"),
+]
+
+
+class Pad(Section):
+    """How rows that differ in shape become one tensor: each is padded at its ends to the longest of the micro-batch."""
+
+    pad: FillOrEach
+    """What stands behind the end of a row: in every tensor whose rows differ, or in those named by their paths."""
+    multiple_of: PositiveInt = 1
+    """Sizes are rounded up to multiples of it.
+
+    Without names the dimensions in which the rows of a micro-batch differ; of tensors that are named the first, always.
+    """
+
+    @property
+    def fills(self) -> Mapping[str, bool | int | float] | None:
+        """What each tensor is padded with that is named; None where one value is for all."""
+        return self.pad if isinstance(self.pad, dict) else None
+
+    def fill_of(self, path: str) -> bool | int | float | None:
+        """Return what the tensor at a path is padded with, None if it is not to be padded."""
+        return self.pad.get(path) if isinstance(self.pad, dict) else self.pad
+
+
 class DatasetSection(DataSection):
     """Rows of a map-style Dataset, which are read when a batch wants them."""
 
     resume_verdicts: ClassVar[Mapping[str, Verdict]] = {"workers": "allowed"}
     workers: CountInt = 0
     """Processes of each rank that read rows ahead; 0 reads them in the rank itself."""
+    collate: Pad | None = None
+    """How rows of different shapes are brought to one; null refuses them, but for a part that has a `collate`."""
 
 
 class UnknownData(UnknownSection, DataSection):

@@ -115,10 +115,14 @@ def _wanted(schema: Schema) -> str:  # noqa: PLR0911  # one for each kind of sch
     if "discriminator" in schema:
         tag, kinds = schema["discriminator"]["propertyName"], schema["discriminator"]["mapping"]
         return f"a section whose {tag} is one of {', '.join(kinds)}"
+    if "oneOf" in schema:  # fields.ValueOrList
+        return ", or ".join(_wanted(option) for option in schema["oneOf"])
     if "enum" in schema:
         return ("one of " if len(schema["enum"]) > 1 else "") + ", ".join(map(str, schema["enum"]))
     if "properties" in schema:
         return f"a section with {', '.join(schema.get('required') or schema['properties'])}"
+    if isinstance(each := schema.get("additionalProperties"), dict) and each:
+        return f"a section with {_wanted(each)} for each name"
     if "type" not in schema:
         return "a value"
     if schema["type"] == "array":

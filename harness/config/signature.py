@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 from pydantic import Field, Strict, TypeAdapter, ValidationError, WrapValidator, create_model
 from pydantic.errors import PydanticUserError
 
-from harness.config.data import DataSection, DatasetSection, UnknownData
+from harness.config.data import TWO_COLLATES, DataSection, DatasetSection, UnknownData
 from harness.config.fields import NoneOfSeveral, Section
 from harness.config.slots import KnownRows, ModelSection, TaskSection, UnknownModel, UnknownTask
 from harness.errors import ConfigError, DataError
@@ -147,8 +147,15 @@ class OwnData(Made, DatasetSection):
             seed=seed,
             workers=self.workers,
             num_outputs=task.num_outputs,
+            pad=self.collate,
         )
         return splits
+
+    def problems(self, config: RunConfig) -> list[str]:
+        made = self.plain.make
+        if self.collate is None or not (inspect.isclass(made) and hasattr(made, "collate")):
+            return []
+        return [TWO_COLLATES.format(name=self.source)]
 
 
 class OwnTask(Made, TaskSection):

@@ -197,13 +197,17 @@ def check_loss(
     )
 
 
+def may_pad(batches: TrainingBatches) -> bool:
+    """Return whether a batch may have more of a row than the row has."""
+    return isinstance(batches.rows, DatasetRows) and batches.rows.may_pad
+
+
 def check_padding_is_weighted(task: TaskLoss, batches: TrainingBatches) -> None:
     """Refuse rows that may be padded under a loss that would count the padding."""
-    may_be_padded = isinstance(batches.rows, DatasetRows) and batches.rows.has_own_collate
-    if may_be_padded and not task.is_weighted and task.targets_per_row > 1:
+    if may_pad(batches) and not task.is_weighted and task.targets_per_row > 1:
         raise ConfigError(
-            f"task: the loss has {task.targets_per_row} values a row, and the data bring a collate, which may pad "
-            f"rows: {WRITE_WEIGHTS}"
+            f"task: the loss has {task.targets_per_row} values a row, and rows may be padded (by data.collate, or a "
+            f"collate of the data): {WRITE_WEIGHTS}"
         )
 
 

@@ -23,6 +23,7 @@ from harness.doctor.first_rows import (
     check_padding_is_weighted,
     check_scores,
     draws_at_random,
+    may_pad,
     spread,
     told_of_company,
 )
@@ -42,6 +43,10 @@ Verdict = Literal["held", "held if", "not"]
 SAY_SO = (
     ", so it depends on which rows come together, and the run on its number of ranks. If that is meant, as in a "
     "contrastive loss, say mixes_rows = True in the task; if not, look for a mean or a norm over dimension 0"
+)
+OF_PADDING = (
+    ". Rows are padded to the longest beside them, and the padding may reach the result (by the way back of a "
+    "bidirectional RNN, a mean over time, attention without a mask): mask it, or use pack_padded_sequence"
 )
 DOING = "one look at the first rows, before any update,"
 OF_A_RANK = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -115,8 +120,9 @@ def look(
             strays, calls, is_same_again = watched(module, trial.losses_of(first), ranks.device)
             can_tell = not unlike and is_same_again and not task.mixes_rows
             company = told_of_company(module, task, few, batches) if can_tell else ""
+            of_padding = OF_PADDING if company and may_pad(batches) else ""
             if company and not isinstance(task, PairTask):
-                raise ConfigError(f"task: {company}{SAY_SO}")
+                raise ConfigError(f"task: {company}{SAY_SO}{of_padding}")
             whole = (trial.losses_of(batch) for batch in spread(batches, first))
             unused = unused_parameters(module, trial.losses_of(few), whole, draws=draws, is_known=is_ours)
             check_weights_are_kept(module, weights)
@@ -133,7 +139,7 @@ def look(
     mixes = any(rows.collate_draws for rows in own)
     promises = (
         Promise("order of rows exact", "held"),
-        _any_number_of_ranks(module, task, company, draws=draws, mixes=mixes),
+        _any_number_of_ranks(module, task, f"{company}{of_padding}", draws=draws, mixes=mixes),
         _resume(strays, unlike, is_same_again=is_same_again),
         _any_strategy(only_ddp, same_calls=same_calls, sometimes=sometimes),
         Promise("export", "held"),

@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from harness.config.data import Pad
 from harness.errors import DataError
 from harness.own_code import told
 from harness.rows import draws
-from harness.rows.collate import Collate, check_rows, stack
+from harness.rows.collate import Collate, check_rows, padded
 from harness.rows.open_files import OpenFiles
 from harness.rows.order import permutation_key, random_bits
 from harness.rows.rows import AnyRows, TakenRows
@@ -38,6 +39,7 @@ class DatasetRows(TakenRows):
     Args:
         dataset: has `__len__` and `__getitem__`, and may have `__getitems__`, `collate(rows)` and `digest()`.
         ids: those that count; None is all.
+        pad: how rows that differ in shape become one tensor, where the Dataset does not collate them itself.
         workers: processes that are to read rows ahead.
         make: makes the Dataset once more, as a worker must where it holds files open.
         opened: what it holds open.
@@ -49,11 +51,12 @@ class DatasetRows(TakenRows):
         *,
         seed: int,
         ids: NDArray[np.int64] | None = None,
+        pad: Pad | None = None,
         workers: int = 0,
         make: Callable[[], Any] | None = None,
         opened: OpenFiles | None = None,
     ) -> None:
-        self._dataset, self._seed, self._make = dataset, seed, make
+        self._dataset, self._seed, self._pad, self._make = dataset, seed, pad, make
         self._length = len(dataset)
         self._ids = np.arange(self._length) if ids is None else ids
         self._collate: Collate | None = getattr(dataset, "collate", None)
@@ -65,9 +68,9 @@ class DatasetRows(TakenRows):
         self._comes_together = hasattr(dataset, "__getitems__")
 
     @property
-    def has_own_collate(self) -> bool:
-        """Whether the Dataset says how rows become a batch, as it must where they are of different shapes."""
-        return self._collate is not None
+    def may_pad(self) -> bool:
+        """Whether a batch may have more of a row than the row has: padding, by us or by a collate of the Dataset."""
+        return self._collate is not None or self._pad is not None
 
     @property
     def name(self) -> str:
@@ -94,6 +97,7 @@ class DatasetRows(TakenRows):
             self._dataset,
             seed=self._seed,
             ids=self._ids[ids],
+            pad=self._pad,
             workers=self.workers,
             make=self._make,
             opened=self.opened,
@@ -136,7 +140,7 @@ class DatasetRows(TakenRows):
 
     def _collated(self, rows: list[Any], numbers: list[int]) -> Any:
         if self._collate is None:
-            return stack(rows, numbers)
+            return padded(rows, numbers, self._pad)
         try:
             tree = self._collate(rows)
         except Exception as error:

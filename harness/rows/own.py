@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from harness.errors import DataError
+from harness.config.data import TWO_COLLATES, Pad
+from harness.errors import ConfigError, DataError
 from harness.rows import draws
 from harness.rows.dataset import DatasetRows
 from harness.rows.open_files import OpenFiles
@@ -32,6 +33,7 @@ def own_splits(
     seed: int,
     workers: int = 0,
     num_outputs: Callable[[Tensor | None], int] = lambda targets: 0,
+    pad: Pad | None = None,
 ) -> DataSplits:
     """Return the rows that `make()` returns, or `make(split="train")` and `make(split="validation")`.
 
@@ -43,8 +45,10 @@ def own_splits(
         seed: decides which do, and what is drawn at random for a row.
         workers: processes of each rank that read the rows of a Dataset ahead.
         num_outputs: of a network, from the (1, ...) column `targets` of a row, if there is one.
+        pad: how rows of a Dataset that differ in shape become one tensor.
     Raises:
         DataError: it returns something else, or too few rows.
+        ConfigError: these rows are not padded by us.
     """
     opened = OpenFiles()
 
@@ -52,9 +56,13 @@ def own_splits(
         make_it = functools.partial(_made, make, seed=seed, **split)
         thing = make_it()
         name = f"split {split['split']}" if split else "the data"
-        if not _is_dataset(thing, name):
-            return _columns(thing, name)
-        return DatasetRows(thing, seed=seed, workers=workers, make=make_it, opened=opened)
+        if _is_dataset(thing, name):
+            if pad is not None and hasattr(thing, "collate"):
+                raise ConfigError(TWO_COLLATES.format(name=type(thing).__name__))
+            return DatasetRows(thing, seed=seed, pad=pad, workers=workers, make=make_it, opened=opened)
+        if pad is not None:
+            raise ConfigError(f"data.collate: {name} are columns, whose rows all have one shape; leave it out")
+        return _columns(thing, name)
 
     with opened.noted():
         if has_split:

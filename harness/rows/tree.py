@@ -22,9 +22,18 @@ def map_tree(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     if names is None:
         return function(tree, *others)
     parts = {name: map_tree(function, *(child(each, name) for each in (tree, *others))) for name in names}
+    return with_children(tree, parts)
+
+
+def with_children(tree: Any, parts: dict[Any, Any]) -> Any:
+    """Return a tree of the kind of `tree` with others in the place of its children.
+
+    Args:
+        parts: one for each of its keys, places or fields, in their order.
+    """
+    if type(tree) is dict:
+        return parts
     if isinstance(tree, MutableMapping):
-        if type(tree) is dict:
-            return parts
         made = copy.copy(tree)
         made.update(parts)
         return made

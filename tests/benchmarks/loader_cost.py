@@ -105,8 +105,9 @@ def compare(dataset: Dataset[tuple[Tensor, Tensor]], *, workers: int, rounds: in
     }
     (wall, cpu), (their_wall, their_cpu) = least["ours"], least["theirs"]
     print(
-        f"{type(dataset).__name__} {tuple(dataset[0][0].shape)}, workers {workers}: CPU {cpu:.0f} us a batch, DataLoader "
-        f"{their_cpu:.0f}, ratio {cpu / their_cpu:.2f}; wall {wall:.0f} and {their_wall:.0f}, ratio {wall / their_wall:.2f}"
+        f"{type(dataset).__name__} {tuple(dataset[0][0].shape)}, workers {workers}: "
+        f"CPU {cpu:.0f} us a batch, DataLoader {their_cpu:.0f}, ratio {cpu / their_cpu:.2f}; "
+        f"wall {wall:.0f} and {their_wall:.0f}, ratio {wall / their_wall:.2f}"
     )
 
 
@@ -123,7 +124,8 @@ def far(*, workers: int, rounds: int) -> None:
             batches.close()
     near, there = (min(times) * 1e3 for times in seconds.values())
     print(
-        f"first batch, workers {workers}: {near:.1f} ms at step 0, {there:.1f} ms at step 1,000,000, {there / near:.2f} x"
+        f"first batch, workers {workers}: {near:.1f} ms at step 0, {there:.1f} ms at step 1,000,000, "
+        f"{there / near:.2f} x"
     )
 
 
@@ -134,7 +136,8 @@ def memory(*, workers: int) -> None:
         if position % 1000 == 0:
             megabytes = [_resident(pid) for pid in (os.getpid(), *children())]
             print(
-                f"update {position:,}: rank {megabytes[0]:.1f} MB, workers {', '.join(f'{m:.1f}' for m in megabytes[1:])}"
+                f"update {position:,}: rank {megabytes[0]:.1f} MB, "
+                f"workers {', '.join(f'{each:.1f}' for each in megabytes[1:])}"
             )
     batches.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import default_collate
 
 from harness.assemble import assemble
 from harness.config.io import load_config
 from harness.config.run_config import RunConfig
 from harness.loop import evaluate, train_step
-from harness.rows.order import BatchPlan
+from harness.rows.order import BatchPlan, permutation_key, random_bits
 from harness.rows.rows import ColumnTree
 from harness.rows.splits import DataSplits
 from harness.rows.tree import map_tree
@@ -25,6 +26,8 @@ from harness.strategy.build import DTYPES
 from tests.distributed.scenarios import join
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+PADDING: dict[str, dict[str, float]] = {"ragged": {"steps": 0, "side": -100}}
+"""Of each tensor of an example, what data.collate pads it with."""
 ROWS, UPDATES, BATCH, MAX_NORM = 67, 7, 24, 0.5
 """The last batch of an epoch has 19 rows, which no number of ranks divides."""
 
@@ -112,7 +115,8 @@ def with_plain_pytorch(own: Own) -> Course:
         num_rows=len(splits.train), global_batch=BATCH, world_size=1, micro_batch=None, seed=config.run.seed
     )
     for position in range(UPDATES):
-        terms = means(part, model, rows_of(splits.train, plan.sample_ids(position, 0), dtype))
+        rows = rows_of(splits.train, plan.sample_ids(position, 0), dtype, own, epoch=plan.epoch_of(position))
+        terms = means(part, model, rows)
         optimizer.zero_grad()
         terms["loss"].backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
@@ -120,19 +124,39 @@ def with_plain_pytorch(own: Own) -> Course:
         course.terms.append({name: term.item() for name, term in terms.items()})
         course.norms.append(norm.item())
     course.weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    course.scores = scores_of(part, model.eval(), rows_of(splits.validation, np.arange(len(splits.validation)), dtype))
+    rows = rows_of(splits.validation, np.arange(len(splits.validation)), dtype, own, epoch=0)
+    course.scores = scores_of(part, model.eval(), rows)
     return course
 
 
-def rows_of(rows: Any, ids: np.ndarray, dtype: torch.dtype) -> Any:
-    """Some rows as one batch, by torch's own collate or that of the data set."""
+def rows_of(rows: Any, ids: np.ndarray, dtype: torch.dtype, own: Own, *, epoch: int) -> Any:
+    """Some rows as one batch, by torch's own collate, that of the data set, or torch's padding; seeded one by one."""
     if isinstance(rows, ColumnTree):
         tree = map_tree(lambda column: column[torch.from_numpy(ids)], rows.tree)
     else:
-        dataset, numbers = rows._dataset, rows._ids[ids].tolist()
-        collate: Callable[[list[Any]], Any] = getattr(dataset, "collate", default_collate)
-        tree = collate([dataset[number] for number in numbers])
+        numbers = np.array(rows.numbers(ids))
+        seeds = random_bits(numbers, key=permutation_key(own.config().run.seed, epoch, "row"))
+        taken = [seeded(rows._dataset, *each) for each in zip(numbers.tolist(), seeds.tolist(), strict=True)]
+        padding = PADDING.get(own.example, {})
+        collate = getattr(rows._dataset, "collate", None) or (lambda rows: padded(rows, padding))
+        tree = collate(taken)
     return map_tree(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, tree)
+
+
+def seeded(dataset: Any, number: int, seed: int) -> Any:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # the global state is what the example draws from
+    torch.manual_seed(seed)
+    return dataset[number]
+
+
+def padded(rows: list[Any], padding: dict[str, float]) -> Any:
+    if not padding:
+        return default_collate(rows)
+    return {
+        name: pad_sequence([row[name] for row in rows], batch_first=True, padding_value=value)
+        for name, value in padding.items()
+    }
 
 
 def means(part: Any, model: nn.Module, data: Any) -> dict[str, Tensor]:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 
+from tests.distributed.own import EXAMPLES as FOLDER
 from tests.distributed.own import Course, Own, with_plain_pytorch, with_the_harness
 from tests.distributed.ranks import run_ranks, run_standing_ranks
 
-EXAMPLES = ("two_towers", "ragged", "two_heads")
+EXAMPLES = ("two_towers", "ragged", "two_heads", "segmentation")
 FROM_DATASET = ("data.source=curves_by_row",)
 PARTS = [*((name, ()) for name in EXAMPLES), ("two_heads", FROM_DATASET)]
+BY_HAND = (
+    f"use=[{FOLDER / 'ragged/ragged.py'},{Path(__file__).parent / 'padded_by_hand.py'}]",
+    *("data.source=walks_by_hand", "data.collate=null"),
+)
 
 
 def ways(world_size: int) -> list[Own]:
@@ -53,6 +60,13 @@ def test_ddp_trains_parts_of_ones_own_as_plain_pytorch_does(world_size: int) -> 
     courses = run_ranks(world_size, with_the_harness, owns, deadline_seconds=240)[0]
     for found, own in zip(courses, owns, strict=True):
         assert_alike(found, own)
+
+
+def test_a_collate_of_ones_own_that_pads_alike_trains_to_the_same_bits() -> None:
+    own = Own("ragged", micro_batch=4)
+    found, wanted = run_standing_ranks(2, with_the_harness, [replace(own, overrides=BY_HAND), own])[0]
+    assert (found.terms, found.norms, found.scores) == (wanted.terms, wanted.norms, wanted.scores)
+    assert all(torch.equal(weights, found.weights[name]) for name, weights in wanted.weights.items())
 
 
 def test_a_rank_without_rows_adds_nothing_to_the_weight_of_a_batch() -> None:

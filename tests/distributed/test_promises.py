@@ -355,13 +355,26 @@ def test_of_a_network_that_draws_at_random_another_number_of_ranks_is_held_but_f
     assert set(found.values()) == {HELD}
 
 
-def test_a_loss_that_would_count_padding_is_refused_with_what_to_write(tmp_path: Path) -> None:
-    data, task = {"source": "collated"}, {"kind": "unweighted", "values": 2}
+PADDED = {"collate": {"pad": {"x": 0}}}
+
+
+@pytest.mark.parametrize("data", [{"source": "collated"}, PADDED])
+def test_a_loss_that_would_count_padding_is_refused_with_what_to_write(data: dict[str, Any], tmp_path: Path) -> None:
+    task = {"kind": "unweighted", "values": 2}
     ((code, said),) = start(tmp_path, ranks=1, data=data, task=task)
     assert code == 2
-    assert "the loss has 2 values a row, and the data bring a collate" in said
+    assert "the loss has 2 values a row, and rows may be padded (by data.collate, or a collate" in said
     assert "add a method weights(self, batch)" in said
     assert start(tmp_path, ranks=1, data=data, task={"kind": "unweighted"})[0][0] == 0, "one value a row may do without"
+
+
+def test_what_a_run_pads_is_told_before_the_first_update_where_it_cannot_be(tmp_path: Path) -> None:
+    ((code, said),) = start(tmp_path, ranks=1, data={"collate": {"pad": {"xs": 0}}})
+    assert code == 3
+    assert "data.collate.pad.xs: rows have no such tensor (nearest: x; they have x, y, age)" in said
+    ((code, said),) = start(tmp_path, ranks=1, data={"source": "collated", **PADDED})
+    assert code == 2
+    assert "data.collate: collated brings a method collate(rows) of its own; leave out data.collate" in said
 
 
 def test_an_error_in_a_users_forward_is_told_with_his_line(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ _FIRST, _HIDDEN = "harness/doctor/first_rows.py", "harness/doctor/hidden_state.p
 _PROMISES, _UNUSED, _DDP = "harness/doctor/promises.py", "harness/strategy/unused.py", "harness/strategy/ddp.py"
 _SCORES, _INTERVAL, _LOOP, _FITS = "harness/scores.py", "harness/interval.py", "harness/loop.py", "harness/fits.py"
 _TESTS, _ROWS = ("distributed/test_promises.py",), ("test_own_rows.py",)
+_COLLATE, _COLLATED, _PADDING = "harness/rows/collate.py", ("test_collate.py",), ("distributed/test_padding.py",)
 _TASKS, _PARTS = ("test_adapted.py",), ("distributed/test_own_parts.py",)
 
 OPENING = (
@@ -135,5 +136,68 @@ OPENING = (
         "first = index * len(report.terms)",
         "first = 0",
         ("distributed/test_own_examples.py", "distributed/test_loop.py"),
+    ),
+    Mutant(
+        "rows_are_padded_at_their_beginnings",
+        _COLLATE,
+        "place[tuple(map(slice, tensor.shape))] = tensor",
+        "place[tuple(slice(place.shape[d] - n, None) for d, n in enumerate(tensor.shape))] = tensor",
+        _COLLATED,
+    ),
+    Mutant(
+        "a_size_in_which_no_row_differs_is_rounded_up",
+        _COLLATE,
+        "[new if is_ragged else old for",
+        "[new for",
+        _COLLATED,
+    ),
+    Mutant(
+        "a_fill_that_a_type_does_not_hold_pads",
+        _COLLATE,
+        "    if not holds:\n",
+        "    if False:\n",
+        _COLLATED,
+    ),
+    Mutant(
+        "a_name_that_no_tensor_has_is_not_told",
+        _COLLATE,
+        "        if name not in tensors:\n",
+        "        if False:\n",
+        _COLLATED,
+    ),
+    Mutant(
+        "a_key_that_one_row_has_alone_is_dropped",
+        _COLLATE,
+        "    if len(set(map(len, rows))) > 1:\n",
+        "    if isinstance(first, list | tuple) and len(set(map(len, rows))) > 1:\n",
+        _COLLATED,
+    ),
+    Mutant(
+        "a_worker_gives_all_rows_the_type_of_the_first",
+        _COLLATE,
+        "if get_worker_info() is not None and len(",
+        "if False and len(",
+        _COLLATED,
+    ),
+    Mutant(
+        "a_part_of_the_rows_is_not_padded",
+        _OWN,
+        "ids=self._ids[ids], pad=self._pad)",
+        "ids=self._ids[ids])",
+        _COLLATED,
+    ),
+    Mutant(
+        "what_the_run_pads_may_count_in_the_loss",
+        _OWN,
+        "return self._collate is not None or self._pad is not None",
+        "return self._collate is not None",
+        _TESTS,
+    ),
+    Mutant(
+        "padding_that_reaches_a_row_is_not_named",
+        _PROMISES,
+        'of_padding = OF_PADDING if company and may_pad(batches) else ""',
+        'of_padding = ""',
+        _PADDING,
     ),
 )
