@@ -32,8 +32,8 @@ class Walks(Dataset):
 
     def __init__(self, split: Literal["train", "validation"], num_rows: int = 1000) -> None:
         draw = torch.Generator().manual_seed(1 if split == "train" else 2)
-        lengths = torch.randint(3, 25, (num_rows,), generator=draw).tolist()
-        self.walks = [torch.randn(length, generator=draw) for length in lengths]
+        self.lengths = torch.randint(3, 25, (num_rows,), generator=draw).tolist()  # data.sampling=by_length asks for it
+        self.walks = [torch.randn(length, generator=draw) for length in self.lengths]
 
     def __len__(self) -> int:
         return len(self.walks)

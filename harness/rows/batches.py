@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.errors import DataError, RowError
-from harness.rows.order import BatchPlan
+from harness.rows.lengths import lengths_said_by
+from harness.rows.order import BatchPlan, InOrder, TokenLimit
 from harness.rows.tree import leaves, map_tree
 
 RESIDENT_BYTES = 2**30  # columns up to this size live on the GPU; larger ones are copied there batch by batch
@@ -114,6 +116,15 @@ def labels_of(rows: AnyRows) -> Tensor | None:
     return targets if targets is not None and targets.dim() == 1 and not targets.is_floating_point() else None
 
 
+def lengths_of(rows: AnyRows) -> NDArray[np.int64] | None:
+    """Return how long each row is, (N,) whole numbers above 0, where the rows say it; None where they do not.
+
+    Raises:
+        DataError: they say something else.
+    """
+    return lengths_said_by(rows)
+
+
 class Augmentation(Protocol):
     """Random changes of rows that follow from the seed and the place in training alone."""
 
@@ -173,6 +184,7 @@ class TrainingBatches:
         self._rank, self._device = rank, device
         self._augmentation = augmentation
         self._ahead = range(0)  # positions whose ids are known
+        self._firsts = [0]  # of these positions and the one after: which micro-batch is the first
         self._ids: tuple[Tensor, ...] = ()  # of these positions' micro-batches, one after another
         self._draws: tuple[Tensor, ...] = ()  # of the augmentation, likewise
 
@@ -195,35 +207,35 @@ class TrainingBatches:
     def _at(self, position: int) -> list[Batch]:
         if position not in self._ahead:
             self._look_ahead(position)
-        first = (position - self._ahead.start) * self._micro_batches
+        index = position - self._ahead.start
+        mine = slice(self._firsts[index], self._firsts[index + 1])
         epoch = self.plan.epoch_of(position)
-        batches = [self._rows.batch(ids, epoch=epoch) for ids in self._ids[first : first + self._micro_batches]]
+        batches = [self._rows.batch(ids, epoch=epoch) for ids in self._ids[mine]]
         if self._augmentation is None:
             return batches
         changed = self._augmentation.changed
-        draws = self._draws[first : first + self._micro_batches]
         return [
             batch if batch.is_padding else batch._replace(data=changed(batch.data, drawn.to(self._device)))
-            for batch, drawn in zip(batches, draws, strict=True)
+            for batch, drawn in zip(batches, self._draws[mine], strict=True)
         ]
 
     def _look_ahead(self, position: int) -> None:
         """Compute the ids of many positions at once; the last of an epoch, if it is smaller, is looked at alone."""
         plan = self.plan
-        largest_share = -(-plan.global_batch // plan.world_size)
-        sizes = [stop - start for start, stop in plan.micro_batches(position, self._rank)]
         num_full = plan.num_rows // plan.global_batch - position % plan.steps_per_epoch
-        limits = (-(-LOOK_AHEAD_ROWS // largest_share), LOOK_AHEAD_MICRO_BATCHES // len(sizes), num_full)
-        num_positions = max(1, min(limits))
+        most = LOOK_AHEAD_MICRO_BATCHES // plan.most_micro_batches
+        num_positions = max(1, min(-(-LOOK_AHEAD_ROWS // plan.rows_looked_at), most, num_full))
+        sizes = plan.micro_batch_sizes(position, self._rank, num_positions=num_positions)
+        rows_of_each = list(chain.from_iterable(sizes))
         ids = torch.from_numpy(plan.sample_ids(position, self._rank, num_positions=num_positions))
         self._ahead = range(position, position + num_positions)
-        self._micro_batches = len(sizes)
+        self._firsts = list(accumulate(map(len, sizes), initial=0))
         home = self._rows.home
-        self._ids = torch.split(ids.to(home), sizes * num_positions)
+        self._ids = torch.split(ids.to(home), rows_of_each)
         if self._augmentation is not None:
             places = plan.places(position, self._rank, num_positions=num_positions)
             draws = self._augmentation.draw(places, epoch=plan.epoch_of(position))
-            self._draws = torch.split(draws.to(home), sizes * num_positions)
+            self._draws = torch.split(draws.to(home), rows_of_each)
 
 
 class ValidationBatches:
@@ -235,6 +247,7 @@ class ValidationBatches:
         batch_rows: rows of one batch; the last one of a rank may have fewer, or be padding.
         device: where the model is.
         dtype: of the model's inputs.
+        token_limit: of one batch, in the place of `batch_rows`.
     Raises:
         DataError: a number is too large for `dtype`.
     """
@@ -248,11 +261,18 @@ class ValidationBatches:
         batch_rows: int,
         device: torch.device,
         dtype: torch.dtype,
+        token_limit: TokenLimit | None = None,
     ) -> None:
         self._rows = _rows_on(device, rows, dtype=dtype, rank=rank)
         # One global batch of everything is divided among ranks exactly as validation wants it.
         plan = BatchPlan(
-            num_rows=len(rows), global_batch=len(rows), world_size=world_size, micro_batch=batch_rows, seed=0
+            num_rows=len(rows),
+            global_batch=len(rows),
+            world_size=world_size,
+            micro_batch=None if token_limit else batch_rows,
+            seed=0,
+            order=InOrder(),
+            token_limit=token_limit,
         )
         self._pieces = plan.micro_batches(0, rank)
         self.num_rows = len(rows)

@@ -19,6 +19,7 @@ from harness.errors import DataError
 from harness.own_code import told
 from harness.rows.batches import ColumnTree, TakenRows
 from harness.rows.collate import Collate, check_rows, stack
+from harness.rows.lengths import lengths_said_by
 from harness.rows.order import permutation_key, random_bits
 from harness.rows.splits import DataSplits, set_aside
 from harness.rows.tree import map_tree, paths
@@ -135,6 +136,11 @@ class DatasetRows(TakenRows):
         """Return the numbers that rows of this split have in the Dataset."""
         found: list[int] = self._ids[list(ids)].tolist()
         return found
+
+    def lengths(self) -> NDArray[np.int64] | None:
+        """Return the (N,) lengths of the rows as the Dataset says them, see `lengths_said_by`."""
+        of_all = lengths_said_by(self._dataset)
+        return None if of_all is None else of_all[self._ids]
 
     def only(self, ids: NDArray[np.int64]) -> DatasetRows:
         """Return some of the rows as a split of their own."""
