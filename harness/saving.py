@@ -211,9 +211,9 @@ def resume(run: Run, loaded: Loaded) -> TrainState:
         if changed:
             raise DataError(
                 f"the lengths of the training rows are not those that {loaded.directory} was trained with (digest "
-                f"{before['lengths']}, now {now['lengths']}), and data.sampling: by_length puts rows in order by them: "
-                "some would be seen twice and some never. Have the data say the old lengths, or start afresh under "
-                "another run.name"
+                f"{before.get('lengths')}, now {now.get('lengths')}), and data.sampling: by_length puts rows in order "
+                "by them: some would be seen twice and some never. Have the data say the old lengths, or start afresh "
+                "under another run.name"
             )
         if trainer["samples_seen"] != (seen := run.plan.samples_before(trainer["position"])):
             raise CheckpointError(
