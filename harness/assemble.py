@@ -14,14 +14,15 @@ from harness.config.run_config import RunConfig
 from harness.config.training import AdafactorOptim, MuonOptim
 from harness.doctor.promises import Found, look
 from harness.errors import ConfigError, DataError
-from harness.fits import check_batch_norm, check_padding
+from harness.fits import LengthsOfSplits, check_batch_norm, check_padding, lengths_asked_for
 from harness.observers.base import Observers
 from harness.optim import OfParameters
 from harness.own_code import refused_as
 from harness.ranks.group import Ranks
 from harness.rows.batches import TrainingBatches, ValidationBatches
 from harness.rows.dataset import DatasetRows, own_rows
-from harness.rows.order import BalancedRows, BatchPlan, RowOrder, ShardedRows
+from harness.rows.lengths import RowLengths
+from harness.rows.order import BalancedRows, BatchPlan, RowOrder, RowsByLength, ShardedRows, TokenLimit
 from harness.rows.rows import AnyRows, InShards, labels_of
 from harness.rows.splits import READING, DataSplits
 from harness.run import Run
@@ -44,13 +45,15 @@ def assemble(
         ConfigError: the parts do not fit together.
         DataError: the validation rows cannot judge the run.
     """
+    lengths = lengths_asked_for(config, ranks, splits)
     plan = BatchPlan(
         num_rows=len(splits.train),
         global_batch=config.data.global_batch,
         world_size=ranks.world_size,
         micro_batch=config.strategy.micro_batch,
         seed=config.run.seed,
-        order=_row_order(config, splits),
+        order=_row_order(config, splits, lengths),
+        token_limit=_token_limit(config, lengths.train),
     )
     agenda = Agenda(config, plan.steps_per_epoch)
     device, dtype = ranks.device, DTYPES[config.strategy.precision]
@@ -76,7 +79,7 @@ def assemble(
         task=task,
         plan=plan,
         batches=batches,
-        validation=_validation(config, ranks, splits),
+        validation=_validation(config, ranks, splits, lengths),
         agenda=agenda,
         judge=Judge(config),
         signals=signals,
@@ -92,7 +95,7 @@ def assemble(
     )
 
 
-def _validation(config: RunConfig, ranks: Ranks, splits: DataSplits) -> ValidationBatches:
+def _validation(config: RunConfig, ranks: Ranks, splits: DataSplits, lengths: LengthsOfSplits) -> ValidationBatches:
     return ValidationBatches(
         splits.validation,
         rank=ranks.rank,
@@ -100,6 +103,7 @@ def _validation(config: RunConfig, ranks: Ranks, splits: DataSplits) -> Validati
         batch_rows=config.strategy.micro_batch or config.data.global_batch // ranks.world_size,
         device=ranks.device,
         dtype=DTYPES[config.strategy.precision],
+        token_limit=_token_limit(config, lengths.validation),
     )
 
 
@@ -119,7 +123,9 @@ def _look(
 ) -> tuple[Found, OfParameters]:
     """Try the parts on a few rows, and refuse those that do not fit. Collective."""
     with ranks.raise_on_all_ranks("trying one row"), refused_as(ConfigError, "one row, before any update,"):
-        check_batch_norm(model, batches.plan, lambda: task.forward(model, batches.some([0]).data))
+        limit = batches.plan.token_limit
+        row = int(limit.lengths.argmin()) if limit else 0  # the shortest leaves a norm least to take the variance of
+        check_batch_norm(model, batches.plan, lambda: task.forward(model, batches.some([row]).data))
     autocast = AUTOCAST[config.strategy.precision]
     waits = config.strategy.kind in ("ddp", "zero3")
     found = look(
@@ -175,7 +181,15 @@ def _only_ddp(config: RunConfig) -> str:
     return "gradient_noise is of the clipped gradient: ddp only" if config.gradient_noise else ""
 
 
-def _row_order(config: RunConfig, splits: DataSplits) -> RowOrder | None:
+def _token_limit(config: RunConfig, lengths: RowLengths | None) -> TokenLimit | None:
+    max_tokens = config.strategy.micro_batch_tokens
+    return None if max_tokens is None or lengths is None else TokenLimit(lengths, max_tokens)
+
+
+def _row_order(config: RunConfig, splits: DataSplits, lengths: LengthsOfSplits) -> RowOrder | None:
+    if config.data.sampling == "by_length":
+        assert lengths.train is not None, "an order by length wants the lengths"
+        return RowsByLength(lengths.train, global_batch=config.data.global_batch, seed=config.run.seed)
     if isinstance(splits.train, InShards):
         return ShardedRows(splits.train.rows_per_shard, seed=config.run.seed)
     if config.data.sampling == "uniform":

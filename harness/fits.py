@@ -1,14 +1,22 @@
-"""Refuses parts of a run that do not fit, by trying one row."""
+"""Refuses parts of a run that do not fit, by trying one row, and by the lengths of all."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from harness.config.run_config import RunConfig
 from harness.errors import ConfigError
+from harness.ranks.group import Ranks
+from harness.rows.dataset import DatasetRows
+from harness.rows.lengths import WRITE_LENGTHS, RowLengths, lengths_digest, lengths_of
 from harness.rows.order import BatchPlan
+from harness.rows.rows import AnyRows
+from harness.rows.splits import DataSplits
 
 
 def check_batch_norm(model: nn.Module, plan: BatchPlan, forward: Callable[[], Any]) -> None:
@@ -20,6 +28,8 @@ def check_batch_norm(model: nn.Module, plan: BatchPlan, forward: Callable[[], An
         ConfigError: names the layer and the batch that is too small.
     """
     layers = batch_norms(model, forward)
+    if _is_cut_by_tokens(plan):
+        _check_batch_norm_by_tokens(model, plan, layers)
     if not layers:
         return
     for position in {0, plan.steps_per_epoch - 1}:
@@ -34,6 +44,30 @@ def check_batch_norm(model: nn.Module, plan: BatchPlan, forward: Callable[[], An
                 )
 
 
+def _is_cut_by_tokens(plan: BatchPlan) -> bool:
+    """Whether how many micro-batches an update has, and of how many rows, follows from which rows it has."""
+    return plan.token_limit is not None and plan.most_micro_batches > 1
+
+
+def _check_batch_norm_by_tokens(model: nn.Module, plan: BatchPlan, layers: Sequence[str]) -> None:
+    """Refuse BatchNorm where any micro-batch of any epoch may have one row, or none.
+
+    Args:
+        layers: that cannot train on one row.
+    """
+    if layers:
+        raise ConfigError(
+            "strategy.micro_batch_tokens: what is left of a rank's share may be a micro-batch of one row in any "
+            f"update, and BatchNorm (layer {layers[0]}) wants two or more; use strategy.micro_batch, or model.norm=none"
+        )
+    waiting = [name for name, module in model.named_modules() if isinstance(module, nn.SyncBatchNorm)]
+    if waiting and plan.world_size > 1:
+        raise ConfigError(
+            "strategy.micro_batch_tokens: a rank may have fewer micro-batches than another, and SyncBatchNorm (layer "
+            f"{waiting[0]}) would wait for it; use strategy.micro_batch, or another norm"
+        )
+
+
 def check_padding(only_in_training: Sequence[str], plan: BatchPlan) -> None:
     """Refuse a batch arithmetic that leaves a rank without a row where some parameters are used in training mode alone.
 
@@ -42,6 +76,11 @@ def check_padding(only_in_training: Sequence[str], plan: BatchPlan) -> None:
     Raises:
         ConfigError: names a parameter, the batch and the rank.
     """
+    if only_in_training and plan.world_size > 1 and _is_cut_by_tokens(plan):
+        raise ConfigError(
+            "strategy.micro_batch_tokens: in any update a rank may have fewer micro-batches than another, and "
+            f"{only_in_training[0]} is used in training mode only; use strategy.micro_batch, or one rank"
+        )
     for position in {0, plan.steps_per_epoch - 1} if only_in_training else ():
         for rank in range(plan.world_size):
             if any(start == stop for start, stop in plan.micro_batches(position, rank)):
@@ -79,3 +118,61 @@ def batch_norms(model: nn.Module, forward: Callable[[], Any]) -> list[str]:
     for hook in hooks:
         hook.remove()
     return [name for name, module in layers.items() if module in single]
+
+
+class LengthsOfSplits(NamedTuple):
+    """Of the rows of both splits, (N,) each; None where nothing follows from them."""
+
+    train: RowLengths | None = None
+    validation: RowLengths | None = None
+
+
+def lengths_asked_for(config: RunConfig, ranks: Ranks, splits: DataSplits) -> LengthsOfSplits:
+    """Return the lengths that the order of rows, or the size of micro-batches, follows from. Collective.
+
+    Raises:
+        ConfigError: the rows do not say them, say others on another rank, or one is longer than a micro-batch.
+        DataError: they say something else.
+    """
+    tokens, found = config.strategy.micro_batch_tokens, LengthsOfSplits()
+    if config.data.sampling == "by_length":
+        found = _lengths(ranks, {"train": splits.train}, "data.sampling: by_length", instead="data.sampling=uniform")
+    if tokens is not None:
+        both = {"train": splits.train, "validation": splits.validation}
+        key = f"strategy.micro_batch_tokens: {tokens:,}"
+        found = _lengths(ranks, both, key, instead="strategy.micro_batch")
+        for (split, rows), lengths in zip(both.items(), found, strict=True):
+            _check_longest(rows, lengths, f"of the {split} split", max_tokens=tokens)
+    return found
+
+
+def _lengths(ranks: Ranks, splits: Mapping[str, AnyRows], key: str, *, instead: str) -> LengthsOfSplits:
+    with ranks.raise_on_all_ranks("asking for the lengths of the rows"):
+        found = {split: lengths_of(rows) for split, rows in splits.items()}
+        if missing := [split for split, lengths in found.items() if lengths is None]:
+            raise ConfigError(
+                f"{key} wants the length of every row beforehand, and the {missing[0]} split does not say it; "
+                f"{WRITE_LENGTHS}, or use {instead}"
+            )
+    digests = ranks.gather_objects([lengths_digest(lengths) for lengths in found.values() if lengths is not None])
+    if others := [rank for rank, of_rank in enumerate(digests) if of_rank != digests[0]]:
+        raise ConfigError(
+            f"{key} wants the same lengths on every rank, and rank {others[0]} has others than rank 0; let them follow "
+            "from the data alone"
+        )
+    return LengthsOfSplits(**found)
+
+
+def _check_longest(rows: AnyRows, lengths: RowLengths | None, of: str, *, max_tokens: int) -> None:
+    """Refuse rows of which one alone would be larger than a micro-batch may be."""
+    assert lengths is not None, "their lengths are missing"
+    longest = int(lengths.argmax())
+    if (length := int(lengths[longest])) <= max_tokens:
+        return
+    number = rows.numbers([longest])[0] if isinstance(rows, DatasetRows) else longest
+    num_longer = int((lengths > max_tokens).sum())
+    raise ConfigError(
+        f"strategy.micro_batch_tokens: row {number:,} {of} has length {length:,}, and a micro-batch of it alone would "
+        f"have more than {max_tokens:,} tokens; {num_longer:,} of {len(lengths):,} rows are as long. Use {length:,} or "
+        "more, or leave out what is longer"
+    )

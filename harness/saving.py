@@ -14,6 +14,7 @@ from harness.record.files import ADVICE, storage_errors
 from harness.record.manifest import TRAINER
 from harness.record.progress import check_trainer
 from harness.rows.dataset import own_rows
+from harness.rows.order import RowsByLength
 from harness.run import Run
 from harness.state import TrainState
 from harness.stopping import Standings, standings
@@ -170,9 +171,11 @@ def _other_rate(run: Run, state: TrainState, trainer: Mapping[str, Any], before:
     return [text]
 
 
-def _order(run: Run) -> dict[str, int]:
+def _order(run: Run) -> dict[str, Any]:
     """Return what decides, with the rows, which of them a position stands for."""
-    return {"seed": run.plan.seed, "global_batch": run.plan.global_batch}
+    order = run.plan.order
+    by_length = order.facts if isinstance(order, RowsByLength) else {}
+    return {"seed": run.plan.seed, "global_batch": run.plan.global_batch, **by_length}
 
 
 def resume(run: Run, loaded: Loaded) -> TrainState:
@@ -186,11 +189,13 @@ def resume(run: Run, loaded: Loaded) -> TrainState:
     trainer = loaded.trainer
     with run.strategy.raise_on_all_ranks("comparing the data"):
         check_trainer(trainer, loaded.directory, step=loaded.step)
-        if trainer["order"] != _order(run):
+        before, now = trainer["order"], _order(run)
+        changed = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
+        if changed - {"lengths"}:
             raise ConfigError(
-                f"{loaded.directory} stands in the order of rows of {trainer['order']}, this run has {_order(run)}: "
-                "some rows would be seen twice and some never. Set run.seed and data.global_batch as they were, or "
-                "start afresh under another run.name"
+                f"{loaded.directory} stands in the order of rows of {before}, this run has {now}: "
+                "some rows would be seen twice and some never. Set run.seed, data.global_batch and data.sampling as "
+                "they were, or start afresh under another run.name"
             )
         for name, rows in own_rows(run.batches.rows, run.validation.rows).items():
             saved = trainer.get("rows", {}).get(name)
@@ -210,6 +215,13 @@ def resume(run: Run, loaded: Loaded) -> TrainState:
                 f"the data are not those that {loaded.directory} was trained on (digest {trainer['data_digest']}, now "
                 f"{run.data_digest}), so what is left of the epoch and of the validation split would be other rows. "
                 "Put the old files back, or train on the new ones under another run.name"
+            )
+        if changed:
+            raise DataError(
+                f"the lengths of the training rows are not those that {loaded.directory} was trained with (digest "
+                f"{before.get('lengths')}, now {now.get('lengths')}), and data.sampling: by_length puts rows in order "
+                "by them: some would be seen twice and some never. Have the data say the old lengths, or start afresh "
+                "under another run.name"
             )
         if trainer["samples_seen"] != (seen := run.plan.samples_before(trainer["position"])):
             raise CheckpointError(

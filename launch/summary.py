@@ -76,6 +76,9 @@ def _batch(config: RunConfig, ranks: int | None) -> str:
     rows = config.data.global_batch
     if ranks is None:
         return f"{rows} rows an update over all ranks (--gpus N shows each rank's share)"
+    if (tokens := config.strategy.micro_batch_tokens) is not None:
+        share = f"{ranks} ranks x {rows // ranks} rows"
+        return f"{rows} rows an update = {share}, in micro-batches of {tokens:,} tokens at most"
     micro_batch = config.strategy.micro_batch or rows // ranks
     accumulation = rows // ranks // micro_batch
     return f"{rows} rows an update = {ranks} ranks x {micro_batch} rows x {accumulation} micro-batches"

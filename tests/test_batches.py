@@ -68,7 +68,10 @@ def test_rows_looked_up_ahead_are_those_computed_directly_after_any_jump(
     rows = training_batches(plan, rank)
     for start in positions:
         for position in (start, start + 1, start):
-            assert real_rows(rows.at(position)) == plan.sample_ids(position, rank).tolist()
+            found = rows.at(position)
+            assert real_rows(found) == plan.sample_ids(position, rank).tolist()
+            sizes = [0 if batch.is_padding else batch.num_rows for batch in found]
+            assert sizes == [stop - start for start, stop in plan.micro_batches(position, rank)]
 
 
 def test_ids_are_computed_again_where_a_block_ends_and_where_the_run_jumps_back(

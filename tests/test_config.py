@@ -713,3 +713,23 @@ def test_balanced_sampling_wants_labels(refuse: Refuse) -> None:
     table = "data={source: csv, path: a, targets: [y], global_batch: 8, sampling: balanced}"
     lines = refuse(table, "model={kind: mlp, hidden: [4]}", "task={kind: regression}")
     assert lines == ["data.sampling: balanced wants labels; use data.sampling=uniform, or task.kind=classification"]
+
+
+def test_order_by_length_and_micro_batches_by_tokens_want_rows_that_say_their_lengths(refuse: Refuse) -> None:
+    why = "wants the length of every row, which mnist_5k does not say; use"
+    assert refuse("data.sampling=by_length", "strategy.micro_batch_tokens=4096") == [
+        f"data.sampling: by_length {why} data.sampling=uniform, or a Dataset of your own with `lengths`",
+        f"strategy.micro_batch_tokens: 4,096 {why} strategy.micro_batch, or a Dataset of your own with `lengths`",
+    ]
+
+
+def test_a_micro_batch_is_measured_in_rows_or_in_tokens(refuse: Refuse) -> None:
+    assert refuse("strategy.micro_batch=8", "strategy.micro_batch_tokens=4096") == [
+        "strategy.micro_batch_tokens: a micro-batch has 4,096 tokens at most or 8 rows, not both; set "
+        "strategy.micro_batch or strategy.micro_batch_tokens to null"
+    ]
+
+
+def test_micro_batches_by_tokens_and_batch_norm_over_all_ranks_do_not_go_together(refuse: Refuse) -> None:
+    lines = refuse("strategy.micro_batch_tokens=4096", "model.sync_batch_norm=true", "model.norm=batch")
+    assert any("model.sync_batch_norm would wait for it" in line for line in lines)

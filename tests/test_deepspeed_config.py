@@ -134,6 +134,12 @@ def test_micro_batch_times_accumulation_times_ranks_is_the_global_batch(
 
 
 @pytest.mark.parametrize("kind", STAGES)
+def test_of_tokens_deepspeed_is_told_as_many_micro_batches_as_there_may_be(kind: str) -> None:
+    found = deepspeed_config(config_of(kind, global_batch=24, micro_batch_tokens=100), world_size=2)
+    assert (found["train_micro_batch_size_per_gpu"], found["gradient_accumulation_steps"]) == (1, 12)
+
+
+@pytest.mark.parametrize("kind", STAGES)
 @pytest.mark.parametrize(
     ("clip", "wanted"),
     [

@@ -349,6 +349,18 @@ def test_check_says_what_will_happen_on_so_many_ranks(config_file: Path, capsys:
     assert err == ""
 
 
+def test_check_says_of_micro_batches_by_tokens_how_large_they_are(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))  # `use` adds a folder to it
+    ragged = Path(__file__).parents[1] / "examples/ragged/run.yaml"
+    wanted = ["data.sampling=by_length", "strategy.micro_batch_tokens=2048"]
+    assert cli.main(["check", "--no-data", str(ragged), "--gpus", "4", *wanted]) == 0
+    out = capsys.readouterr().out
+    assert "32 rows an update = 4 ranks x 8 rows, in micro-batches of 2,048 tokens at most" in out
+    assert "sampling by_length" in out
+
+
 def test_check_shows_empty_lists_as_none_and_nothing_that_has_no_meaning(
     config_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,27 +4,42 @@ from __future__ import annotations
 
 import time
 import tracemalloc
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from harness.rows.order import BalancedRows, BatchPlan, permutation_key, permute
+from harness.rows.order import BalancedRows, BatchPlan, RowsByLength, TokenLimit, permutation_key, permute
 
 unhurried = settings(deadline=None)  # the machine may be busy
 
 
 @st.composite
 def plans(draw: st.DrawFn) -> BatchPlan:
+    """Plans of all kinds of order and of micro-batch, for rows of which some are long."""
+    num_rows, global_batch, seed = draw(st.integers(1, 300)), draw(st.integers(1, 64)), draw(st.integers(0, 5))
+    lengths = lengths_of_rows(num_rows, longest=draw(st.sampled_from([1, 3, 40, 70_000])), seed=seed)
+    by_length = RowsByLength(lengths, global_batch=global_batch, seed=seed)
+    limits = st.builds(TokenLimit, st.just(lengths), st.integers(0, 20).map(lambda k: int(lengths.max() * (1 + k / 3))))
+    rows, limit = draw(st.one_of(st.tuples(st.none() | st.integers(1, 20), st.none()), st.tuples(st.none(), limits)))
     return BatchPlan(
-        num_rows=draw(st.integers(1, 300)),
-        global_batch=draw(st.integers(1, 64)),
+        num_rows=num_rows,
+        global_batch=global_batch,
         world_size=draw(st.integers(1, 9)),
-        micro_batch=draw(st.none() | st.integers(1, 20)),
-        seed=draw(st.integers(0, 5)),
+        micro_batch=rows,
+        seed=seed,
+        order=draw(st.sampled_from([None, by_length])),
+        token_limit=limit,
     )
+
+
+def lengths_of_rows(num_rows: int, *, longest: int, seed: int = 0) -> NDArray[np.int64]:
+    """Lengths of 1 to `longest`, most of them short."""
+    return np.ceil(longest * np.random.default_rng(seed).random(num_rows) ** 3).astype(np.int64).clip(1)
 
 
 def global_ids(plan: BatchPlan, position: int) -> list[int]:
@@ -122,9 +137,7 @@ def test_over_an_epoch_every_row_comes_exactly_once(plan: BatchPlan, epoch: int)
 @unhurried
 @given(plans(), st.integers(0, 500))
 def test_any_number_of_ranks_sees_the_same_global_batch_in_the_same_order(plan: BatchPlan, position: int) -> None:
-    alone = BatchPlan(
-        num_rows=plan.num_rows, global_batch=plan.global_batch, world_size=1, micro_batch=None, seed=plan.seed
-    )
+    alone = replace(plan, world_size=1, micro_batch=None, token_limit=None)
     assert global_ids(plan, position) == global_ids(alone, position)
 
 
@@ -156,6 +169,7 @@ def test_micro_batches_are_a_rank_s_share_in_pieces_as_many_on_every_rank(plan: 
         rows = [row for start, stop in of_rank for row in range(start, stop)]
         assert rows == list(range(*plan.share(position, rank)))
         assert all(stop - start <= (plan.micro_batch or plan.global_batch) for start, stop in of_rank)
+        assert len(of_rank) <= plan.most_micro_batches
     assert any(of_rank[-1][0] < of_rank[-1][1] for of_rank in pieces), "a micro-batch is empty on every rank"
 
 
@@ -174,6 +188,18 @@ def test_ids_of_many_positions_are_those_of_each(plan: BatchPlan, position: int,
     ids = plan.sample_ids(position, 0, num_positions=num_positions)
     each = [plan.sample_ids(p, 0) for p in range(position, position + num_positions)]
     assert ids.tolist() == np.concatenate(each).tolist()
+
+
+@unhurried
+@given(plans(), st.integers(0, 500), st.integers(1, 500), st.integers(0, 8))
+def test_sizes_of_the_micro_batches_of_many_positions_are_those_of_each(
+    plan: BatchPlan, position: int, num_positions: int, rank: int
+) -> None:
+    end_of_epoch = (plan.epoch_of(position) + 1) * plan.steps_per_epoch
+    num_positions, rank = min(num_positions, end_of_epoch - position), rank % plan.world_size
+    each = [plan.micro_batches(p, rank) for p in range(position, position + num_positions)]
+    sizes = [[stop - start for start, stop in pieces] for pieces in each]
+    assert plan.micro_batch_sizes(position, rank, num_positions=num_positions) == sizes
 
 
 def test_a_position_far_away_costs_no_more_than_the_first() -> None:

@@ -17,9 +17,10 @@ from harness.errors import DataError, RowError
 from harness.rows.batches import TrainingBatches, ValidationBatches
 from harness.rows.collate import stack
 from harness.rows.dataset import DatasetRows
+from harness.rows.lengths import lengths_of
 from harness.rows.order import BatchPlan
 from harness.rows.own import own_splits
-from harness.rows.rows import ColumnTree
+from harness.rows.rows import Columns, ColumnTree
 from harness.rows.tree import leaves, map_tree, paths
 
 CPU = torch.device("cpu")
@@ -233,6 +234,61 @@ def test_collate_of_a_part_makes_the_batch_and_may_not_change_the_number_of_rows
         DatasetRows(Fewer(), seed=0).take(np.arange(3), epoch=0)
     with pytest.raises(DataError, match=r"collate of rows 0, 1, 2 raised ValueError: no rows wanted .*line"):
         DatasetRows(Raises(), seed=0).take(np.arange(3), epoch=0)
+
+
+class Measured(Numbered):
+    """Says how long its rows are."""
+
+    def __init__(self, lengths: Any, num_rows: int = 20) -> None:
+        super().__init__(num_rows)
+        self.lengths = lengths
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor, tuple, lambda lengths: lambda: lengths])
+def test_a_dataset_says_its_lengths_by_an_attribute_or_a_method_and_a_split_has_those_of_its_rows(kind: Any) -> None:
+    lengths = [3 * i + 1 for i in range(20)]
+    splits = own_splits(lambda: Measured(kind(lengths)), has_split=False, validation_fraction=0.2, seed=0)
+    for rows in (splits.train, splits.validation):
+        assert isinstance(rows, DatasetRows)
+        found = lengths_of(rows)
+        assert found is not None
+        assert found.dtype == np.int64
+        assert found.tolist() == [3 * i + 1 for i in rows.numbers(range(len(rows)))]
+
+
+def test_rows_that_say_no_lengths_have_none() -> None:
+    assert lengths_of(DatasetRows(Numbered(), seed=0)) is None
+    assert lengths_of(ColumnTree({"x": torch.zeros(3)})) is None
+    assert lengths_of(Columns(torch.zeros(3, 2), torch.zeros(3))) is None
+
+
+def raises() -> list[int]:
+    raise OSError("no such index")
+
+
+@pytest.mark.parametrize(
+    ("lengths", "said"),
+    [
+        ([1] * 19, "there are 19 of them for 20 rows"),
+        (7, r"one number a row is wanted, not an array of shape \(\) of int64"),
+        (np.ones((20, 1), np.int64), r"not an array of shape \(20, 1\)"),
+        ((i for i in range(20)), r"not an array of shape \(\) of object"),
+        ([1] * 7 + [0] + [1] * 12, "row 7 has 0"),
+        ([1] * 7 + [-3] + [1] * 12, "row 7 has -3"),
+        ([2**63] * 20, "row 0 has 9223372036854775808"),
+        ([1.0] * 7 + [2.5] + [1.0] * 12, "whole numbers are wanted, not float64, and row 7 has 2.5"),
+        (torch.ones(20), "whole numbers are wanted, not float32, and row 0 has 1"),
+        ([1] * 7 + [float("nan")] + [1] * 12, "row 7 has nan"),
+        ([True] * 20, "not bool"),
+        (["4"] * 20, "not <U1, and row 0 has"),
+        ([None] * 20, "not object, and row 0 has None"),
+        ([[1], [1, 2]] * 10, "raised ValueError"),
+        (raises, r"raised OSError: no such index \(.*test_own_rows.py, line \d+: raise OSError"),
+    ],
+)
+def test_lengths_that_are_not_one_whole_number_above_0_a_row_are_refused(lengths: Any, said: str) -> None:
+    with pytest.raises(DataError, match=rf"lengths of Measured:? .*{said}.*; give the Dataset"):
+        lengths_of(DatasetRows(Measured(lengths), seed=0))
 
 
 class Endless(IterableDataset[Any]):

@@ -23,6 +23,7 @@ def contradictions(config: RunConfig) -> list[str]:
             problems.append(f"{path}.mode: {metric} is better the {way} it is; use {path}.mode={wanted}")
     if config.data.sampling == "balanced" and task.is_ours and not task.has_labels:
         problems.append("data.sampling: balanced wants labels; use data.sampling=uniform, or task.kind=classification")
+    problems += _length_problems(config)
     for section in (config.model, config.data, task):
         problems += section.problems(config)
     if isinstance(config.optim, AdafactorOptim | MuonOptim) and config.strategy.kind != "ddp":
@@ -41,6 +42,24 @@ def contradictions(config: RunConfig) -> list[str]:
     if total_updates is not None:  # without either it is known with the data
         problems += phase_problems(config.schedule, total_updates=total_updates)
     return list(dict.fromkeys(problems))  # two sections may say the same of each other
+
+
+def _length_problems(config: RunConfig) -> list[str]:
+    """Return what is wrong with asking for the lengths of rows, one `path: problem` a line."""
+    data, tokens, problems = config.data, config.strategy.micro_batch_tokens, []
+    if data.is_ours and not data.has_lengths:
+        why = f"wants the length of every row, which {data.source} does not say; use"
+        own = "a Dataset of your own with `lengths`"
+        if data.sampling == "by_length":
+            problems.append(f"data.sampling: by_length {why} data.sampling=uniform, or {own}")
+        if tokens is not None:
+            problems.append(f"strategy.micro_batch_tokens: {tokens:,} {why} strategy.micro_batch, or {own}")
+    if tokens is not None and config.model.wants_sync_batch_norm:
+        problems.append(
+            "strategy.micro_batch_tokens: a rank may have fewer micro-batches than another, and model.sync_batch_norm "
+            "would wait for it; use strategy.micro_batch, or model.sync_batch_norm=false"
+        )
+    return problems
 
 
 def judging_metrics(config: RunConfig) -> dict[str, tuple[str, Mode]]:

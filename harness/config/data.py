@@ -23,12 +23,15 @@ class DataSection(PartSection):
 
     counts_labels: ClassVar[bool] = True
     """Whether the labels of all rows can be counted before the first update."""
+    has_lengths: ClassVar[bool] = False
+    """Whether the rows may be of different lengths, and say them."""
     global_batch: PositiveInt
     validation_fraction: Annotated[Float, Field(gt=0, lt=1)] = 0.2
     stratify: bool = True
     """Where rows have labels, each class has the same share of the rows that are set aside for validation."""
-    sampling: Literal["uniform", "balanced"] = "uniform"
-    """balanced takes as many rows of each class in an epoch: a sample of a large one, those of a small one again."""
+    sampling: Literal["uniform", "balanced", "by_length"] = "uniform"
+    """balanced takes as many rows of each class in an epoch: a sample of a large one, those of a small one again.
+    by_length puts rows of about one length into an update, for rows that say their `lengths`."""
 
     def prepare(self, task: TaskSection, *, seed: int) -> None:
         """Write what all ranks will read from one place; for one rank, before any of them opens the rows.
@@ -99,6 +102,7 @@ class Pad(Section):
 class DatasetSection(DataSection):
     """Rows of a map-style Dataset, which are read when a batch wants them."""
 
+    has_lengths: ClassVar[bool] = True
     resume_verdicts: ClassVar[Mapping[str, Verdict]] = {"workers": "allowed"}
     workers: CountInt = 0
     """Processes of each rank that read rows ahead; 0 reads them in the rank itself."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from harness.config.fields import CountInt, Int, PositiveFloat, PositiveInt, Section
+from harness.config.fields import CountInt, Int, PositiveFloat, PositiveInt, Section, WrongKey
 
 
 class StrategySection(Section):
@@ -14,10 +14,22 @@ class StrategySection(Section):
 
     micro_batch: PositiveInt | None = None
     """Rows of one forward and backward on one rank; null is a rank's whole share of the global batch."""
+    micro_batch_tokens: PositiveInt | None = None
+    """Instead, for rows that say their `lengths`: as many rows as fit, their number times the longest at most this."""
     activation_checkpointing: bool = False
     """Compute the activations of each block again in the backward pass instead of keeping them."""
     collective_timeout_seconds: PositiveFloat = 1800.0
     """A rank that waits longer than this for the others ends the run with exit 7."""
+
+    @model_validator(mode="after")
+    def _micro_batch_has_one_measure(self) -> Self:
+        if self.micro_batch is not None and self.micro_batch_tokens is not None:
+            raise WrongKey(
+                "micro_batch_tokens",
+                f"a micro-batch has {self.micro_batch_tokens:,} tokens at most or {self.micro_batch:,} rows, not both; "
+                "set strategy.micro_batch or strategy.micro_batch_tokens to null",
+            )
+        return self
 
 
 class DdpStrategy(StrategySection):

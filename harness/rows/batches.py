@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 from harness.errors import DataError, RowError
 from harness.rows.dataset import DatasetRows
 from harness.rows.loader import FIRST, Loader, Request
-from harness.rows.order import BatchPlan
+from harness.rows.order import BatchPlan, InOrder, TokenLimit
 from harness.rows.rows import AnyRows, Augmentation, Columns, ColumnTree, TakenRows
 from harness.rows.tree import leaves, map_tree
 
@@ -71,6 +72,7 @@ class TrainingBatches:
         self._rank, self._device = rank, device
         self._augmentation = augmentation
         self._ahead = range(0)  # positions whose ids are known
+        self._firsts = [0]  # of these positions and the one after: which micro-batch is the first
         self._ids: tuple[Tensor, ...] = ()  # of these positions' micro-batches, one after another
         self._draws: tuple[Tensor, ...] = ()  # of the augmentation, likewise
         self._readers = _with_workers(self._rows)
@@ -113,10 +115,9 @@ class TrainingBatches:
         if self._augmentation is None:
             return batches
         changed = self._augmentation.changed
-        draws = self._draws[places]
         return [
             batch if batch.is_padding else batch._replace(data=changed(batch.data, drawn.to(self._device)))
-            for batch, drawn in zip(batches, draws, strict=True)
+            for batch, drawn in zip(batches, self._draws[places], strict=True)
         ]
 
     def _requests(self, position: int) -> Iterator[Request]:
@@ -132,26 +133,26 @@ class TrainingBatches:
         """Return where in `_ids` the micro-batches of a position stand."""
         if position not in self._ahead:
             self._look_ahead(position)
-        first = (position - self._ahead.start) * self._micro_batches
-        return slice(first, first + self._micro_batches)
+        index = position - self._ahead.start
+        return slice(self._firsts[index], self._firsts[index + 1])
 
     def _look_ahead(self, position: int) -> None:
         """Compute the ids of many positions at once; the last of an epoch, if it is smaller, is looked at alone."""
         plan = self.plan
-        largest_share = -(-plan.global_batch // plan.world_size)
-        sizes = [stop - start for start, stop in plan.micro_batches(position, self._rank)]
         num_full = plan.num_rows // plan.global_batch - position % plan.steps_per_epoch
-        limits = (-(-LOOK_AHEAD_ROWS // largest_share), LOOK_AHEAD_MICRO_BATCHES // len(sizes), num_full)
-        num_positions = max(1, min(limits))
+        most = LOOK_AHEAD_MICRO_BATCHES // plan.most_micro_batches
+        num_positions = max(1, min(-(-LOOK_AHEAD_ROWS // plan.rows_looked_at), most, num_full))
+        sizes = plan.micro_batch_sizes(position, self._rank, num_positions=num_positions)
+        rows_of_each = list(chain.from_iterable(sizes))
         ids = torch.from_numpy(plan.sample_ids(position, self._rank, num_positions=num_positions))
         self._ahead = range(position, position + num_positions)
-        self._micro_batches = len(sizes)
+        self._firsts = list(accumulate(map(len, sizes), initial=0))
         home = self._rows.home
-        self._ids = torch.split(ids.to(home), sizes * num_positions)
+        self._ids = torch.split(ids.to(home), rows_of_each)
         if self._augmentation is not None:
             places = plan.places(position, self._rank, num_positions=num_positions)
             draws = self._augmentation.draw(places, epoch=plan.epoch_of(position))
-            self._draws = torch.split(draws.to(home), sizes * num_positions)
+            self._draws = torch.split(draws.to(home), rows_of_each)
 
 
 class ValidationBatches:
@@ -163,6 +164,7 @@ class ValidationBatches:
         batch_rows: rows of one batch; the last one of a rank may have fewer, or be padding.
         device: where the model is.
         dtype: of the model's inputs.
+        token_limit: of one batch, in the place of `batch_rows`.
     Raises:
         DataError: a number is too large for `dtype`.
     """
@@ -176,12 +178,19 @@ class ValidationBatches:
         batch_rows: int,
         device: torch.device,
         dtype: torch.dtype,
+        token_limit: TokenLimit | None = None,
     ) -> None:
         self.rows = rows
         self._rows = _rows_on(device, rows, dtype=dtype, rank=rank)
         # One global batch of everything is divided among ranks exactly as validation wants it.
         plan = BatchPlan(
-            num_rows=len(rows), global_batch=len(rows), world_size=world_size, micro_batch=batch_rows, seed=0
+            num_rows=len(rows),
+            global_batch=len(rows),
+            world_size=world_size,
+            micro_batch=None if token_limit else batch_rows,
+            seed=0,
+            order=InOrder(),
+            token_limit=token_limit,
         )
         self._pieces = plan.micro_batches(0, rank)
         self._readers = _with_workers(self._rows)

@@ -17,6 +17,7 @@ from harness.errors import DataError
 from harness.own_code import told
 from harness.rows import draws
 from harness.rows.collate import Collate, check_rows, padded
+from harness.rows.lengths import lengths_of
 from harness.rows.open_files import OpenFiles
 from harness.rows.order import permutation_key, random_bits
 from harness.rows.rows import AnyRows, TakenRows
@@ -90,6 +91,11 @@ class DatasetRows(TakenRows):
         """Return the numbers that rows of this split have in the Dataset."""
         found: list[int] = self._ids[list(ids)].tolist()
         return found
+
+    def lengths(self) -> NDArray[np.int64] | None:
+        """Return the (N,) lengths of the rows as the Dataset says them, see `lengths_of`."""
+        of_all = lengths_of(self._dataset)
+        return None if of_all is None else of_all[self._ids]
 
     def only(self, ids: NDArray[np.int64]) -> DatasetRows:
         """Return some of the rows as a split of their own."""

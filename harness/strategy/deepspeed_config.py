@@ -51,7 +51,8 @@ def deepspeed_config(config: RunConfig, *, world_size: int) -> dict[str, Any]:
     strategy = config.strategy
     assert isinstance(strategy, ZeroSection), f"{strategy.kind} is not a ZeRO strategy"
     share = config.data.global_batch // world_size
-    micro_batch = strategy.micro_batch or share
+    # Of tokens, an update has one micro-batch a row at most; how many it has, ZeroStrategy.accumulate says each time.
+    micro_batch = 1 if strategy.micro_batch_tokens else strategy.micro_batch or share
     derived: dict[str, Any] = {
         "train_batch_size": config.data.global_batch,  # redundant, so that DeepSpeed checks the arithmetic
         "train_micro_batch_size_per_gpu": micro_batch,

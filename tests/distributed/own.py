@@ -17,7 +17,8 @@ from harness.assemble import assemble
 from harness.config.io import load_config
 from harness.config.run_config import RunConfig
 from harness.loop import evaluate, train_step
-from harness.rows.order import BatchPlan, permutation_key, random_bits
+from harness.rows.lengths import lengths_of
+from harness.rows.order import BatchPlan, RowsByLength, permutation_key, random_bits
 from harness.rows.rows import ColumnTree
 from harness.rows.splits import DataSplits
 from harness.rows.tree import map_tree
@@ -40,12 +41,15 @@ class Own:
     strategy: str = "ddp"
     precision: str = "fp32"
     micro_batch: int | None = None
+    micro_batch_tokens: int | None = None
     overrides: tuple[str, ...] = ()
     num_rows: int = ROWS
 
     def config(self) -> RunConfig:
-        micro_batch = self.micro_batch or "null"
-        strategy = f"{{kind: {self.strategy}, precision: {self.precision}, micro_batch: {micro_batch}}}"
+        micro_batch = (
+            f"micro_batch: {self.micro_batch or 'null'}, micro_batch_tokens: {self.micro_batch_tokens or 'null'}"
+        )
+        strategy = f"{{kind: {self.strategy}, precision: {self.precision}, {micro_batch}}}"
         given = (
             *(
                 f"data.num_rows={self.num_rows}",
@@ -67,6 +71,10 @@ class Course:
     norms: list[float] = field(default_factory=list)
     weights: dict[str, Tensor] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
+    micro_batches: list[int] = field(default_factory=list)
+    """Of each update, on this rank."""
+    num_padding: int = 0
+    """Of these, without a row."""
 
 
 def parts_of(config: RunConfig) -> tuple[DataSplits, nn.Module]:
@@ -91,6 +99,9 @@ def _with_the_harness(own: Own) -> Course:
         sums = run.strategy.sum(torch.stack([term.double() for term in report.terms.values()])).tolist()
         course.terms.append(dict(zip(report.terms, sums, strict=True)))
         course.norms.append(report.gradient.total.item())
+        batches = run.batches.at(position)
+        course.micro_batches.append(len(batches))
+        course.num_padding += sum(batch.is_padding for batch in batches)
     state = dict(run.strategy.state())
     course.weights = {name: state[f"model/{name}"].detach().clone() for name in run.strategy.parameter_names}
     course.scores = evaluate(run, step=UPDATES)
@@ -111,8 +122,15 @@ def with_plain_pytorch(own: Own) -> Course:
         ],
         lr=0.01,
     )
+    lengths = lengths_of(splits.train) if config.data.sampling == "by_length" else None
+    order = None if lengths is None else RowsByLength(lengths, global_batch=BATCH, seed=config.run.seed)
     plan = BatchPlan(
-        num_rows=len(splits.train), global_batch=BATCH, world_size=1, micro_batch=None, seed=config.run.seed
+        num_rows=len(splits.train),
+        global_batch=BATCH,
+        world_size=1,
+        micro_batch=None,
+        seed=config.run.seed,
+        order=order,
     )
     for position in range(UPDATES):
         rows = rows_of(splits.train, plan.sample_ids(position, 0), dtype, own, epoch=plan.epoch_of(position))

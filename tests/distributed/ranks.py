@@ -204,6 +204,7 @@ def _child(
     function: Callable[..., Any] | None,
     args: tuple[Any, ...],
 ) -> None:
+    multiprocessing.current_process().daemon = False  # no rank of a run is one, and one may have no workers
     import torch
     import torch.distributed as dist
 

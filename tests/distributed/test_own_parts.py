@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,6 +74,43 @@ def test_a_rank_without_rows_adds_nothing_to_the_weight_of_a_batch() -> None:
     own = Own("ragged", precision="fp64", num_rows=49)  # the third batch has one row
     (found,) = run_standing_ranks(2, with_the_harness, [own])[0]
     assert_alike(found, own)
+
+
+def by_tokens(**settings: Any) -> list[Own]:
+    """Rows of 3 to 24 steps in micro-batches of at most 40, so that an update has more of them the longer its rows.
+
+    Of 67 rows the third batch has 19, of 235 two or three batches are sorted together.
+    """
+    samplings: tuple[tuple[int, tuple[str, ...]], ...] = ((67, ()), (235, ("data.sampling=by_length",)))
+    return [
+        Own("ragged", micro_batch_tokens=40, num_rows=num_rows, overrides=overrides, **settings)
+        for num_rows, overrides in samplings
+    ]
+
+
+def assert_that_micro_batches_change(of_ranks: list[list[Course]], index: int) -> None:
+    courses = [of_rank[index] for of_rank in of_ranks]
+    assert all(course.micro_batches == courses[0].micro_batches for course in courses)
+    assert len(set(courses[0].micro_batches)) > 1, "an update has as many micro-batches as any other"
+    assert max(courses[0].micro_batches) > 1
+    assert sum(course.num_padding for course in courses) > 0 or len(courses) == 1
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_micro_batches_by_tokens_train_as_plain_pytorch_does_on_whole_batches(world_size: int) -> None:
+    owns = [own for precision in ("fp32", "fp64") for own in by_tokens(precision=precision)]
+    of_ranks = run_ranks(world_size, with_the_harness, owns, deadline_seconds=240)
+    for index, own in enumerate(owns):
+        assert_alike(of_ranks[0][index], own)
+        assert_that_micro_batches_change(of_ranks, index)
+
+
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
+def test_zero_accumulates_as_many_micro_batches_as_the_tokens_of_each_update_want(strategy: str) -> None:
+    for own in by_tokens(strategy=strategy):
+        of_ranks = run_standing_ranks(2, with_the_harness, [own])
+        assert_alike(of_ranks[0][0], own)
+        assert_that_micro_batches_change(of_ranks, 0)
 
 
 @pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])

@@ -6,6 +6,11 @@ _ADAPTED, _OWN, _BATCHES = "harness/tasks/adapted.py", "harness/rows/own.py", "h
 _FIRST, _HIDDEN = "harness/doctor/first_rows.py", "harness/doctor/hidden_state.py"
 _PROMISES, _UNUSED, _DDP = "harness/doctor/promises.py", "harness/strategy/unused.py", "harness/strategy/ddp.py"
 _SCORES, _INTERVAL, _LOOP, _FITS = "harness/scores.py", "harness/interval.py", "harness/loop.py", "harness/fits.py"
+_ORDER, _LENGTHS, _BY_LENGTH = (
+    "harness/rows/order.py",
+    ("test_by_length.py",),
+    ("distributed/test_by_length_runs.py",),
+)
 _TESTS, _ROWS = ("distributed/test_promises.py",), ("test_own_rows.py",)
 _COLLATE, _COLLATED, _PADDING = "harness/rows/collate.py", ("test_collate.py",), ("distributed/test_padding.py",)
 _TASKS, _PARTS = ("test_adapted.py",), ("distributed/test_own_parts.py",)
@@ -122,6 +127,90 @@ OPENING = (
         "    for position in {0, plan.steps_per_epoch - 1} if only_in_training else ():",
         "    for position in ():",
         _TESTS,
+    ),
+    Mutant(
+        "a_window_is_sorted_and_its_batches_stay_so",
+        _ORDER,
+        "batches[permute(np.arange(len(batches)), size=len(batches), key=key)].ravel()",
+        "batches.ravel()",
+        _LENGTHS,
+    ),
+    Mutant(
+        "a_whole_epoch_is_one_window",
+        _ORDER,
+        "max(min(4, self._num_batches), -(-self._num_batches // WINDOW_BATCHES))",
+        "min(1, self._num_batches)",
+        _LENGTHS,
+    ),
+    Mutant(
+        "a_window_of_another_epoch_is_taken_for_the_last",
+        _ORDER,
+        "if (last_epoch, last_window) == (epoch, window):",
+        "if last_window == window:",
+        _LENGTHS,
+    ),
+    Mutant(
+        "a_micro_batch_is_measured_by_its_last_row",
+        _ORDER,
+        "            if length > longest:\n",
+        "            if True:\n",
+        _LENGTHS,
+    ),
+    Mutant(
+        "a_rank_has_as_many_micro_batches_as_its_own_tokens_want",
+        _ORDER,
+        "found.append(of_ranks[rank] + [0] * num_empty)",
+        "found.append(of_ranks[rank])",
+        _LENGTHS,
+    ),
+    Mutant(
+        "all_updates_of_a_block_have_as_many_micro_batches",
+        _BATCHES,
+        "self._firsts = list(accumulate(map(len, sizes), initial=0))",
+        "self._firsts = [len(sizes[0]) * index for index in range(len(sizes) + 1)]",
+        ("test_batches.py",),
+    ),
+    Mutant(
+        "validation_is_in_batches_of_any_number_of_tokens",
+        _BATCHES,
+        "            token_limit=token_limit,\n",
+        "            token_limit=None,\n",
+        _LENGTHS,
+    ),
+    Mutant(
+        "a_split_has_the_lengths_of_the_first_rows",
+        _OWN,
+        "of_all[self._ids]",
+        "of_all[: len(self)]",
+        _ROWS,
+    ),
+    Mutant(
+        "batch_norm_may_meet_one_row_of_many_tokens",
+        _FITS,
+        "    if _is_cut_by_tokens(plan):\n",
+        "    if False:\n",
+        _LENGTHS,
+    ),
+    Mutant(
+        "a_rank_without_rows_by_tokens_may_wait_for_a_head_of_training",
+        _FITS,
+        "if only_in_training and plan.world_size > 1 and _is_cut_by_tokens(plan):",
+        "if False:",
+        _LENGTHS,
+    ),
+    Mutant(
+        "lengths_may_differ_between_ranks",
+        _FITS,
+        "if of_rank != digests[0]]:",
+        "if of_rank is None]:",
+        _BY_LENGTH,
+    ),
+    Mutant(
+        "other_lengths_go_on_in_another_order",
+        "harness/saving.py",
+        "        if changed:\n",
+        "        if False:\n",
+        _BY_LENGTH,
     ),
     Mutant(
         "a_metric_may_be_a_maximum",

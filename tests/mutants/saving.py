@@ -189,7 +189,7 @@ RESUME = (
     Mutant(
         "rows_in_another_order_are_taken_for_those_that_are_left",
         _RESUME,
-        'return {"seed": run.plan.seed, "global_batch": run.plan.global_batch}',
+        'return {"seed": run.plan.seed, "global_batch": run.plan.global_batch, **by_length}',
         'return {"global_batch": run.plan.global_batch}',
         ("distributed/test_resume.py::test_another_order_of_rows_is_refused_even_where_the_stored_config_is_lost",),
     ),
