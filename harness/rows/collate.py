@@ -17,6 +17,8 @@ from harness.errors import DataError
 from harness.own_code import told
 from harness.rows.tree import children, paths, with_children
 
+SENT_BYTES = 2**15
+"""A worker sends tensors up to this size as they are; larger ones in shared memory, which takes 150 us to open."""
 Collate = Callable[[list[Any]], Any]
 """From a list of rows to a tree of tensors with as many rows first."""
 WRITE_COLLATE = (
@@ -34,7 +36,7 @@ _STACKED = (Tensor, np.ndarray, np.number, np.bool_, *_NUMBERS)
 def stack(rows: Sequence[Any], ids: Sequence[int]) -> Any:
     """Return the tree of some rows: tensors, arrays and numbers are stacked, all else comes as a list.
 
-    In a worker of a DataLoader, tensors are stacked in the memory that it shares with its rank.
+    In a worker of a DataLoader, large tensors are stacked in the memory that it shares with its rank.
 
     Args:
         rows: trees with the same keys, lengths and fields.
@@ -140,8 +142,11 @@ def _joined_tensors(tensors: Sequence[Tensor], ids: Sequence[int], pad: Pad | No
 
 
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:
-    if get_worker_info() is not None and len({tensor.dtype for tensor in tensors}) > 1:
-        return torch.stack(list(tensors))  # in shared memory torch would give all of them the type of the first
+    if get_worker_info() is not None and (
+        len(tensors) * tensors[0].nbytes <= SENT_BYTES  # or in shared memory, where
+        or len({tensor.dtype for tensor in tensors}) > 1  # torch would give all of them the type of the first
+    ):
+        return torch.stack(list(tensors))
     stacked: Tensor = default_collate(list(tensors))
     return stacked
 

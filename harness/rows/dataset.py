@@ -139,7 +139,8 @@ class DatasetRows(TakenRows):
         try:
             if self._comes_together:
                 return self._collated(self._dataset.__getitems__(numbers), numbers)
-            return self._collated([self._dataset[number] for number in numbers], numbers)
+            get = self._dataset.__getitem__
+            return self._collated([get(number) for number in numbers], numbers)
         except Exception:
             self._comes_together = False
             return None

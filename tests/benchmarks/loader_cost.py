@@ -61,8 +61,8 @@ def ours(dataset: Dataset[tuple[Tensor, Tensor]], *, workers: int, position: int
 
 
 def theirs(dataset: Dataset[tuple[Tensor, Tensor]], *, workers: int) -> DataLoader[tuple[Tensor, Tensor]]:
-    ids = [plan().sample_ids(position, 0).tolist() for position in range(plan().steps_per_epoch)]
-    return DataLoader(dataset, batch_sampler=ids, num_workers=workers, persistent_workers=workers > 0)
+    ids = plan().sample_ids(0, 0, num_positions=plan().steps_per_epoch).tolist()
+    return DataLoader(dataset, batch_size=BATCH, sampler=ids, num_workers=workers, persistent_workers=workers > 0)
 
 
 def children() -> list[int]:
