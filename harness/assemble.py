@@ -14,7 +14,7 @@ from harness.config.run_config import RunConfig
 from harness.config.training import AdafactorOptim, MuonOptim
 from harness.doctor.promises import Found, look
 from harness.errors import ConfigError, DataError
-from harness.fits import LengthsOfSplits, check_batch_norm, check_padding, lengths_asked_for
+from harness.fits import LengthsOfSplits, check_batch_norm, check_padding, check_sync_batch_norm, lengths_asked_for
 from harness.observers.base import Observers
 from harness.optim import OfParameters
 from harness.own_code import refused_as
@@ -125,6 +125,7 @@ def _look(
     with ranks.raise_on_all_ranks("trying one row"), refused_as(ConfigError, "one row, before any update,"):
         limit = batches.plan.token_limit
         row = int(limit.lengths.argmin()) if limit else 0  # the shortest leaves a norm least to take the variance of
+        check_sync_batch_norm(model, batches.plan, converted=config.model.wants_sync_batch_norm)
         check_batch_norm(model, batches.plan, lambda: task.forward(model, batches.some([row]).data))
     autocast = AUTOCAST[config.strategy.precision]
     waits = config.strategy.kind in ("ddp", "zero3")

@@ -18,6 +18,8 @@ from harness.rows.order import BatchPlan
 from harness.rows.rows import AnyRows
 from harness.rows.splits import DataSplits
 
+OTHER_BATCHES = "another data.global_batch, strategy.micro_batch or number of ranks"
+
 
 def check_batch_norm(model: nn.Module, plan: BatchPlan, forward: Callable[[], Any]) -> None:
     """Refuse a batch arithmetic that would give BatchNorm a single row to take the variance of.
@@ -28,10 +30,13 @@ def check_batch_norm(model: nn.Module, plan: BatchPlan, forward: Callable[[], An
         ConfigError: names the layer and the batch that is too small.
     """
     layers = batch_norms(model, forward)
-    if _is_cut_by_tokens(plan):
-        _check_batch_norm_by_tokens(model, plan, layers)
     if not layers:
         return
+    if _is_cut_by_tokens(plan):
+        raise ConfigError(
+            "strategy.micro_batch_tokens: what is left of a rank's share may be a micro-batch of one row in any "
+            f"update, and BatchNorm (layer {layers[0]}) wants two or more; use strategy.micro_batch, or model.norm=none"
+        )
     for position in {0, plan.steps_per_epoch - 1}:
         for rank in range(plan.world_size):
             sizes = [stop - start for start, stop in plan.micro_batches(position, rank)]
@@ -49,23 +54,27 @@ def _is_cut_by_tokens(plan: BatchPlan) -> bool:
     return plan.token_limit is not None and plan.most_micro_batches > 1
 
 
-def _check_batch_norm_by_tokens(model: nn.Module, plan: BatchPlan, layers: Sequence[str]) -> None:
-    """Refuse BatchNorm where any micro-batch of any epoch may have one row, or none.
+def check_sync_batch_norm(model: nn.Module, plan: BatchPlan, *, converted: bool) -> None:
+    """Refuse a batch arithmetic that leaves a rank without a row where all ranks take statistics together.
+
+    Such a rank runs a row in eval mode, which takes none, and the others would wait for its.
 
     Args:
-        layers: that cannot train on one row.
+        converted: BatchNorm becomes SyncBatchNorm before the run.
+    Raises:
+        ConfigError: names the batch and the rank.
     """
-    if layers:
+    own = [name for name, module in model.named_modules() if isinstance(module, nn.SyncBatchNorm)]
+    if plan.world_size == 1 or not (own or converted):
+        return
+    waiting = f"SyncBatchNorm (layer {own[0]})" if own else "model.sync_batch_norm"
+    if _is_cut_by_tokens(plan):
         raise ConfigError(
-            "strategy.micro_batch_tokens: what is left of a rank's share may be a micro-batch of one row in any "
-            f"update, and BatchNorm (layer {layers[0]}) wants two or more; use strategy.micro_batch, or model.norm=none"
+            f"strategy.micro_batch_tokens: a rank may have fewer micro-batches than another, and {waiting} would "
+            "wait for it; use strategy.micro_batch, or another norm"
         )
-    waiting = [name for name, module in model.named_modules() if isinstance(module, nn.SyncBatchNorm)]
-    if waiting and plan.world_size > 1:
-        raise ConfigError(
-            "strategy.micro_batch_tokens: a rank may have fewer micro-batches than another, and SyncBatchNorm (layer "
-            f"{waiting[0]}) would wait for it; use strategy.micro_batch, or another norm"
-        )
+    if without := _without_rows(plan):
+        raise ConfigError(f"data.global_batch: {without}, and {waiting} would wait for it; use {OTHER_BATCHES}")
 
 
 def check_padding(only_in_training: Sequence[str], plan: BatchPlan) -> None:
@@ -81,15 +90,23 @@ def check_padding(only_in_training: Sequence[str], plan: BatchPlan) -> None:
             "strategy.micro_batch_tokens: in any update a rank may have fewer micro-batches than another, and "
             f"{only_in_training[0]} is used in training mode only; use strategy.micro_batch, or one rank"
         )
-    for position in {0, plan.steps_per_epoch - 1} if only_in_training else ():
+    if only_in_training and (without := _without_rows(plan)):
+        raise ConfigError(
+            f"data.global_batch: {without}, and {only_in_training[0]} is used in training mode only; with "
+            f"{plan.num_rows:,} training rows use {OTHER_BATCHES}"
+        )
+
+
+def _without_rows(plan: BatchPlan) -> str:
+    """Return a sentence for the first micro-batch of an epoch that leaves a rank without a row; nothing without one."""
+    for position in sorted({0, plan.steps_per_epoch - 1}):
         for rank in range(plan.world_size):
             if any(start == stop for start, stop in plan.micro_batches(position, rank)):
-                raise ConfigError(
-                    f"data.global_batch: batch {position + 1:,} of an epoch has {plan.rows_at(position)} rows, which "
-                    f"leaves rank {rank} of {plan.world_size} a micro-batch without a row, and "
-                    f"{only_in_training[0]} is used in training mode only; with {plan.num_rows:,} training rows use "
-                    "another data.global_batch, strategy.micro_batch or number of ranks"
+                return (
+                    f"batch {position + 1:,} of an epoch has {plan.rows_at(position)} rows, which leaves rank {rank} "
+                    f"of {plan.world_size} a micro-batch without a row"
                 )
+    return ""
 
 
 def batch_norms(model: nn.Module, forward: Callable[[], Any]) -> list[str]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from harness.errors import ConfigError
-from harness.fits import check_batch_norm, check_padding
+from harness.fits import check_batch_norm, check_padding, check_sync_batch_norm
 from harness.rows import order
 from harness.rows.batches import ValidationBatches
 from harness.rows.order import WINDOW_BATCHES, BatchPlan, RowsByLength, TokenLimit
@@ -273,11 +273,18 @@ def test_batch_norm_is_refused_where_any_update_may_have_a_micro_batch_of_one_ro
 
 
 def test_sync_batch_norm_is_refused_where_a_rank_may_have_fewer_micro_batches_than_another() -> None:
-    norm = nn.SyncBatchNorm(3)  # which can train on a row of several values
-    forward = lambda: norm(torch.zeros(1, 3, 5))  # noqa: E731
-    with pytest.raises(ConfigError, match=r"SyncBatchNorm .* would wait"):
-        check_batch_norm(nn.Sequential(norm), by_length(LENGTHS, world_size=2, max_tokens=16), forward)
-    check_batch_norm(nn.Sequential(norm), by_length(LENGTHS, max_tokens=16), forward)
+    network = nn.Sequential(nn.SyncBatchNorm(3))  # which can train on a row of several values
+    with pytest.raises(ConfigError, match=r"micro_batch_tokens: .*SyncBatchNorm \(layer 0\) would wait"):
+        check_sync_batch_norm(network, by_length(LENGTHS, world_size=2, max_tokens=16), converted=False)
+    check_sync_batch_norm(network, by_length(LENGTHS, max_tokens=16), converted=False)
+    short = BatchPlan(num_rows=33, global_batch=32, world_size=2, micro_batch=None, seed=0)
+    said = "batch 2 of an epoch has 1 rows, which leaves rank 0 of 2 a micro-batch without a row, and"
+    with pytest.raises(ConfigError, match=rf"{said} SyncBatchNorm \(layer 0\) would wait"):
+        check_sync_batch_norm(network, short, converted=False)
+    with pytest.raises(ConfigError, match=f"{said} model.sync_batch_norm would wait"):
+        check_sync_batch_norm(nn.Linear(2, 3), short, converted=True)
+    check_sync_batch_norm(nn.Linear(2, 3), short, converted=False)
+    check_sync_batch_norm(network, replace(short, num_rows=34), converted=False)
 
 
 def test_a_head_of_training_alone_is_refused_where_a_rank_may_have_fewer_micro_batches_than_another() -> None:
