@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import socket
 from collections.abc import Sequence
 
 from harness.ranks.group import Ranks
 from harness.record.provenance import git_state, slurm_job, versions
+from harness.rows.dataset import own_rows
 from harness.run import Run
 
 
@@ -21,7 +23,8 @@ def announce_start(run: Run, ranks: Ranks, *, notices: Sequence[str], command: s
     """
     config, plan, strategy = run.config, run.plan, run.strategy
     hosts = ranks.gather_objects(socket.gethostname())
-    for text in (*notices, *_of_the_batch(run), *ranks.notices, *strategy.notices):
+    of_workers = _of_workers(run, ranks_here=hosts.count(hosts[0]))
+    for text in (*notices, *_of_the_batch(run), *of_workers, *ranks.notices, *strategy.notices):
         run.observers.happened("notice", text=text)
     promises = [promise.as_data() for promise in run.promises]
     run.observers.happened("promises", promises=promises, seconds=run.seconds_looked)
@@ -57,6 +60,36 @@ def _of_the_batch(run: Run) -> list[str]:
         return []
     text = f"data.global_batch: {plan.global_batch:,} are more than the {plan.num_rows:,} training rows"
     return [f"{text}; every update takes them all"]
+
+
+def _of_workers(run: Run, *, ranks_here: int) -> list[str]:
+    """Return what there is to say of the processes that read rows.
+
+    Args:
+        ranks_here: ranks on the machine of rank zero.
+    """
+    own = own_rows(run.batches.rows, run.validation.rows)
+    workers = max((rows.workers for rows in own.values()), default=0)
+    if workers == 0:
+        return []
+    found, processes, cores = [], workers * ranks_here, len(os.sched_getaffinity(0))
+    if processes + ranks_here > cores:
+        found.append(
+            f"data.workers: {workers} for each of {ranks_here} rank{'s' * (ranks_here > 1)} here {_are(processes)} "
+            f"that read{'s' * (processes == 1)} rows (and as many for evaluations) beside {ranks_here} that "
+            f"compute{'s' * (ranks_here == 1)}, on {cores} core{'s' * (cores > 1)}"
+        )
+    if held := sorted({path for rows in own.values() for path in rows.opened.names()}):
+        names = " and ".join(sorted({rows.name for rows in own.values()}))
+        found.append(
+            f"data: {names} holds {held[0]} open{f' and {len(held) - 1} more' * (len(held) > 1)}, so each worker makes "
+            "its own instead of sharing it"
+        )
+    return found
+
+
+def _are(processes: int) -> str:
+    return "is 1 process" if processes == 1 else f"are {processes} processes"
 
 
 def _parameters(run: Run) -> str:

@@ -22,8 +22,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils.data import Dataset, get_worker_info
 
+from harness.config.data import Pad
 from harness.errors import DataError, RowError
 from harness.rows import draws
 from harness.rows.batches import Batch, TrainingBatches, ValidationBatches
@@ -32,6 +35,7 @@ from harness.rows.open_files import OpenFiles
 from harness.rows.order import BatchPlan
 from harness.rows.own import own_splits
 from tests.children import start_python
+from tests.test_order import plans
 
 CPU = torch.device("cpu")
 NUM_ROWS = 50
@@ -218,6 +222,55 @@ def test_a_generator_that_is_seeded_from_torchs_seed_follows_the_row_as_the_glob
         )
 
     assert by_row(1) == by_row(6)
+
+
+@st.composite
+def readings(draw: st.DrawFn) -> tuple[BatchPlan, int, Pad | None]:
+    """A plan, a number of workers and a way to make batches; one in five is read by processes."""
+    plan: BatchPlan = draw(plans().filter(lambda plan: plan.num_rows <= 100 and plan.world_size <= 4))
+    workers = draw(st.sampled_from([0, 0, 0, 0, 0, 0, 0, 0, 1, 2]))
+    return plan, workers, draw(st.sampled_from([None, Pad(pad=0), Pad(pad={"number": -1}, multiple_of=4)]))
+
+
+def every_row_comes_once_an_epoch(reading: tuple[BatchPlan, int, Pad | None]) -> None:
+    plan, workers, pad = reading
+    epochs = []
+    for rank in range(plan.world_size):
+        dataset = Rows(lambda i: torch.rand(1), plan.num_rows) if plan.seed % 2 else Ragged(plan.num_rows, pad)
+        with started(DatasetRows(dataset, seed=0, workers=workers, pad=pad), rank=rank, plan=plan) as batches:
+            steps = plan.steps_per_epoch
+            epochs.append([[batches.at(step + epoch * steps) for step in range(steps)] for epoch in range(2)])
+    for of_ranks in zip(*epochs, strict=True):
+        real = [batch for steps in of_ranks for step in steps for batch in step if not batch.is_padding]
+        told = [int(batch.data["number"][place].max()) for batch in real for place in range(batch.num_rows)]
+        assert told == [row for batch in real for row in batch.ids.tolist()]
+        assert sorted(told) == list(range(plan.num_rows))
+
+
+class Ragged(Dataset[Any]):
+    """Row i is i, some times over where it can be padded."""
+
+    def __init__(self, num_rows: int, pad: Pad | None) -> None:
+        self.num_rows, self.may_differ = num_rows, pad is not None
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, i: int) -> Any:
+        return {"number": torch.full((1 + self.may_differ * (i % 5),), i)}
+
+
+@settings(max_examples=100)
+@given(readings())
+def test_every_row_comes_once_an_epoch_whatever_ranks_workers_micro_batch_and_collate(reading: Any) -> None:
+    every_row_comes_once_an_epoch(reading)
+
+
+@pytest.mark.long
+@settings(max_examples=5000)
+@given(readings())
+def test_every_row_comes_once_an_epoch_in_five_thousand_plans(reading: Any) -> None:
+    every_row_comes_once_an_epoch(reading)
 
 
 # ---------------------------------------------------------------- what breaks

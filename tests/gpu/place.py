@@ -112,6 +112,43 @@ def _place(path: Path, folder: Path) -> int:
     return len(tensors)
 
 
+def workers() -> Figures:
+    """Compare batches that worker processes read, while the device computes, with those that the rank reads itself."""
+    from harness.rows.batches import TrainingBatches
+    from harness.rows.dataset import DatasetRows
+    from harness.rows.order import BatchPlan
+    from tests.gpu.small import device
+
+    plan = BatchPlan(num_rows=512, global_batch=48, world_size=1, micro_batch=20, seed=0)
+    both = [
+        TrainingBatches(
+            DatasetRows(_Pictures(), seed=1, workers=count), plan, rank=0, device=device(), dtype=torch.float32
+        )
+        for count in (0, 2)
+    ]
+    ahead = both[1]
+    work = torch.randn(1024, 1024, device=device())
+    ahead.start(3)
+    try:
+        for position in range(3, 63):
+            work = torch.tanh(work @ work)  # copies run beside it
+            for alone, mine in zip(*(batches.at(position) for batches in both), strict=True):
+                assert mine.data["picture"].device.type == device().type, "a batch is not on the device"
+                for name, tensor in mine.data.items():
+                    assert torch.equal(tensor, alone.data[name]), f"{name} at position {position} is another"
+    finally:
+        ahead.close()
+    return {"batches": 60 * 3, "device": str(device())}
+
+
+class _Pictures(torch.utils.data.Dataset[dict[str, Tensor]]):
+    def __len__(self) -> int:
+        return 512
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        return {"picture": torch.randn(3, 64, 64), "label": torch.tensor(i)}
+
+
 def _tensors(run: Any) -> Iterator[tuple[str, Tensor]]:
     """Yield everything that an update reads or writes, by name."""
     strategy = run.strategy

@@ -10,6 +10,7 @@ CHECKS = (
     Check("two_ranks_ddp", 60, "tests.gpu.compare:two_ranks_ddp", "so is one of two ranks, on one GPU over gloo"),
     Check("throughput", 75, "tests.gpu.measure:throughput", "a GPT of 350M reaches 40 % of the peak in bf16", True),
     Check("resume", 75, "tests.gpu.place:resume", "a resumed run comes back to the same bits"),
+    Check("workers", 45, "tests.gpu.place:workers", "rows that workers read ahead are on the device, to the bit"),
     Check("host_reads", 45, "tests.gpu.measure:host_reads", "an update does not wait for the device", True),
     Check("save", 60, "tests.gpu.measure:save", "a save holds training up for one copy to pinned memory"),
     Check("bf16", 40, "tests.gpu.compare:bf16", "bf16 is torch's autocast"),

@@ -3,6 +3,7 @@
 from tests.mutants.mutant import Mutant
 
 _ADAPTED, _OWN, _BATCHES = "harness/tasks/adapted.py", "harness/rows/own.py", "harness/rows/batches.py"
+_DATASET = "harness/rows/dataset.py"
 _FIRST, _HIDDEN = "harness/doctor/first_rows.py", "harness/doctor/hidden_state.py"
 _PROMISES, _UNUSED, _DDP = "harness/doctor/promises.py", "harness/strategy/unused.py", "harness/strategy/ddp.py"
 _SCORES, _INTERVAL, _LOOP, _FITS = "harness/scores.py", "harness/interval.py", "harness/loop.py", "harness/fits.py"
@@ -46,30 +47,23 @@ OPENING = (
     ),
     Mutant(
         "a_row_draws_alike_in_every_epoch",
-        _OWN,
-        'seeds = random_bits(self._ids[ids], key=permutation_key(self._seed, epoch, "row")).tolist()',
-        'seeds = random_bits(self._ids[ids], key=permutation_key(self._seed, 0, "row")).tolist()',
+        _DATASET,
+        'seeds = _seeds(self._ids[ids], key=permutation_key(self._seed, epoch, "row"))',
+        'seeds = _seeds(self._ids[ids], key=permutation_key(self._seed, 0, "row"))',
         _ROWS,
     ),
     Mutant(
         "what_a_row_draws_depends_on_its_place_in_the_batch",
-        _OWN,
-        'seeds = random_bits(self._ids[ids], key=permutation_key(self._seed, epoch, "row")).tolist()',
-        'seeds = random_bits(np.arange(len(ids)), key=permutation_key(self._seed, epoch, "row")).tolist()',
-        _ROWS,
-    ),
-    Mutant(
-        "rows_leave_their_random_state_to_the_process",
-        _OWN,
-        "        torch.set_rng_state(own)\n",
-        "",
+        _DATASET,
+        'seeds = _seeds(self._ids[ids], key=permutation_key(self._seed, epoch, "row"))',
+        'seeds = _seeds(np.arange(len(ids)), key=permutation_key(self._seed, epoch, "row"))',
         _ROWS,
     ),
     Mutant(
         "rows_that_train_also_validate",
         _OWN,
-        "(rows.only(part) if isinstance(rows, DatasetRows) else _only(rows, part) for part in ids)",
-        "(rows.only(ids[0]) if isinstance(rows, DatasetRows) else _only(rows, ids[0]) for part in ids)",
+        "rows.only(part) if isinstance(rows, DatasetRows) else _only(rows, part) for part in ids",
+        "rows.only(ids[0]) if isinstance(rows, DatasetRows) else _only(rows, ids[0]) for part in ids",
         _ROWS,
     ),
     Mutant(
@@ -124,8 +118,8 @@ OPENING = (
     Mutant(
         "a_rank_without_rows_may_wait_for_a_head_of_training",
         _FITS,
-        "    for position in {0, plan.steps_per_epoch - 1} if only_in_training else ():",
-        "    for position in ():",
+        "    if only_in_training and (without := _without_rows(plan)):",
+        "    if False and (without := _without_rows(plan)):",
         _TESTS,
     ),
     Mutant(
@@ -179,7 +173,7 @@ OPENING = (
     ),
     Mutant(
         "a_split_has_the_lengths_of_the_first_rows",
-        _OWN,
+        _DATASET,
         "of_all[self._ids]",
         "of_all[: len(self)]",
         _ROWS,
@@ -187,8 +181,15 @@ OPENING = (
     Mutant(
         "batch_norm_may_meet_one_row_of_many_tokens",
         _FITS,
-        "    if _is_cut_by_tokens(plan):\n",
-        "    if False:\n",
+        '    if _is_cut_by_tokens(plan):\n        raise ConfigError(\n            "strategy.micro_batch_tokens: what',
+        '    if False:\n        raise ConfigError(\n            "strategy.micro_batch_tokens: what',
+        _LENGTHS,
+    ),
+    Mutant(
+        "synchronised_batch_norm_waits_for_a_rank_without_rows",
+        _FITS,
+        "    if without := _without_rows(plan):",
+        "    if False and (without := _without_rows(plan)):",
         _LENGTHS,
     ),
     Mutant(
@@ -264,20 +265,20 @@ OPENING = (
     Mutant(
         "a_worker_gives_all_rows_the_type_of_the_first",
         _COLLATE,
-        "if get_worker_info() is not None and len(",
-        "if False and len(",
+        "        or len({tensor.dtype for tensor in tensors}) > 1  # torch would give all of them the type of the first\n",
+        "",
         _COLLATED,
     ),
     Mutant(
         "a_part_of_the_rows_is_not_padded",
-        _OWN,
-        "ids=self._ids[ids], pad=self._pad)",
-        "ids=self._ids[ids])",
+        _DATASET,
+        "            pad=self._pad,\n",
+        "",
         _COLLATED,
     ),
     Mutant(
         "what_the_run_pads_may_count_in_the_loss",
-        _OWN,
+        _DATASET,
         "return self._collate is not None or self._pad is not None",
         "return self._collate is not None",
         _TESTS,

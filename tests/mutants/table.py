@@ -1,6 +1,6 @@
 """All mutants, by the room of the house that they are in."""
 
-from tests.mutants import deciding, judging, opening, reading, saving, training
+from tests.mutants import deciding, judging, loading, opening, reading, saving, training
 from tests.mutants.mutant import Mutant
 
 ROOMS: dict[str, tuple[Mutant, ...]] = {
@@ -18,6 +18,7 @@ ROOMS: dict[str, tuple[Mutant, ...]] = {
     "schedule": deciding.SCHEDULE,
     "agenda": deciding.AGENDA,
     "config": deciding.CONFIG,
+    "loading": loading.LOADING,
     "opening": opening.OPENING,
     "reading": reading.READING,
     "tracking": deciding.TRACKING,

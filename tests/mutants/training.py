@@ -413,7 +413,7 @@ ORDER = (
     ),
     Mutant(
         "rows_with_other_inputs_pass_for_the_same_data",
-        _BATCHES,
+        "harness/rows/rows.py",
         "for column in (self.targets, self.inputs[::every]):",
         "for column in (self.targets,):",
         ("test_batches.py::test_a_digest_tells_another_number_of_rows_another_input_and_another_target_apart",),
