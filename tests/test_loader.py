@@ -372,7 +372,12 @@ def test_what_the_rank_does_with_signals_stays_as_it_was() -> None:
 RANK = """
 import torch
 from tests.test_loader import *
-batches = TrainingBatches(rows_of(Rows(), workers=2), a_plan(), rank=0, device=CPU, dtype=torch.float32)
+asked = itertools.count()
+def tell(i):
+    if next(asked) >= {rows}:
+        time.sleep(600)
+    return torch.zeros(20_000)  # goes through shared memory
+batches = TrainingBatches(rows_of(Rows(tell), workers=2), a_plan(), rank=0, device=CPU, dtype=torch.float32)
 batches.start(0)
 batches.at(0)
 print(*pids_of_workers(), flush=True)
@@ -383,10 +388,18 @@ print(*pids_of_workers(), flush=True)
 def are_gone(pids: list[int], *, within: float = 10.0) -> bool:
     end = time.monotonic() + within
     while time.monotonic() < end:
-        if not any(Path(f"/proc/{pid}").exists() for pid in pids):
+        if not any(map(is_alive, pids)):
             return True
         time.sleep(0.02)
     return False
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that waits to be reaped does not."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
 
 
 @pytest.fixture
@@ -401,16 +414,21 @@ def leftovers() -> Iterator[None]:
 
 @pytest.mark.usefixtures("leftovers")
 def test_workers_die_with_their_rank() -> None:
-    process = start_python(RANK.format(then="input()"))
+    process = start_python(RANK.format(rows=8, then="input()"))
     pids = [int(pid) for pid in process.stdout.readline().split()]  # type: ignore[union-attr]
     assert len(pids) == 2
     process.kill()
-    process.communicate()
-    assert are_gone(pids, within=4), "torch's own watch takes 5 seconds"
+    process.wait()
+    try:
+        assert are_gone(pids), "though each is in the midst of a row"
+    finally:
+        for pid in filter(is_alive, pids):
+            os.kill(pid, signal.SIGKILL)
+        process.communicate()
 
 
 def test_a_rank_that_fails_without_ending_its_workers_does_not_wait_for_them() -> None:
-    process = start_python(RANK.format(then="raise SystemExit(9)"))
+    process = start_python(RANK.format(rows=10**9, then="raise SystemExit(9)"))
     stdout, _ = process.communicate(timeout=60)
     assert process.returncode == 9
     assert are_gone([int(pid) for pid in stdout.split()])
@@ -424,11 +442,12 @@ def test_a_worker_that_is_stuck_is_ended_with_the_others() -> None:
     assert time.monotonic() - began < 30
 
 
-def test_workers_hand_tensors_over_also_where_the_path_of_tmpdir_is_too_long_for_a_socket(tmp_path: Path) -> None:
+def test_workers_hand_tensors_over_where_the_path_of_tmpdir_is_too_long_for_a_socket(tmp_path: Path) -> None:
     folder = tmp_path / ("x" * 100)
     folder.mkdir()
     process = start_python(
-        f"import tempfile; tempfile.tempdir = {str(folder)!r}" + RANK.format(then="batches.at(1); batches.close()")
+        f"import tempfile; tempfile.tempdir = {str(folder)!r}"
+        + RANK.format(rows=10**9, then="batches.at(1); batches.close()")
     )
     process.communicate(timeout=60)
     assert process.returncode == 0

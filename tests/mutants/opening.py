@@ -265,8 +265,8 @@ OPENING = (
     Mutant(
         "a_worker_gives_all_rows_the_type_of_the_first",
         _COLLATE,
-        "        or len({tensor.dtype for tensor in tensors}) > 1  # torch would give all of them the type of the first\n",
-        "",
+        "        or len({tensor.dtype for tensor in tensors}) > 1",
+        "        or False",
         _COLLATED,
     ),
     Mutant(
