@@ -112,6 +112,7 @@ class DatasetRows(TakenRows):
     def make_again(self) -> None:
         """Take a Dataset of this process's own in the place of the one that another has made."""
         assert self._make is not None, "nothing is known of how these rows are made"
+        self._of_another = self._dataset  # to be kept: what it holds open is not this process's to close
         self._dataset = self._make()
         self._collate = getattr(self._dataset, "collate", None)
 
