@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -179,6 +180,16 @@ def test_a_transform_whose_rows_depend_on_those_beside_them_has_one_row_at_a_tim
     assert rows.take(np.array([three, two]), epoch=0)["ids"].tolist() == [[1, 2, 3], [1, 2, -1]]
 
 
+def test_rows_that_cannot_be_had_at_once_come_one_by_one() -> None:
+    def of_one(batch: dict[str, Any]) -> dict[str, Any]:
+        (row,) = batch["x"]
+        return {"x": [torch.tensor(row)]}
+
+    rows = rows_of(lambda: table().with_transform(of_one))
+    assert rows.look() == []
+    assert rows.take(np.arange(2), epoch=0)["x"].tolist() == [[float(i), i + 0.5] for i in rows.numbers([0, 1])]
+
+
 def files(folder: Path) -> dict[str, Callable[[], datasets.Dataset]]:
     """The same table in files of every kind."""
     flat = datasets.Dataset.from_dict({"x": [i / 8 for i in range(NUM_ROWS)], "y": list(range(NUM_ROWS))})
@@ -238,7 +249,7 @@ def test_what_a_resumed_run_compares_is_the_same_in_every_process() -> None:
         np.broadcast_to(np.float32(1), (2, 2)),
         np.array(["a", "bc"]),
         np.str_("a"),
-        np.array([{"a": 1}, None], dtype=object),
+        np.array([[1000, 2.5], None], dtype=object),
         PIL.Image.new("RGB", (2, 2), "red"),
         object(),
         SimpleNamespace(a=1),
@@ -255,7 +266,7 @@ def test_the_digest_of_a_row_is_that_of_its_values(leaf: Any) -> None:
         def __getitem__(self, i: int) -> Any:
             return {"x": i, "leaf": self.leaf}
 
-    copied = object() if type(leaf) is object else leaf.copy() if hasattr(leaf, "copy") else leaf
+    copied = object() if type(leaf) is object else copy.deepcopy(leaf)
     one, other = (DatasetRows(Rows(each), seed=0).compared for each in (leaf, copied))
     assert one == other
     changed = PIL.Image.new("RGB", (2, 2), "blue") if isinstance(leaf, PIL.Image.Image) else "another"
@@ -320,6 +331,7 @@ def test_missing_whole_numbers_are_refused_with_the_first_row_that_lacks_one(
     whole = lambda: column(values, **features).select([0, 1, 3, 4, 6, 7])  # noqa: E731
     rows_of(whole, pad=Pad(pad=0) if isinstance(values[0], list) else None)
     rows_of(lambda: column(values, **features).with_format("torch", columns=["b"]))
+    rows_of(lambda: column(values, **features).with_transform(lambda batch: {"b": batch["b"]}))  # may fill them in
 
 
 def test_missing_floats_are_nan_and_missing_texts_none() -> None:
