@@ -81,6 +81,11 @@ clean: ## Remove caches and build outputs; runs/ and .venv stay
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 	@find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# Not into the environment itself, where torchmetrics and transformers would import it and fail beside a torch without CUDA.
+.venv/torchvision: tests/torchvision.lock $(STAMP)
+	@$(BIN)/python -m pip --quiet --disable-pip-version-check install --no-deps --require-hashes --upgrade --target $@ --requirement $<
+	@touch $@
+
 $(STAMP): pyproject.toml requirements.lock torch-cpu.lock torch-cuda.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v >= (3, 11) else "Python %d.%d is too old: 3.11 or newer is wanted; try make setup PYTHON=python3.11" % v)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -40,6 +40,7 @@ BUDGETS: dict[str, float] = {
     "tests/test_launch.py": 32,
     "tests/test_same_bits.py (long)": 31,
     "tests/distributed/test_own_parts.py": 65,
+    "tests/test_adapters.py": 16,
     "tests/test_by_length.py (long)": 85,
     "tests/test_by_length.py": 8,
     "tests/distributed/test_by_length_runs.py": 7,

@@ -113,6 +113,11 @@ class Listed(Dataset[Any]):
         return self.rows[i]
 
 
+def test_what_is_padded_with_is_not_rounded() -> None:
+    large = 2**53 + 1  # which no float is
+    assert batch_of([torch.zeros(1, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)], pad=large)[0, 1] == large
+
+
 def in_a_worker(rows: list[Any], pad: Pad | None) -> Any:
     """The batch of a worker, and for each of its tensors whether it was made in memory that is shared."""
     loader = DataLoader(

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -521,7 +522,6 @@ def a_database(folder: Path) -> tuple[Callable[[], Any], Callable[[Any, int], fl
 
 
 def an_hdf5_file(folder: Path) -> tuple[Callable[[], Any], Callable[[Any, int], float]]:
-    h5py = pytest.importorskip("h5py")
     with h5py.File(folder / "numbers.h5", "w") as file:
         file["x"] = np.arange(NUM_ROWS, dtype=np.float64)
     return partial(h5py.File, folder / "numbers.h5", "r"), lambda held, i: float(held["x"][i])

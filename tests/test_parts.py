@@ -462,7 +462,8 @@ def test_rows_of_a_user_are_made_with_their_keys_and_the_split_is_asked_for(hand
     (clicks, of_clicks), (path, of_whole) = handed
     assert [settings.pop("num_outputs")(None) for settings in (of_clicks, of_whole)] == [2, 2]
     assert clicks.given == ("rows", "train")
-    assert of_clicks == {"has_split": True, "validation_fraction": 0.5, "seed": 3, "pad": None, "workers": 0}
+    given = {"validation_fraction": 0.5, "seed": 3, "pad": None, "workers": 0, "keys": ("inputs", "targets")}
+    assert of_clicks == {"has_split": True, **given}
     assert (path, of_whole) == ("rows", {**of_clicks, "has_split": False})
     assert "split" not in type(parsed("data", {"source": "clicks", **keys})).model_fields
 

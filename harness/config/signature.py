@@ -148,6 +148,7 @@ class OwnData(Made, DatasetSection):
             workers=self.workers,
             num_outputs=task.num_outputs,
             pad=self.collate,
+            keys=("inputs", "targets") if task.is_ours else (),
         )
         return splits
 

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import default_collate, get_worker_info
 
 from harness.config.data import Pad
@@ -167,11 +168,27 @@ def _padded(tensors: Sequence[Tensor], ids: Sequence[int], pad: Pad, path: str) 
     sizes = _sizes(shapes, pad, path)
     if shapes == {torch.Size(sizes)}:
         return _stacked(tensors)
+    if get_worker_info() is None and _are_sequences(tensors, shapes, sizes, fill):
+        return pad_sequence(list(tensors), batch_first=True, padding_value=fill)  # in half the time
     # Stacked too, so that a worker has it in the memory that it shares.
     blank = _stacked([torch.full((), fill, dtype=dtype).expand(sizes)] * len(tensors))
     for place, tensor in zip(blank, tensors, strict=True):
         place[tuple(map(slice, tensor.shape))] = tensor
     return blank
+
+
+def _are_sequences(tensors: Sequence[Tensor], shapes: set[torch.Size], sizes: list[int], fill: float) -> bool:
+    """Return whether torch's `pad_sequence` brings them to these sizes: of one type, the first to the longest.
+
+    There what they are padded with goes through a float.
+    """
+    return (
+        max(shape[0] for shape in shapes) == sizes[0]
+        and (len(sizes) == 1 or {shape[1:] for shape in shapes} == {torch.Size(sizes[1:])})
+        and len({tensor.dtype for tensor in tensors}) == 1
+        and not any(tensor.requires_grad for tensor in tensors)
+        and float(fill) == fill
+    )
 
 
 def _sizes(shapes: set[torch.Size], pad: Pad, path: str) -> list[int]:

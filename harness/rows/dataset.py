@@ -17,6 +17,7 @@ from harness.errors import DataError
 from harness.own_code import told
 from harness.rows import draws
 from harness.rows.collate import Collate, check_rows, padded
+from harness.rows.hugging_face import facts_of
 from harness.rows.lengths import lengths_of
 from harness.rows.open_files import OpenFiles
 from harness.rows.order import permutation_key, random_bits
@@ -81,8 +82,8 @@ class DatasetRows(TakenRows):
     @property
     def facts(self) -> Any:
         """What the Dataset says of itself."""
-        facts = getattr(self._dataset, "facts", {})
-        return facts() if callable(facts) else facts
+        facts = getattr(self._dataset, "facts", None)
+        return facts_of(self._dataset) if facts is None else facts() if callable(facts) else facts
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -220,8 +221,16 @@ class DatasetRows(TakenRows):
                 self._collated(rows, numbers)
                 self.collate_draws = draws.drew(before, draws.state())
             if self._comes_together and not self._draws:
-                self._comes_together = [_digest(row) for row in self._dataset.__getitems__(numbers)] == seen[0]
+                self._comes_together = self._are_alike_together(self._some(COMPARED_ROWS))
         return [number for number, first, second in zip(numbers, *seen[:2], strict=True) if first != second]
+
+    def _are_alike_together(self, numbers: list[int]) -> bool:
+        """Return whether rows that are asked for at once are those that come one by one."""
+        alone = [self._seen(number) for number in numbers]
+        try:
+            return [_digest(row) for row in self._dataset.__getitems__(numbers)] == alone
+        except Exception:
+            return False
 
     @property
     def draws(self) -> bool:
@@ -273,12 +282,21 @@ def _check_row(row: Any, number: int) -> None:
 
 
 def _digest(row: Any) -> str:
+    """Return 16 hexadecimal digits that follow from the values of a row alone, in any process."""
     digest = hashlib.blake2b(digest_size=8)
     for path, leaf in paths(row):
-        value = torch.as_tensor(leaf) if isinstance(leaf, np.ndarray | np.generic) else leaf
-        digest.update(f"{path} {(value.dtype, value.shape) if isinstance(value, Tensor) else value}".encode())
-        if isinstance(value, Tensor):
-            digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().data)
+        if isinstance(leaf, Tensor):
+            digest.update(f"{path} {(leaf.dtype, leaf.shape)}".encode())
+            if leaf.numel():
+                digest.update(leaf.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+        elif hasattr(leaf, "__array_interface__"):  # an array, a number of numpy, or an image of PIL
+            array = np.asarray(leaf)
+            digest.update(f"{path} {(array.dtype, array.shape)}".encode())
+            digest.update(str(array.tolist()).encode() if array.dtype.hasobject else array.tobytes())
+        else:
+            shown: Any = type(leaf).__repr__
+            is_address = shown is object.__repr__
+            digest.update(f"{path} {type(leaf) if is_address else leaf}".encode())
     return digest.hexdigest()
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,12 @@ from harness.config.data import TWO_COLLATES, Pad
 from harness.errors import ConfigError, DataError
 from harness.rows import draws
 from harness.rows.dataset import DatasetRows
+from harness.rows.hugging_face import as_rows
 from harness.rows.open_files import OpenFiles
 from harness.rows.order import permutation_key
 from harness.rows.rows import ColumnTree
 from harness.rows.splits import DataSplits, set_aside
-from harness.rows.tree import map_tree, paths
+from harness.rows.tree import children, map_tree, paths
 
 
 def own_splits(
@@ -34,6 +34,7 @@ def own_splits(
     workers: int = 0,
     num_outputs: Callable[[Tensor | None], int] = lambda targets: 0,
     pad: Pad | None = None,
+    keys: Sequence[str] = (),
 ) -> DataSplits:
     """Return the rows that `make()` returns, or `make(split="train")` and `make(split="validation")`.
 
@@ -46,16 +47,17 @@ def own_splits(
         workers: processes of each rank that read the rows of a Dataset ahead.
         num_outputs: of a network, from the (1, ...) column `targets` of a row, if there is one.
         pad: how rows of a Dataset that differ in shape become one tensor.
+        keys: that the task wants a row to have.
     Raises:
-        DataError: it returns something else, or too few rows.
+        DataError: it returns something else, too few rows, or rows without these keys.
         ConfigError: these rows are not padded by us.
     """
     opened = OpenFiles()
 
     def made(**split: str) -> DatasetRows | ColumnTree:
-        make_it = functools.partial(_made, make, seed=seed, **split)
-        thing = make_it()
         name = f"split {split['split']}" if split else "the data"
+        make_it = functools.partial(_made, make, name, seed=seed, **split)
+        thing = make_it()
         if _is_dataset(thing, name):
             if pad is not None and hasattr(thing, "collate"):
                 raise ConfigError(TWO_COLLATES.format(name=type(thing).__name__))
@@ -77,6 +79,8 @@ def own_splits(
             rows.take(np.zeros(1, np.int64), epoch=0) if isinstance(rows, DatasetRows) else rows.tree
             for rows in (train, validation)
         ]
+    for first in firsts:
+        _check_keys(first, keys)
     facts = train.facts if isinstance(train, DatasetRows) else {}
     _check_facts(facts)
     first = firsts[0]
@@ -86,14 +90,10 @@ def own_splits(
     return DataSplits(train, validation, shape, outputs, own_facts=facts)
 
 
-def _made(make: Callable[..., Any], *, seed: int, **split: str) -> Any:
+def _made(make: Callable[..., Any], name: str, *, seed: int, **split: str) -> Any:
     with draws.kept():
         draws.seed(permutation_key(seed, 0, "make"))
-        thing = make(**split)
-    datasets = sys.modules.get("datasets")
-    if datasets and isinstance(thing, datasets.Dataset) and thing.format["type"] is None:
-        return thing.with_format("torch")
-    return thing
+        return as_rows(make(**split), name=name, **split)
 
 
 def _is_dataset(thing: Any, name: str) -> bool:
@@ -135,6 +135,26 @@ def _columns(thing: Any, name: str) -> ColumnTree:
 
 def _only(rows: ColumnTree, ids: NDArray[np.int64]) -> ColumnTree:
     return ColumnTree(map_tree(lambda column: column[torch.from_numpy(ids)], rows.tree))
+
+
+def _check_keys(batch: Any, keys: Sequence[str]) -> None:
+    """Refuse rows that a task of ours would look into in vain.
+
+    Raises:
+        DataError: says what they have.
+    """
+    names = children(batch) or []
+    if not isinstance(batch, MutableMapping):
+        what = f"a {type(batch).__name__} of {len(names)}" if names else "one tensor"
+    else:
+        what = f"the keys {', '.join(map(str, names))}"
+    if keys and not (isinstance(batch, MutableMapping) and set(keys) <= set(names)):
+        wanted = " and ".join(keys)
+        shown = ", ".join(f'"{key}": ...' for key in keys)
+        raise DataError(
+            f"rows have {what}, where the task wants the keys {wanted}: return {{{shown}}} (a datasets.Dataset after "
+            f"rename_columns), or bring a task of your own"
+        )
 
 
 def _check_facts(facts: Any) -> None:

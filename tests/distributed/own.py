@@ -43,7 +43,10 @@ class Own:
     micro_batch: int | None = None
     micro_batch_tokens: int | None = None
     overrides: tuple[str, ...] = ()
-    num_rows: int = ROWS
+    num_rows: int | None = ROWS
+    """Key of the data part; None leaves it out."""
+    padding: tuple[tuple[str, float], ...] = ()
+    """As PADDING has it, for what is no example."""
 
     def config(self) -> RunConfig:
         micro_batch = (
@@ -51,8 +54,8 @@ class Own:
         )
         strategy = f"{{kind: {self.strategy}, precision: {self.precision}, {micro_batch}}}"
         given = (
+            *([] if self.num_rows is None else [f"data.num_rows={self.num_rows}"]),
             *(
-                f"data.num_rows={self.num_rows}",
                 f"data.global_batch={BATCH}",
                 f"run.max_steps={UPDATES}",
                 "run.max_epochs=null",
@@ -155,7 +158,7 @@ def rows_of(rows: Any, ids: np.ndarray, dtype: torch.dtype, own: Own, *, epoch: 
         numbers = np.array(rows.numbers(ids))
         seeds = random_bits(numbers, key=permutation_key(own.config().run.seed, epoch, "row"))
         taken = [seeded(rows._dataset, *each) for each in zip(numbers.tolist(), seeds.tolist(), strict=True)]
-        padding = PADDING.get(own.example, {})
+        padding = PADDING.get(own.example) or dict(own.padding)
         collate = getattr(rows._dataset, "collate", None) or (lambda rows: padded(rows, padding))
         tree = collate(taken)
     return map_tree(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, tree)
@@ -187,7 +190,7 @@ def means(part: Any, model: nn.Module, data: Any) -> dict[str, Tensor]:
 @torch.no_grad()
 def scores_of(part: Any, model: nn.Module, data: Any) -> dict[str, float]:
     losses = {f"val/{name}": term.item() for name, term in means(part, model, data).items()}
-    metrics = part.metrics()
+    metrics = part.metrics() if hasattr(part, "metrics") else {}
     for metric in metrics.values():
         metric.update(*part.scored(part.forward(model, data), data))
     return losses | {f"val/{name}": float(metric.compute()) for name, metric in metrics.items()}
