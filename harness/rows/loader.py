@@ -242,18 +242,22 @@ def _check_can_be_sent(tree: Any) -> None:
     try:
         ForkingPickler.dumps(map_tree(lambda leaf: None if isinstance(leaf, Tensor) else leaf, tree))
     except Exception as error:
-        for path, leaf in paths(tree):
-            with suppress(Exception):
-                ForkingPickler.dumps(leaf)
-                continue
-            what = f"a {type(leaf).__name__} at {path or 'the row'}"
-            break
-        else:
-            what = "a container of its own class"
+        culprits = (
+            f"a {type(leaf).__name__} at {path or 'the row'}" for path, leaf in paths(tree) if not _is_sent(leaf)
+        )
+        what = next(culprits, "a container of its own class")
         raise DataError(
             f"rows have {what}, which a worker cannot send to its rank ({told(error)}); leave it out of the row, or "
             "set data.workers=0"
         ) from error
+
+
+def _is_sent(leaf: Any) -> bool:
+    try:
+        ForkingPickler.dumps(leaf)
+    except Exception:  # whatever its own way to be pickled raises
+        return False
+    return True
 
 
 class _Settle:

@@ -31,8 +31,8 @@ LOADING = (
     Mutant(
         "rows_that_are_asked_for_at_once_are_believed",
         _DATASET,
-        "self._comes_together = [_digest(row) for row in self._dataset.__getitems__(numbers)] == seen[0]",
-        "self._comes_together = True",
+        "return [_digest(row) for row in self._dataset.__getitems__(numbers)] == alone",
+        "return True",
         _TESTS,
     ),
     Mutant(
