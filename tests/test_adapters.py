@@ -36,7 +36,7 @@ from tests.children import start_python
 from tests.distributed.own import Course, Own, with_plain_pytorch, with_the_harness
 from tests.distributed.ranks import run_ranks
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "parts.md"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "rows.md"
 TORCHVISION = Path(sys.prefix) / "torchvision"
 NUM_ROWS, CPU = 40, torch.device("cpu")
 IDS = datasets.Features({"ids": datasets.List(datasets.Value("int64")), "name": datasets.Value("string")})
@@ -551,12 +551,12 @@ def test_images_that_no_transform_makes_tensors_of_are_told_what_to_end_it_with(
         rows_of(lambda: vision.datasets.ImageFolder(folder, transform=vision.transforms.v2.RandomResizedCrop(8)))
 
 
-# ---------------------------------------------------------------- docs/parts.md
+# ---------------------------------------------------------------- docs/rows.md
 
 
 def written(name: str, folder: Path) -> Path:
-    """Write the file and the configuration that docs/parts.md shows; return the path of the latter."""
-    text = DOCUMENT.read_text().partition("### Rows of other libraries")[2].partition("\n## ")[0]
+    """Write the file and the configuration that docs/rows.md shows; return the path of the latter."""
+    text = DOCUMENT.read_text().partition("\n## Rows of other libraries")[2].partition("\n## ")[0]
     pairs = re.findall(r"```python\n# (\w+)\.py\n(.*?)```\n\n```yaml\n(.*?)```", text, re.DOTALL)
     assert [pair[0] for pair in pairs] == ["sensor_parts", "photo_parts", "story_parts"]
     code, config = {file: (code, config) for file, code, config in pairs}[name]
