@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from harness.errors import DataError
+from harness.errors import DataError, RowError
 from harness.own_code import told
 from harness.ranks.process import die_with_parent
 from harness.rows.collate import SENT_BYTES
@@ -68,10 +68,11 @@ class Loader:
     Args:
         finish: is applied to each leaf in the worker.
         pins: whether tensors come in pinned memory, from which a GPU copies them while it computes.
+        rank: of this process, for messages.
     """
 
-    def __init__(self, rows: DatasetRows, *, finish: Callable[[Any], Any], pins: bool) -> None:
-        self._rows = rows
+    def __init__(self, rows: DatasetRows, *, finish: Callable[[Any], Any], pins: bool, rank: int) -> None:
+        self._rows, self._rank = rows, rank
         self._requests: Iterable[Request] = ()
         self._asked: deque[Request] = deque()  # and not answered yet
         self._num_answered = 0
@@ -123,7 +124,8 @@ class Loader:
         """Return the oldest request that was not answered yet, and its tree.
 
         Raises:
-            DataError: rows cannot be had, or a worker has ended.
+            DataError: rows cannot be had.
+            RowError: a worker has ended.
             StopIteration: all requests were answered.
         """
         try:
@@ -133,7 +135,7 @@ class Loader:
             for process in self._processes:
                 if process.sentinel in ended:
                     process.join()
-                    raise DataError(self._told_of_death(process)) from error
+                    raise RowError(self._told_of_death(process)) from error
             raise
         self._num_answered += 1
         request = self._asked.popleft()
@@ -147,7 +149,8 @@ class Loader:
         at = [number - self._num_answered for pid, number in self._desk.tolist() if pid == process.pid]
         ids = [self._rows.numbers(self._asked[place].ids.tolist()) for place in at if 0 <= place < len(self._asked)]
         where = f", while it read rows {first_of(ids[0])} ({len(ids[0])} rows)" if ids else ""
-        return f"a worker that reads rows ahead (process {process.pid}) {how}{where}. {_ADVICE.get(code, NOTHING_LOST)}"
+        who = f"a worker that reads rows ahead for rank {self._rank} (process {process.pid})"
+        return f"{who} {how}{where}. {_ADVICE.get(code, NOTHING_LOST)}"
 
     def close(self) -> None:
         """End the workers, at once where they do not end by themselves."""
