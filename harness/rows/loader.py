@@ -97,13 +97,18 @@ class Loader:
             )
 
     def read(self, requests: Iterable[Request]) -> None:
-        """Have these requests read from now on, and forget what was asked for before."""
+        """Have these requests read from now on, and forget what was asked for before.
+
+        Raises:
+            RowError: a worker has ended since.
+        """
         assert self._loader is not None, "the workers have ended"
         self._requests = requests
         self._asked.clear()
         self._num_answered = 0
         if self._processes:
-            self._answers = iter(self._loader)
+            with self._deaths_told():
+                self._answers = iter(self._loader)
             return
         before = set(multiprocessing.active_children())
         with _signals_blocked(), warnings.catch_warnings():
@@ -128,8 +133,19 @@ class Loader:
             RowError: a worker has ended.
             StopIteration: all requests were answered.
         """
-        try:
+        with self._deaths_told():
             answer = next(self._answers)
+        self._num_answered += 1
+        request = self._asked.popleft()
+        if answer.problem:
+            raise DataError(answer.problem)
+        return request, answer.tree
+
+    @contextmanager
+    def _deaths_told(self) -> Iterator[None]:
+        """Say of an error of the DataLoader which worker has ended, if one has."""
+        try:
+            yield
         except (RuntimeError, OSError, EOFError) as error:  # also where tensors were to be fetched from it
             ended = multiprocessing.connection.wait([process.sentinel for process in self._processes], timeout=1.0)
             for process in self._processes:
@@ -137,11 +153,6 @@ class Loader:
                     process.join()
                     raise RowError(self._told_of_death(process)) from error
             raise
-        self._num_answered += 1
-        request = self._asked.popleft()
-        if answer.problem:
-            raise DataError(answer.problem)
-        return request, answer.tree
 
     def _told_of_death(self, process: multiprocessing.process.BaseProcess) -> str:
         code = process.exitcode or 0
