@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 
 from harness.config.io import load_config
 from harness.ranks.group import Ranks
+from harness.record.json_lines import read_events
 from harness.rows.dataset import DatasetRows
 from harness.rows.lengths import lengths_of
 from harness.rows.order import BatchPlan, RowsByLength, permutation_key, random_bits
@@ -164,6 +165,11 @@ def copied(run: Path, name: str) -> None:
 def lines(run: Path, event: str = "update") -> list[dict[str, Any]]:
     """Return the lines of a ledger, without what is measured."""
     return [line for line in plain_ledger(run / "ledger.jsonl") if line["event"] == event]
+
+
+def starts(run: Path) -> list[int]:
+    """Return after which update each launch of a run has begun."""
+    return [line["step"] for line in read_events(run) if line["event"] == "started"]
 
 
 def sums(run: Path, targets: Sequence[int]) -> list[dict[str, int]]:
