@@ -18,6 +18,7 @@ LONG = " (long)"
 """Behind the name of a file: its tests that are left to `make test-long`."""
 BUDGETS: dict[str, float] = {
     "tests/gpu/test_gpu_check.py (long)": 400,
+    "tests/distributed/test_worker_kills.py (long)": 175,
     "tests/test_reviews.py (long)": 279,
     "tests/slurm/test_live.py": 159,
     "tests/slurm/test_attempts.py": 142,
@@ -68,6 +69,9 @@ BUDGETS: dict[str, float] = {
     "tests/distributed/test_saving.py": 12,
     "tests/distributed/test_stray_variables.py": 8,
     "tests/test_own_runs.py": 53,
+    "tests/distributed/test_worker_runs.py": 57,
+    "tests/distributed/test_worker_kills.py": 25,
+    "tests/test_loader.py": 12,
     "tests/distributed/test_reference.py": 21,
     "tests/distributed/test_loop.py": 15,
     "tests/test_mutants.py": 9,

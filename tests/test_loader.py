@@ -316,6 +316,18 @@ def test_a_worker_that_ends_is_told_with_the_rows_it_was_at(end: Callable[[], No
     assert not pids_of_workers()
 
 
+def test_a_worker_that_ends_between_two_evaluations_is_told_at_the_next() -> None:
+    rows = rows_of(Rows(drawn), workers=2)
+    validation = ValidationBatches(rows, rank=1, world_size=2, batch_rows=7, device=CPU, dtype=torch.float32)
+    list(validation)
+    pid = pids_of_workers()[0]
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(RowError, match=rf"for rank 1 \(process {pid}\) was ended by SIGKILL\. The system does so"):
+        list(validation)
+    validation.close()
+    assert not pids_of_workers()
+
+
 def test_what_cannot_be_sent_is_told_instead_of_waited_for_for_ever() -> None:
     @dataclass
     class Local:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import shutil
 import socket
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
@@ -110,6 +112,20 @@ def test_the_lock_is_free_again_when_the_run_is_over(tmp_path: Path) -> None:
     described(a_config(tmp_path))
     with RunDirectory(a_config(tmp_path)) as directory:
         assert directory.describe() == [], "a second start is refused nothing, and has nothing to say"
+
+
+def test_the_lock_is_free_while_a_process_that_the_run_has_forked_is_still_there(tmp_path: Path) -> None:
+    config = a_config(tmp_path)
+    with RunDirectory(config):
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        child.start()
+        with pytest.raises(RunInUseError):
+            described(config)
+    described(config)
+    assert child.is_alive()
+    child.kill()
+    child.join()
+    child.close()
 
 
 def test_another_run_of_the_same_root_is_not_in_the_way(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from harness.errors import ConfigError
 from harness.own_code import refused_as
 from harness.ranks.group import Ranks
 from harness.rows.batches import TrainingBatches
-from harness.rows.dataset import DatasetRows, first_of
+from harness.rows.dataset import first_of, own_rows
 from harness.rows.rows import AnyRows
 from harness.strategy.untouched import no_trace
 from harness.strategy.unused import freeze, unused_parameters
@@ -106,8 +106,10 @@ def look(
         check_network(module)
     with ranks.raise_on_all_ranks("taking the first rows"):
         first, few = batches.at(0)[0], batches.some(range(min(batches.plan.num_rows, LOOKED_AT_ROWS)))
-        own = [rows for rows in (batches.rows, validation) if isinstance(rows, DatasetRows)]
-        unlike = [f"row {first_of(numbers)} of {rows.name}" for rows in own if (numbers := rows.look())]
+        own = own_rows(batches.rows, validation)
+        unlike = [
+            f"{split} row {first_of(numbers)} of {rows.name}" for split, rows in own.items() if (numbers := rows.look())
+        ]
     trial = Trial(module, task, ranks.device, autocast)
     with no_trace(module, ranks.device):
         weights = check_same_weights(module, ranks)
@@ -136,7 +138,7 @@ def look(
         for name in strays[:SHOWN]
     )
     unlike = next(filter(None, ranks.gather_objects(unlike)), [])
-    mixes = any(rows.collate_draws for rows in own)
+    mixes = any(rows.collate_draws for rows in own.values())
     promises = (
         Promise("order of rows exact", "held"),
         _any_number_of_ranks(module, task, f"{company}{of_padding}", draws=draws, mixes=mixes),

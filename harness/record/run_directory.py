@@ -6,11 +6,12 @@ import os
 import socket
 import time
 import uuid
+import weakref
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from harness.config.changes import compare
 from harness.config.fields import RUN_ID
@@ -58,6 +59,7 @@ class RunDirectory:
         try:
             make_directory_durably(self.path)
             self._lock = open(self.path / "lock", "a+", opener=own_file)
+            _keep_from_children(self._lock)
         except OSError as error:
             raise StorageError(
                 f"cannot write to {self.path}: {error.strerror}. "
@@ -200,6 +202,18 @@ class RunDirectory:
         failure = read_json(found[0])
         rank = found[0].stem.removeprefix("failed-rank-")
         return kinds.get(failure["code"], HarnessError)(f"{failure['reason']} (told by rank {rank}, which ended)")
+
+
+def _keep_from_children(lock: IO[str]) -> None:
+    """Have a process that is forked from this one let go of a file: those that read rows outlive a killed rank by
+    some milliseconds, and the next start may come before they have ended."""
+    found = weakref.ref(lock)
+
+    def close() -> None:
+        if (inherited := found()) is not None:
+            inherited.close()
+
+    os.register_at_fork(after_in_child=close)
 
 
 def _left_to_data(config: RunConfig) -> list[str]:

@@ -294,7 +294,7 @@ class _Taken:
         """Have workers read these micro-batches from now on."""
         if self._loader is None:
             assert isinstance(self._rows, DatasetRows), "these rows are not read by workers"
-            self._loader = Loader(self._rows, finish=self._finished, pins=self._copied.is_to_gpu)
+            self._loader = Loader(self._rows, finish=self._finished, pins=self._copied.is_to_gpu, rank=self._rank)
         self._loader.read(requests)
 
     def read_update(self) -> list[Batch]:
@@ -331,6 +331,8 @@ class _Taken:
     def _errors_of_a_row(self) -> Iterator[None]:
         try:
             yield
+        except RowError:  # which knows of the rank
+            raise
         except DataError as error:
             raise RowError(f"{error.args[0]} (on rank {self._rank})") from error
 

@@ -192,7 +192,8 @@ class DatasetRows(TakenRows):
         if saved["length"] != now["length"]:
             return f"{saved['length']:,} rows {there}, {now['length']:,} {here}"
         if saved["digest"] != now["digest"]:
-            return f"their digest() is {saved['digest']} {there}, {now['digest']} {here}"
+            before, after = (each["digest"] or "missing" for each in (saved, now))
+            return f"their digest() is {before} {there}, {after} {here}"
         both = saved["rows"].keys() & now["rows"].keys()
         if not both and saved["rows"]:
             before, after = (first_of(sorted(map(int, each["rows"]))) for each in (saved, now))
@@ -253,7 +254,7 @@ class DatasetRows(TakenRows):
         return _digest(row)
 
 
-def own_rows(train: AnyRows, validation: AnyRows) -> dict[str, DatasetRows]:
+def own_rows(train: AnyRows, validation: AnyRows | None) -> dict[str, DatasetRows]:
     """Return which of the rows of a run are of a Dataset, by what they are called in messages."""
     named = {"training": train, "validation": validation}
     return {name: rows for name, rows in named.items() if isinstance(rows, DatasetRows)}

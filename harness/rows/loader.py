@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from harness.errors import DataError
+from harness.errors import DataError, RowError
 from harness.own_code import told
 from harness.ranks.process import die_with_parent
 from harness.rows.collate import SENT_BYTES
@@ -68,10 +68,11 @@ class Loader:
     Args:
         finish: is applied to each leaf in the worker.
         pins: whether tensors come in pinned memory, from which a GPU copies them while it computes.
+        rank: of this process, for messages.
     """
 
-    def __init__(self, rows: DatasetRows, *, finish: Callable[[Any], Any], pins: bool) -> None:
-        self._rows = rows
+    def __init__(self, rows: DatasetRows, *, finish: Callable[[Any], Any], pins: bool, rank: int) -> None:
+        self._rows, self._rank = rows, rank
         self._requests: Iterable[Request] = ()
         self._asked: deque[Request] = deque()  # and not answered yet
         self._num_answered = 0
@@ -96,13 +97,18 @@ class Loader:
             )
 
     def read(self, requests: Iterable[Request]) -> None:
-        """Have these requests read from now on, and forget what was asked for before."""
+        """Have these requests read from now on, and forget what was asked for before.
+
+        Raises:
+            RowError: a worker has ended since.
+        """
         assert self._loader is not None, "the workers have ended"
         self._requests = requests
         self._asked.clear()
         self._num_answered = 0
         if self._processes:
-            self._answers = iter(self._loader)
+            with self._deaths_told():
+                self._answers = iter(self._loader)
             return
         before = set(multiprocessing.active_children())
         with _signals_blocked(), warnings.catch_warnings():
@@ -123,23 +129,30 @@ class Loader:
         """Return the oldest request that was not answered yet, and its tree.
 
         Raises:
-            DataError: rows cannot be had, or a worker has ended.
+            DataError: rows cannot be had.
+            RowError: a worker has ended.
             StopIteration: all requests were answered.
         """
-        try:
+        with self._deaths_told():
             answer = next(self._answers)
-        except (RuntimeError, OSError, EOFError) as error:  # also where tensors were to be fetched from it
-            ended = multiprocessing.connection.wait([process.sentinel for process in self._processes], timeout=1.0)
-            for process in self._processes:
-                if process.sentinel in ended:
-                    process.join()
-                    raise DataError(self._told_of_death(process)) from error
-            raise
         self._num_answered += 1
         request = self._asked.popleft()
         if answer.problem:
             raise DataError(answer.problem)
         return request, answer.tree
+
+    @contextmanager
+    def _deaths_told(self) -> Iterator[None]:
+        """Say of an error of the DataLoader which worker has ended, if one has."""
+        try:
+            yield
+        except (RuntimeError, OSError, EOFError) as error:  # also where tensors were to be fetched from it
+            ended = multiprocessing.connection.wait([process.sentinel for process in self._processes], timeout=1.0)
+            for process in self._processes:
+                if process.sentinel in ended:
+                    process.join()
+                    raise RowError(self._told_of_death(process)) from error
+            raise
 
     def _told_of_death(self, process: multiprocessing.process.BaseProcess) -> str:
         code = process.exitcode or 0
@@ -147,7 +160,8 @@ class Loader:
         at = [number - self._num_answered for pid, number in self._desk.tolist() if pid == process.pid]
         ids = [self._rows.numbers(self._asked[place].ids.tolist()) for place in at if 0 <= place < len(self._asked)]
         where = f", while it read rows {first_of(ids[0])} ({len(ids[0])} rows)" if ids else ""
-        return f"a worker that reads rows ahead (process {process.pid}) {how}{where}. {_ADVICE.get(code, NOTHING_LOST)}"
+        who = f"a worker that reads rows ahead for rank {self._rank} (process {process.pid})"
+        return f"{who} {how}{where}. {_ADVICE.get(code, NOTHING_LOST)}"
 
     def close(self) -> None:
         """End the workers, at once where they do not end by themselves."""
