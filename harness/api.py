@@ -148,7 +148,7 @@ def _checkpoint(directory: Path, step: str | int) -> Path | None:
         what = "is a file" if directory.exists() else f"is no folder, seen from {Path.cwd()}"
         raise ConfigError(f"{directory} {what}{hint}; {WANTED}")
     checkpoints = CheckpointDirectory(directory / "checkpoints")
-    if checkpoints.path.is_dir() and (step != "best" or checkpoints.steps()):
+    if checkpoints.path.is_dir() and checkpoints.steps():
         return find_checkpoint(directory, str(step), how=HOW)
     if checkpoints.path.is_dir() or (directory / "run.json").exists():
         raise CheckpointError(

@@ -180,9 +180,7 @@ def read_export(directory: Path) -> Saved:
         except ValueError as error:
             raise ConfigError(f"{directory}: {error}. Export the run again") from error
         if not isinstance(described, dict) or "model" not in described:
-            raise ConfigError(
-                f"{directory / name} is not what harness export writes; is this a folder of transformers?"
-            )
+            raise ConfigError(f"{directory / name} is not what harness export writes; is it of transformers?")
         if name == DESCRIPTION:
             return Saved(directory, described, None, None)
         try:
