@@ -83,7 +83,8 @@ class Loaded:
 
     def __repr__(self) -> str:
         count = sum(parameter.numel() for parameter in self.network.parameters())
-        scores = "".join(f", {name} {value:.4g}" for name, value in self.metrics.items() if not isinstance(value, list))
+        numbers = {name: value for name, value in self.metrics.items() if isinstance(value, int | float)}
+        scores = "".join(f", {name} {value:.4g}" for name, value in numbers.items())
         return f"<{self.section.kind} of {self.path}, step {self.step:,}, {count:,} parameters{scores}>"
 
 

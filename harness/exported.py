@@ -75,9 +75,7 @@ class Saved:
             _Described.model_validate(self.described)
         except ValidationError as error:
             found = [problem_sentence(item, schema_of(_Described)) for item in error.errors(include_url=False)]
-            raise ConfigError(
-                f"{self.path} is not described as this harness does it: {'; '.join(found[:3])}"
-            ) from error
+            raise ConfigError(f"{self.path}: {'; '.join(found[:3])}. This harness has not written that") from error
 
     @property
     def facts(self) -> dict[str, Any]:
