@@ -10,6 +10,8 @@ __version__ = "0.1.0"
 
 DOOR = ("model", "data", "task", "tracker")
 """Decorators of parts.py, as names of the package; `import harness` itself imports nothing."""
+CALLS = ("load",)
+"""Functions of api.py, likewise."""
 
 
 def __getattr__(name: str) -> Any:
@@ -17,4 +19,12 @@ def __getattr__(name: str) -> Any:
         from harness import parts
 
         return getattr(parts, name)
+    if name in CALLS:
+        from harness import api
+
+        return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *DOOR, *CALLS]

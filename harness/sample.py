@@ -1,7 +1,6 @@
-"""Writes text with an exported language model: `python -m harness.sample DIR --prompt "KING." --tokens 300`."""
+"""Writes text with a trained language model: `python -m harness.sample DIR --prompt "KING." --tokens 300`."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,16 +8,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from harness.catalogue.text.tokenizers import ModelTokens, TextTokenizer, tokenizer_from_json
+from harness import api
+from harness.catalogue.text.tokenizers import TextTokenizer
 from harness.errors import EXIT_DONE, ConfigError, HarnessError
-from harness.export import TOKENIZER, load_exported
-from harness.exported import CONFIG, DESCRIPTION
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write as the command line says, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m harness.sample", description=main.__doc__, allow_abbrev=False)
-    parser.add_argument("directory", metavar="DIR", type=Path, help="what harness export wrote")
+    parser.add_argument("directory", metavar="DIR", type=Path, help="a run directory, or what harness export wrote")
     parser.add_argument("--prompt", default="", help="the text before; default: the start of a document")
     parser.add_argument("--tokens", type=int, default=200, help="at most so many; default: 200")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token; default: 0.8")
@@ -44,20 +42,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def load(directory: Path, *, use: Sequence[str] = ()) -> tuple[nn.Module, TextTokenizer, int]:
-    """Return the network of an exported folder, its tokenizer, and how many tokens it can look back on.
+    """Return a language model, its tokenizer, and how many tokens it can look back on.
 
     Args:
-        use: files that register its kind, where that is not built in.
+        directory: of a run, of which the best checkpoint is taken, or of an export.
+        use: files that register its kind, where it is not built in.
     Raises:
-        ConfigError: the folder holds no language model.
+        ConfigError: it is no language model.
     """
-    if not (directory / TOKENIZER).is_file():
-        raise ConfigError(f"{directory} has no {TOKENIZER}: export a run of task.kind=causal_lm, and give that folder")
-    if (directory / DESCRIPTION).is_file():  # of a pretrained model, whose config.json is transformers'
-        (context,) = json.loads((directory / DESCRIPTION).read_bytes())["input_shape"]
-        return load_exported(directory, use=use), ModelTokens(directory), context
-    (context,) = json.loads((directory / CONFIG).read_bytes())["input_shape"]
-    return load_exported(directory, use=use), tokenizer_from_json((directory / TOKENIZER).read_text()), context
+    loaded = api.load(directory, use=use)
+    if loaded.tokenizer is None:
+        raise ConfigError(f"{directory} has no tokenizer: give a run of task.kind=causal_lm, or its export")
+    (context,) = loaded.facts["input_shape"]
+    return loaded.network, loaded.tokenizer, context
 
 
 @torch.no_grad()

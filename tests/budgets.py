@@ -76,6 +76,7 @@ BUDGETS: dict[str, float] = {
     "tests/distributed/test_loop.py": 15,
     "tests/test_mutants.py": 9,
     "tests/distributed/test_unused.py": 11,
+    "tests/test_load.py": 11,
     "tests/test_pretrained.py": 8,
     "tests/test_config.py": 8,
     "tests/test_look.py": 8,

@@ -66,7 +66,7 @@ LAYERS = {
         "harness/report/",
         "harness/tracking/",
     ),
-    7: ("harness/catalogue/", "harness/sample.py"),
+    7: ("harness/catalogue/", "harness/api.py", "harness/sample.py"),
     8: ("launch/",),
 }
 LAUNCH_LAYER, LAUNCH_MAY_USE = 8, (0, 1, 8)
@@ -77,7 +77,7 @@ SECTIONS = (
     "harness/config/slots.py",
 )
 """What is of layer 1 when it is imported; its methods import what makes the thing, of any layer of the catalogue."""
-DOOR = {"harness/__init__.py": "harness/parts.py"}
+DOOR = {"harness/__init__.py": ("harness/parts.py", "harness/api.py")}
 """A file that imports what is above it, late."""
 NAMES_AT_RUN_TIME = ("harness/parts.py", "harness/config/use.py")
 """What imports modules whose names are not in the code: the sections of the catalogue, and what `use` names."""
@@ -207,7 +207,7 @@ def _may_point_up(path: str, ours: str, imported: Import) -> bool:
     is_late = imported.is_late or imported.is_for_types
     if any(fnmatch(path, sections) for sections in SECTIONS):
         return is_late and ours.startswith(("harness/catalogue/", "harness/rows", "harness/tasks"))
-    return DOOR.get(path) == ours and imported.is_late
+    return ours in DOOR.get(path, ()) and imported.is_late
 
 
 def _problems(path: str, layer: int, imported: Import, root: Path) -> Iterator[str]:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
+from inspect import isfunction
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -73,6 +74,9 @@ def test_the_decorators_are_names_of_the_package_whatever_is_imported() -> None:
             importlib.import_module(module.name)
     for name in DOOR:
         assert callable(getattr(harness, name)("a-name")), f"a module called harness.{name} would take its place"
+    for name in harness.CALLS:
+        assert isfunction(getattr(harness, name)), f"a module called harness.{name} would take its place"
+    assert {*DOOR, *harness.CALLS} <= set(dir(harness)), "a notebook completes them"
 
 
 def test_importing_the_package_imports_neither_pydantic_nor_torch() -> None:

@@ -1,14 +1,26 @@
-"""Passes through a network that leave it as it was."""
+"""Passes through a network that leave it, and the random numbers of the process, as they were."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import nn
+
+
+@contextmanager
+def same_random_numbers(gpus: Sequence[torch.device] = ()) -> Iterator[None]:
+    """Have the random states of Python, numpy, torch and these GPUs afterwards as they were before."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=list(gpus)):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 @contextmanager
@@ -21,13 +33,10 @@ def no_trace(module: nn.Module, device: torch.device) -> Iterator[None]:
         for name, buffer in child._buffers.items()
     ]
     modes = {child: child.training for child in module.modules()}
-    python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with same_random_numbers([device] if device.type == "cuda" else []):
             yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
         with torch.no_grad():
             for child, name, buffer, values in buffers:
                 child._buffers[name] = buffer

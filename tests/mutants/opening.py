@@ -14,6 +14,7 @@ _ORDER, _LENGTHS, _BY_LENGTH = (
 )
 _TESTS, _ROWS = ("distributed/test_promises.py",), ("test_own_rows.py",)
 _COLLATE, _COLLATED, _PADDING = "harness/rows/collate.py", ("test_collate.py",), ("distributed/test_padding.py",)
+_EXPORTED, _LOADED = "harness/exported.py", ("test_load.py",)
 _TASKS, _PARTS = ("test_adapted.py",), ("distributed/test_own_parts.py",)
 
 OPENING = (
@@ -289,5 +290,33 @@ OPENING = (
         'of_padding = OF_PADDING if company and may_pad(batches) else ""',
         'of_padding = ""',
         _PADDING,
+    ),
+    Mutant(
+        "what_a_network_draws_and_does_not_save_is_another_after_loading",
+        _EXPORTED,
+        'torch.default_generator.manual_seed(self.described.get("seed", 0))',
+        "torch.default_generator.seed()",
+        _LOADED,
+    ),
+    Mutant(
+        "code_of_the_same_name_is_the_same_code",
+        _EXPORTED,
+        "if file.sha256 not in known]",
+        "if not known]",
+        _LOADED,
+    ),
+    Mutant(
+        "the_weights_of_a_loaded_network_are_those_of_the_file_as_it_is_now",
+        _EXPORTED,
+        "tensor.data = saved[name].clone()",
+        "tensor.data = saved[name]",
+        _LOADED,
+    ),
+    Mutant(
+        "scores_of_an_earlier_evaluation_are_those_of_a_checkpoint",
+        "harness/export.py",
+        'trainer["metrics"] if trainer["evaluated_step"] == trainer["step"] else {}',
+        'trainer["metrics"]',
+        _LOADED,
     ),
 )

@@ -30,7 +30,9 @@ def write_for_transformers(
             are others.
     """
     network = pretrained.build(model, num_outputs=described["num_outputs"]).eval()
-    fill(network, tensors, path=model.path)
+    fill(
+        network, tensors, of=f"the checkpoint and {model.path}", advice="Put the directory back that the run began with"
+    )
     longest = min(described["input_shape"][0], 16)
     rows = pretrained.some_rows(network, lengths=[longest, longest if network.pad_token_id is None else 3])
     with torch.no_grad():

@@ -138,9 +138,13 @@ def imputed_values(splits: Mapping[str, tuple[Table, NDArray[np.int64]]], featur
     return sentences
 
 
-def unknown_categories(table: Table, features: Sequence[Feature], *, rows: NDArray[np.int64]) -> list[str]:
-    """Return a sentence for each column in which validation rows have a value that no training row has.
+def unknown_categories(
+    table: Table, features: Sequence[Feature], *, rows: NDArray[np.int64], called: str = "validation rows"
+) -> list[str]:
+    """Return a sentence for each column in which rows have a value that no training row has.
 
+    Args:
+        called: what these rows are.
     Raises:
         DataError: no value of a column is known, and all are numbers that are, spelled otherwise.
     """
@@ -153,7 +157,7 @@ def unknown_categories(table: Table, features: Sequence[Feature], *, rows: NDArr
             value = _values(table, feature["name"], rows[unknown[:1]])[0]
             _refuse_other_spelling(table, feature, rows=rows)
             sentences.append(
-                f"{table.path}: column {feature['name']!r} has in {unknown.size:,} of {len(rows):,} validation rows a "
+                f"{table.path}: column {feature['name']!r} has in {unknown.size:,} of {len(rows):,} {called} a "
                 f"value that no training row has, such as {value!r}; there all of its columns are 0"
             )
     return sentences
