@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -337,6 +338,32 @@ def test_what_cannot_be_sent_is_told_instead_of_waited_for_for_ever() -> None:
         read_all(Rows(lambda i: [lambda: i, 1]))
     with pytest.raises(RowError, match=r"rows have a container of its own class, which a worker cannot send"):
         read_all(Rows(Local))
+
+
+class Stacked(Rows):
+    def collate(self, rows: list[Any]) -> Any:
+        return {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in ("number", "told")}
+
+
+def large_without_shared_memory(i: int) -> Any:
+    if get_worker_info() is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    return torch.zeros(20_000)
+
+
+@pytest.mark.parametrize("kind", [Rows, Stacked])
+def test_rows_that_find_no_shared_memory_are_told_instead_of_waited_for_for_ever(kind: type[Rows]) -> None:
+    said = r"unable to (allocate|resize) .*Rows go through /dev/shm, which may be full.*--shm-size.*\(on rank 0\)"
+    with pytest.raises(RowError, match=said):
+        read_all(kind(large_without_shared_memory))
+
+
+def test_rows_that_a_network_has_made_leave_its_gradients_in_the_worker() -> None:
+    weight = torch.ones(20_000, requires_grad=True)
+    with started(rows_of(Stacked(lambda i: weight * i), workers=2)) as batches:
+        (first, *_) = batches.at(0)
+    assert not first.data["told"].requires_grad
+    assert first.data["told"][:, 0].tolist() == first.data["number"].tolist()
 
 
 def test_a_function_that_has_no_name_may_make_the_rows() -> None:

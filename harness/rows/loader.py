@@ -33,19 +33,23 @@ from harness.own_code import told
 from harness.ranks.process import die_with_parent
 from harness.rows.collate import SENT_BYTES
 from harness.rows.dataset import DatasetRows, first_of
-from harness.rows.tree import leaves, map_tree, paths
+from harness.rows.tree import map_tree, paths
 from harness.stopping import StopSignals
 
 AHEAD = 2
 """Micro-batches that each worker reads ahead."""
-_EASILY_SENT = (Tensor, str, bytes, int, float)
 LONGEST_FOLDER = 107 - len("/pymp-12345678/listener-12345678")
 """Of a path of a socket 107 characters are allowed."""
 NOTHING_LOST = "Nothing that was saved is lost: start the same command again"
+_ROOM = (
+    "Rows go through /dev/shm, which may be full: give it more room (docker: --shm-size), or lower data.workers or "
+    "strategy.micro_batch"
+)
+_IN_SHARED_MEMORY = "</torch_"
+"""Stands in what torch says of it."""
 _ADVICE = {
     -signal.SIGKILL: f"The system does so when memory runs out: fewer data.workers need less. {NOTHING_LOST}",
-    -signal.SIGBUS: "Rows go through /dev/shm, which may be full: give it more room (docker: --shm-size), or lower "
-    f"data.workers or strategy.micro_batch. {NOTHING_LOST}",
+    -signal.SIGBUS: f"{_ROOM}. {NOTHING_LOST}",
 }
 
 
@@ -212,10 +216,23 @@ class _Numbers:
 
 
 def _packed(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor) and leaf.nbytes <= SENT_BYTES:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    if leaf.nbytes <= SENT_BYTES:
         with suppress(TypeError):  # numpy has no such type
             return _Numbers(leaf.numpy(force=True))
-    return leaf
+    return leaf.detach() if leaf.requires_grad else leaf
+
+
+class _Sealed:
+    """An answer that is pickled already: the thread that sends it would drop what it cannot pickle, or finds no shared
+    memory for, without a word to the rank, which would wait for ever."""
+
+    def __init__(self, answer: _Answer) -> None:
+        self._content = bytes(ForkingPickler.dumps(answer))
+
+    def __reduce__(self) -> tuple[Callable[[bytes], Any], tuple[bytes]]:
+        return ForkingPickler.loads, (self._content,)
 
 
 class _Readable(Dataset[Any]):
@@ -224,9 +241,8 @@ class _Readable(Dataset[Any]):
     def __init__(self, rows: DatasetRows, *, finish: Callable[[Any], Any], desk: NDArray[np.int64]) -> None:
         self._rows, self._finish, self._desk = rows, finish, desk
         self._makes_again = bool(rows.opened.names())
-        self._was_sent = False
 
-    def __getitem__(self, numbered: tuple[int, Request]) -> _Answer:
+    def __getitem__(self, numbered: tuple[int, Request]) -> _Sealed:
         number, request = numbered
         info = get_worker_info()
         assert info is not None, "this is for workers"
@@ -237,25 +253,25 @@ class _Readable(Dataset[Any]):
                 self._makes_again = False
             ids = request.ids if len(request.ids) else FIRST
             tree = map_tree(self._finish, self._rows.take(ids, epoch=request.epoch))
-            if not self._was_sent or not all(isinstance(leaf, _EASILY_SENT) for leaf in leaves(tree)):
-                _check_can_be_sent(tree)
-                self._was_sent = True
-            return _Answer(tree)
+            return _sealed(tree)
         except DataError as error:
-            return _Answer(None, error.args[0])
+            problem = error.args[0]
+            return _Sealed(_Answer(None, f"{problem}. {_ROOM}" if _IN_SHARED_MEMORY in problem else problem))
         finally:
             self._desk[info.id, 1] = -1
 
 
-def _check_can_be_sent(tree: Any) -> None:
-    """Refuse what the queue would drop silently, so that the rank would wait for ever.
+def _sealed(tree: Any) -> _Sealed:
+    """Return a tree as it is sent.
 
     Raises:
-        DataError: names the place in the row.
+        DataError: it cannot be sent; names the place in the row.
     """
     try:
-        ForkingPickler.dumps(map_tree(lambda leaf: None if isinstance(leaf, Tensor) else leaf, tree))
+        return _Sealed(_Answer(tree))
     except Exception as error:
+        if _IN_SHARED_MEMORY in str(error):
+            raise DataError(f"rows of a micro-batch cannot be sent to the rank: {told(error)}") from error
         culprits = (
             f"a {type(leaf).__name__} at {path or 'the row'}" for path, leaf in paths(tree) if not _is_sent(leaf)
         )
@@ -268,7 +284,7 @@ def _check_can_be_sent(tree: Any) -> None:
 
 def _is_sent(leaf: Any) -> bool:
     try:
-        ForkingPickler.dumps(leaf)
+        ForkingPickler.dumps(_packed(leaf))
     except Exception:  # whatever its own way to be pickled raises
         return False
     return True

@@ -82,6 +82,7 @@ class Stored(Dataset[Any]):
             self.open()
 
     def open(self) -> None:
+        self.opened_by = os.getpid()
         if self.path.endswith(".h5"):
             import h5py
 
@@ -95,6 +96,8 @@ class Stored(Dataset[Any]):
     def __getitem__(self, i: int) -> dict[str, Tensor]:
         if self.file is None:
             self.open()
+        if self.opened_by != os.getpid():
+            raise OSError("another process has opened the file, and moves in it")
         if self.path.endswith(".h5"):
             number = float(self.file["x"][i])
         else:
