@@ -138,14 +138,14 @@ LOADING = (
         "harness/saving.py",
         'if saved and (different := rows.difference(saved, there="then", here="now")):',
         'if False and (different := rows.difference(saved, there="then", here="now")):',
-        ("distributed/test_worker_runs.py",),
+        ("distributed/test_worker_runs.py::test_rows_that_are_others_when_a_run_goes_on_are_told_by_number",),
     ),
     Mutant(
         "ranks_may_have_other_rows",
         "harness/assemble.py",
         'if different := rows.difference(of_rank_zero[name], there="on rank 0", here=here):',
         'if False and (different := rows.difference(of_rank_zero[name], there="on rank 0", here=here)):',
-        ("distributed/test_worker_runs.py",),
+        ("distributed/test_worker_runs.py::test_rows_that_are_others_on_each_rank_are_refused_with_rank_and_row",),
     ),
     Mutant(
         "workers_hold_the_lock_of_a_killed_rank",
