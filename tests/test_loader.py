@@ -11,8 +11,10 @@ import socket
 import sqlite3
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -339,6 +341,65 @@ def test_what_cannot_be_sent_is_told_instead_of_waited_for_for_ever() -> None:
         read_all(Rows(Local))
 
 
+class Collating(Rows):
+    """Row i tells its number; a batch has beside it what `collated(number of rows)` makes."""
+
+    def __init__(self, collated: Callable[[int], Any]) -> None:
+        super().__init__()
+        self.collated = collated
+
+    def collate(self, rows: list[Any]) -> Any:
+        found = {name: torch.tensor([row[name] for row in rows]) for name in ("number", "told")}
+        return {**found, "text": self.collated(len(rows))}
+
+
+LARGE = 20_000  # which goes through shared memory
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+@pytest.mark.parametrize(
+    "collated",
+    [
+        lambda count: torch.zeros(count, LARGE, requires_grad=True) + 1,
+        lambda count: torch.zeros(count, 2, requires_grad=True) + 1,
+        lambda count: torch.full((count, LARGE), 1j).conj(),
+        lambda count: torch.eye(count).to_sparse(),
+    ],
+    ids=["large with a graph", "with a graph", "conjugate", "sparse"],
+)
+def test_whatever_kind_of_tensor_collate_makes_arrives_as_it_is_without_workers(collated: Callable[[int], Any]) -> None:
+    found = []
+    for workers in (0, 1):
+        with started(rows_of(Collating(collated), workers=workers)) as batches:
+            found.append([batch.data["text"].detach().to_dense() for batch in batches.at(0)])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_rows_with_a_graph_are_stacked_by_workers_too() -> None:
+    read_all(Rows(lambda i: torch.zeros(LARGE, requires_grad=True)))
+
+
+def test_what_fails_on_its_way_for_whatever_reason_is_told_instead_of_waited_for_for_ever() -> None:
+    class Stubborn:
+        def __reduce__(self) -> Any:
+            if threading.current_thread() is threading.main_thread():
+                return Stubborn, ()
+            raise OSError(24, "Too many open files")  # in the thread that sends
+
+    with pytest.raises(RowError, match=r"a Stubborn at text, which a worker cannot send .*Too many open files"):
+        read_all(Collating(lambda count: Stubborn()))
+
+
+@pytest.mark.parametrize("error", [SystemExit("bye"), KeyboardInterrupt()])
+def test_a_worker_that_a_row_ends_by_an_exception_is_told_with_its_rows_too(error: BaseException) -> None:
+    def end() -> None:
+        if get_worker_info() is not None:
+            raise error
+
+    with pytest.raises(RowError, match=r"ended by itself with exit code \d, while it read rows .*31"):
+        read_all(fails_at(31, end))
+
+
 def test_a_function_that_has_no_name_may_make_the_rows() -> None:
     read_all(Rows(lambda i: torch.tensor([i])))
 
@@ -568,6 +629,58 @@ def test_a_worker_makes_its_own_dataset_where_one_holds_something_open(
             getattr(each, "close", int)()
     assert all(batch.data["told"].tolist() == batch.data["number"].tolist() for batch in found)
     assert {text for batch in found for text in batch.data["text"]} == {who}
+
+
+@pytest.mark.parametrize("lazily", [False, True])
+def test_a_worker_makes_its_own_dataset_where_one_has_threads_which_a_fork_does_not_copy(lazily: bool) -> None:
+    pools: list[Any] = []
+
+    def a_pool() -> ThreadPoolExecutor:
+        pools.append(ThreadPoolExecutor(1, thread_name_prefix="mine"))
+        return pools[-1]
+
+    read = lambda pool, i: pool.submit(float, i).result(timeout=20)  # noqa: E731
+    splits = own_splits(
+        partial(Holding, a_pool, read, lazily=lazily), has_split=False, validation_fraction=0.2, seed=0, workers=1
+    )
+    assert isinstance(splits.train, DatasetRows)
+    splits.train.look()
+    assert splits.train.opened.names() == ["thread mine_0"]
+    plan = BatchPlan(num_rows=len(splits.train), global_batch=8, world_size=1, micro_batch=2, seed=0)
+    with started(splits.train, plan=plan) as batches:
+        found = batches.at(0)
+    pools[0].shutdown()
+    assert splits.train.opened.names() == []
+    assert all(batch.data["told"].tolist() == batch.data["number"].tolist() for batch in found)
+    assert {text for batch in found for text in batch.data["text"]} == {"own"}
+
+
+def test_a_thread_that_shows_how_far_a_bar_is_is_none_that_rows_wait_for() -> None:
+    monitor = type("TMonitor", (threading.Thread,), {"__module__": "tqdm._monitor"})
+    end, opened = threading.Event(), OpenFiles()
+    with opened.noted():
+        monitor(target=end.wait).start()
+    assert opened.names() == []
+    end.set()
+
+
+def test_a_dataset_that_cannot_be_made_once_more_says_so(tmp_path: Path) -> None:
+    open_it, read = a_file(tmp_path)
+
+    def make() -> Any:
+        if get_worker_info() is not None:
+            raise OSError("only one connection is allowed")
+        return Holding(open_it, read)
+
+    splits = own_splits(make, has_split=False, validation_fraction=0.2, seed=0, workers=1)
+    plan = BatchPlan(num_rows=len(splits.train), global_batch=8, world_size=1, micro_batch=2, seed=0)
+    assert isinstance(splits.train, DatasetRows)
+    said = (
+        r"Holding holds .*numbers.bin open, so a worker has to make its own, which raised OSError: only one.*workers=0"
+    )
+    with pytest.raises(RowError, match=said), started(splits.train, plan=plan) as batches:
+        batches.at(0)
+    Holding.opened[-1].close()
 
 
 def test_open_files_are_those_that_were_opened_meanwhile_and_are_open_still(tmp_path: Path) -> None:

@@ -146,6 +146,7 @@ def _stacked(tensors: Sequence[Tensor]) -> Tensor:
     if get_worker_info() is not None and (
         len(tensors) * tensors[0].nbytes <= SENT_BYTES  # or in shared memory, where
         or len({tensor.dtype for tensor in tensors}) > 1  # torch would give all of them the type of the first
+        or any(tensor.requires_grad for tensor in tensors)  # and takes none that has a graph
     ):
         return torch.stack(list(tensors))
     stacked: Tensor = default_collate(list(tensors))

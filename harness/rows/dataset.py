@@ -111,10 +111,20 @@ class DatasetRows(TakenRows):
         )
 
     def make_again(self) -> None:
-        """Take a Dataset of this process's own in the place of the one that another has made."""
+        """Take a Dataset of this process's own in the place of the one that another has made.
+
+        Raises:
+            DataError: it cannot be made a second time.
+        """
         assert self._make is not None, "nothing is known of how these rows are made"
         self._of_another = self._dataset  # to be kept: what it holds open is not this process's to close
-        self._dataset = self._make()
+        try:
+            self._dataset = self._make()
+        except Exception as error:
+            raise DataError(
+                f"{self.name} holds {self.opened.names()[0]} open, so a worker has to make its own, which raised "
+                f"{told(error)}; open it so that several processes can, or set data.workers=0"
+            ) from error
         self._collate = getattr(self._dataset, "collate", None)
 
     def take(self, ids: NDArray[np.int64], *, epoch: int) -> Any:

@@ -19,6 +19,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing.queues import Queue
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
@@ -33,12 +34,11 @@ from harness.own_code import told
 from harness.ranks.process import die_with_parent
 from harness.rows.collate import SENT_BYTES
 from harness.rows.dataset import DatasetRows, first_of
-from harness.rows.tree import leaves, map_tree, paths
+from harness.rows.tree import map_tree, paths
 from harness.stopping import StopSignals
 
 AHEAD = 2
 """Micro-batches that each worker reads ahead."""
-_EASILY_SENT = (Tensor, str, bytes, int, float)
 LONGEST_FOLDER = 107 - len("/pymp-12345678/listener-12345678")
 """Of a path of a socket 107 characters are allowed."""
 NOTHING_LOST = "Nothing that was saved is lost: start the same command again"
@@ -212,10 +212,12 @@ class _Numbers:
 
 
 def _packed(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor) and leaf.nbytes <= SENT_BYTES:
+    if not isinstance(leaf, Tensor) or leaf.layout is not torch.strided:
+        return leaf
+    if leaf.nbytes <= SENT_BYTES:
         with suppress(TypeError):  # numpy has no such type
             return _Numbers(leaf.numpy(force=True))
-    return leaf
+    return leaf.detach().resolve_conj()  # a graph stays in its process, and shared memory holds plain numbers
 
 
 class _Readable(Dataset[Any]):
@@ -224,7 +226,6 @@ class _Readable(Dataset[Any]):
     def __init__(self, rows: DatasetRows, *, finish: Callable[[Any], Any], desk: NDArray[np.int64]) -> None:
         self._rows, self._finish, self._desk = rows, finish, desk
         self._makes_again = bool(rows.opened.names())
-        self._was_sent = False
 
     def __getitem__(self, numbered: tuple[int, Request]) -> _Answer:
         number, request = numbered
@@ -236,39 +237,35 @@ class _Readable(Dataset[Any]):
                 self._rows.make_again()
                 self._makes_again = False
             ids = request.ids if len(request.ids) else FIRST
-            tree = map_tree(self._finish, self._rows.take(ids, epoch=request.epoch))
-            if not self._was_sent or not all(isinstance(leaf, _EASILY_SENT) for leaf in leaves(tree)):
-                _check_can_be_sent(tree)
-                self._was_sent = True
-            return _Answer(tree)
+            answer = _Answer(map_tree(self._finish, self._rows.take(ids, epoch=request.epoch)))
         except DataError as error:
-            return _Answer(None, error.args[0])
-        finally:
-            self._desk[info.id, 1] = -1
+            answer = _Answer(None, error.args[0])
+        self._desk[info.id, 1] = -1  # not where this process ends, which is then told with its rows
+        return answer
 
 
-def _check_can_be_sent(tree: Any) -> None:
-    """Refuse what the queue would drop silently, so that the rank would wait for ever.
-
-    Raises:
-        DataError: names the place in the row.
-    """
-    try:
-        ForkingPickler.dumps(map_tree(lambda leaf: None if isinstance(leaf, Tensor) else leaf, tree))
-    except Exception as error:
-        culprits = (
-            f"a {type(leaf).__name__} at {path or 'the row'}" for path, leaf in paths(tree) if not _is_sent(leaf)
+def _say_it_was_not_sent(queue: Queue[Any], error: Exception, item: tuple[int, _Answer]) -> None:
+    """Send why an answer cannot be sent, in its place: a queue would drop it, and the rank would wait for ever."""
+    number, answer = item
+    culprits = (
+        f"a {type(leaf).__name__} at {path or 'the row'}" for path, leaf in paths(answer.tree) if not _is_sent(leaf)
+    )
+    what = next(culprits, "a container of its own class")
+    queue.put(
+        (
+            number,
+            _Answer(
+                None,
+                f"rows have {what}, which a worker cannot send to its rank ({told(error)}); leave it out of the row, or "
+                "set data.workers=0",
+            ),
         )
-        what = next(culprits, "a container of its own class")
-        raise DataError(
-            f"rows have {what}, which a worker cannot send to its rank ({told(error)}); leave it out of the row, or "
-            "set data.workers=0"
-        ) from error
+    )
 
 
 def _is_sent(leaf: Any) -> bool:
     try:
-        ForkingPickler.dumps(leaf)
+        ForkingPickler.dumps(_packed(leaf))
     except Exception:  # whatever its own way to be pickled raises
         return False
     return True
@@ -290,12 +287,13 @@ class _Settle:
         os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         _leave_connections()
         _find_short_folder()
+        Queue._on_queue_feeder_error = _say_it_was_not_sent  # type: ignore[attr-defined]
 
 
 def _find_short_folder() -> None:
     """Have sockets, through which tensors are handed over, in a folder whose path is short enough for one.
 
-    With a longer TMPDIR tensors would be lost without a word to the rank, which would wait for ever.
+    With a longer TMPDIR no large tensor could be handed over.
     """
     before = tempfile.tempdir
     if len(tempfile.gettempdir()) > LONGEST_FOLDER:
