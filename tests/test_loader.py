@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -400,6 +400,21 @@ def test_a_worker_that_a_row_ends_by_an_exception_is_told_with_its_rows_too(erro
         read_all(fails_at(31, end))
 
 
+def test_a_number_that_no_tensor_holds_is_told_by_row() -> None:
+    with pytest.raises(DataError, match=r"row 31 has 18446744073709551617 at told, which is too large for a tensor"):
+        rows_of(Rows(lambda i: 2**64 + 1 if i == 31 else i)).take(np.array([30, 31]), epoch=0)
+
+
+def test_a_dataclass_may_have_fields_that_its_constructor_does_not_take() -> None:
+    @dataclass(frozen=True)
+    class Pair:
+        one: Any
+        other: int = field(init=False, default=3)
+
+    told = rows_of(Rows(Pair)).take(np.array([4, 5]), epoch=0)["told"]
+    assert (told.one.tolist(), told.other.tolist()) == ([4, 5], [3, 3])
+
+
 def test_a_function_that_has_no_name_may_make_the_rows() -> None:
     read_all(Rows(lambda i: torch.tensor([i])))
 
@@ -533,6 +548,16 @@ def test_a_worker_computes_with_one_thread() -> None:
     with started(rows_of(Rows(tell), workers=1)) as batches:
         one, other = batches.at(0)[0].data["told"]
     assert set(one.tolist()) == set(other.tolist()) == {1}
+
+
+def test_what_a_worker_says_is_heard_where_it_goes_to_a_socket() -> None:
+    mine, its = socket.socketpair()
+    said = RANK.replace("    return", "    os.write(1, b'from a worker ')\n    return")
+    with start_python(said.format(rows=10**9, then="batches.close()"), stdout=its):
+        its.close()
+        heard = b"".join(iter(lambda: mine.recv(4096), b""))
+    mine.close()
+    assert b"from a worker" in heard
 
 
 def test_the_peers_of_a_rank_see_that_it_has_gone_while_its_workers_are_still_there() -> None:
@@ -732,6 +757,21 @@ def test_rows_that_are_never_the_same_say_nothing_of_the_data() -> None:
     assert difference(strange, strange) == ""
     assert difference(compared(float), strange) == ""
     assert compared(lambda i: float(next(own))).look()[:2] == [0, 38]
+
+
+def test_rows_that_keep_what_was_drawn_for_them_are_seen_though_they_are_the_same_twice() -> None:
+    kept: dict[int, Any] = {}
+
+    def keeps(i: int) -> Any:
+        return kept.setdefault(i, drawn(i)) if i not in kept else kept[i]
+
+    for tell, found in ((keeps, [0, 38]), (drawn, []), (float, [])):
+        kept.clear()
+        assert compared(tell).look()[:2] == found
+    kept.clear()
+    rows = compared(keeps)
+    assert rows.compared
+    assert rows.look(), "also where they were asked for before"
 
 
 def test_a_dataset_that_says_what_it_is_is_believed_and_no_row_is_read_for_it() -> None:

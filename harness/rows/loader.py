@@ -251,16 +251,11 @@ def _say_it_was_not_sent(queue: Queue[Any], error: Exception, item: tuple[int, _
         f"a {type(leaf).__name__} at {path or 'the row'}" for path, leaf in paths(answer.tree) if not _is_sent(leaf)
     )
     what = next(culprits, "a container of its own class")
-    queue.put(
-        (
-            number,
-            _Answer(
-                None,
-                f"rows have {what}, which a worker cannot send to its rank ({told(error)}); leave it out of the row, or "
-                "set data.workers=0",
-            ),
-        )
+    problem = (
+        f"rows have {what}, which a worker cannot send to its rank ({told(error)}); leave it out of the row, or set "
+        "data.workers=0"
     )
+    queue.put((number, _Answer(None, problem)))
 
 
 def _is_sent(leaf: Any) -> bool:
@@ -303,11 +298,14 @@ def _find_short_folder() -> None:
 
 
 def _leave_connections() -> None:
-    """Put /dev/null in the place of inherited sockets: peers of a rank that has died are to see that at once."""
+    """Put /dev/null in the place of inherited sockets: peers of a rank that has died are to see that at once.
+
+    What it says, which goes to a socket under systemd, is still heard.
+    """
     nothing = os.open(os.devnull, os.O_RDWR)
     for name in os.listdir("/proc/self/fd"):
         with suppress(OSError):  # the descriptor of this very listing
-            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+            if int(name) > 2 and stat.S_ISSOCK(os.fstat(int(name)).st_mode):
                 os.dup2(nothing, int(name), inheritable=False)
     os.close(nothing)
 
