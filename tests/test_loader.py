@@ -10,6 +10,7 @@ import signal
 import socket
 import sqlite3
 import stat
+import subprocess
 import tempfile
 import threading
 import time
@@ -18,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -629,6 +631,28 @@ def a_connection(folder: Path) -> tuple[Callable[[], Any], Callable[[Any, int], 
     return socket.socketpair, lambda held, i: float(i)
 
 
+class Echo:
+    """A process that says again whatever it is told."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+
+    def close(self) -> None:
+        self.process.communicate()
+
+    def ask(self, i: int) -> float:
+        asked, answers = self.process.stdin, self.process.stdout
+        assert asked is not None
+        assert answers is not None
+        asked.write(f"{i:9}".encode())
+        time.sleep(0.001)  # in which another could take the answer
+        return float(answers.read(9))
+
+
+def a_process(folder: Path) -> tuple[Callable[[], Any], Callable[[Any, int], float]]:
+    return Echo, Echo.ask
+
+
 def mapped(folder: Path) -> tuple[Callable[[], Any], Callable[[Any, int], float]]:
     return partial(np.memmap, numbers_file(folder), np.float64), lambda held, i: float(held[i])
 
@@ -636,7 +660,14 @@ def mapped(folder: Path) -> tuple[Callable[[], Any], Callable[[Any, int], float]
 @pytest.mark.parametrize("lazily", [False, True])
 @pytest.mark.parametrize(
     ("kind", "who"),
-    [(a_file, "own"), (a_database, "own"), (an_hdf5_file, "own"), (a_connection, "own"), (mapped, "shared")],
+    [
+        (a_file, "own"),
+        (a_database, "own"),
+        (an_hdf5_file, "own"),
+        (a_connection, "own"),
+        (a_process, "own"),
+        (mapped, "shared"),
+    ],
 )
 def test_a_worker_makes_its_own_dataset_where_one_holds_something_open(
     kind: Callable[[Path], Any], who: str, lazily: bool, tmp_path: Path
@@ -652,6 +683,7 @@ def test_a_worker_makes_its_own_dataset_where_one_holds_something_open(
     for held in Holding.opened:
         for each in held if isinstance(held, tuple) else [held]:
             getattr(each, "close", int)()
+    Holding.opened.clear()
     assert all(batch.data["told"].tolist() == batch.data["number"].tolist() for batch in found)
     assert {text for batch in found for text in batch.data["text"]} == {who}
 
@@ -678,6 +710,17 @@ def test_a_worker_makes_its_own_dataset_where_one_has_threads_which_a_fork_does_
     assert splits.train.opened.names() == []
     assert all(batch.data["told"].tolist() == batch.data["number"].tolist() for batch in found)
     assert {text for batch in found for text in batch.data["text"]} == {"own"}
+
+
+def test_the_pipe_to_the_tracker_of_shared_memory_is_nothing_that_a_dataset_holds_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tracker, opened = resource_tracker.ResourceTracker(), OpenFiles()
+    monkeypatch.setattr(resource_tracker, "_resource_tracker", tracker)
+    with opened.noted():
+        tracker.ensure_running()
+    assert not [name for name in opened.names() if "pipe" in name]
+    tracker._stop()  # type: ignore[attr-defined]
 
 
 def test_a_thread_that_shows_how_far_a_bar_is_is_none_that_rows_wait_for() -> None:

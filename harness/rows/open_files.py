@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 _DESCRIPTORS, _MAPS = Path("/proc/self/fd"), Path("/proc/self/maps")
@@ -31,7 +32,7 @@ class OpenFiles:
             self._threads |= set(filter(_is_waited_for, set(threading.enumerate()) - threads))
 
     def names(self) -> list[str]:
-        """Return the paths of the files, `socket:[N]` of connections and `thread NAME`, that are open or alive still.
+        """Return what is open or alive still: paths, `socket:[N]` of connections, `pipe:[N]` and `thread NAME`.
 
         A file that is mapped into memory is none of them: nothing in it moves when it is read.
         """
@@ -51,11 +52,12 @@ def _is_waited_for(thread: threading.Thread) -> bool:
 
 
 def _open_now() -> set[tuple[int, str]]:
-    """Return descriptor and path of each open file and connection; nothing where there is no /proc."""
+    """Return descriptor and path of each open file, pipe and connection; nothing where there is no /proc."""
     found = set()
+    trackers = resource_tracker._resource_tracker._fd  # type: ignore[attr-defined]  # multiprocessing's; may be shared
     for name in os.listdir(_DESCRIPTORS) if _DESCRIPTORS.exists() else ():
         with suppress(OSError):  # the descriptor of this very listing
             mode = os.stat(_DESCRIPTORS / name).st_mode
-            if stat.S_ISREG(mode) or stat.S_ISSOCK(mode):
+            if (stat.S_ISREG(mode) or stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode)) and int(name) != trackers:
                 found.add((int(name), os.readlink(_DESCRIPTORS / name)))
     return found
