@@ -36,6 +36,7 @@ from harness.errors import DataError, RowError
 from harness.rows import draws
 from harness.rows.batches import Batch, TrainingBatches, ValidationBatches
 from harness.rows.dataset import DatasetRows
+from harness.rows.loader import _Answer
 from harness.rows.open_files import OpenFiles
 from harness.rows.order import BatchPlan
 from harness.rows.own import own_splits
@@ -300,6 +301,10 @@ def test_a_row_that_raises_in_a_worker_is_told_as_in_the_rank() -> None:
     assert messages[0] == messages[1]
     assert messages[0].startswith("row 31 of Rows raised KeyError: 'pixels' (")
     assert messages[0].endswith("(on rank 0)")
+
+
+def test_what_is_wrong_with_a_row_is_told_also_where_batches_are_pinned_for_a_gpu() -> None:
+    assert _Answer(None, "row 31 raised").pin_memory().problem == "row 31 raised"
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,8 @@ class _Answer:
 
     def pin_memory(self) -> _Answer:
         """Return it in pinned memory; the DataLoader calls it."""
-        return _Answer(map_tree(lambda leaf: leaf.pin_memory() if isinstance(leaf, Tensor) else leaf, self.tree))
+        tree = map_tree(lambda leaf: leaf.pin_memory() if isinstance(leaf, Tensor) else leaf, self.tree)
+        return _Answer(tree, self.problem)
 
 
 class _Numbers:
