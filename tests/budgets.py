@@ -71,7 +71,7 @@ BUDGETS: dict[str, float] = {
     "tests/test_own_runs.py": 53,
     "tests/distributed/test_worker_runs.py": 57,
     "tests/distributed/test_worker_kills.py": 25,
-    "tests/test_loader.py": 12,
+    "tests/test_loader.py": 16,
     "tests/distributed/test_reference.py": 21,
     "tests/distributed/test_loop.py": 15,
     "tests/test_mutants.py": 9,

@@ -11,12 +11,16 @@ import signal
 import socket
 import sqlite3
 import stat
+import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,6 +37,7 @@ from harness.errors import DataError, RowError
 from harness.rows import draws
 from harness.rows.batches import Batch, TrainingBatches, ValidationBatches
 from harness.rows.dataset import DatasetRows
+from harness.rows.loader import _Answer
 from harness.rows.open_files import OpenFiles
 from harness.rows.order import BatchPlan
 from harness.rows.own import own_splits
@@ -299,6 +304,10 @@ def test_a_row_that_raises_in_a_worker_is_told_as_in_the_rank() -> None:
     assert messages[0].endswith("(on rank 0)")
 
 
+def test_what_is_wrong_with_a_row_is_told_also_where_batches_are_pinned_for_a_gpu() -> None:
+    assert _Answer(None, "row 31 raised").pin_memory().problem == "row 31 raised"
+
+
 @pytest.mark.parametrize(
     ("end", "said"),
     [
@@ -364,6 +373,69 @@ def test_rows_that_a_network_has_made_leave_its_gradients_in_the_worker() -> Non
         (first, *_) = batches.at(0)
     assert not first.data["told"].requires_grad
     assert first.data["told"][:, 0].tolist() == first.data["number"].tolist()
+
+
+class Collating(Rows):
+    """Row i tells its number; a batch has beside it what `collated(number of rows)` makes."""
+
+    def __init__(self, collated: Callable[[int], Any]) -> None:
+        super().__init__()
+        self.collated = collated
+
+    def collate(self, rows: list[Any]) -> Any:
+        found = {name: torch.tensor([row[name] for row in rows]) for name in ("number", "told")}
+        return {**found, "text": self.collated(len(rows))}
+
+
+LARGE = 20_000  # which goes through shared memory
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+@pytest.mark.parametrize(
+    "collated",
+    [
+        lambda count: torch.zeros(count, LARGE, requires_grad=True) + 1,
+        lambda count: torch.zeros(count, 2, requires_grad=True) + 1,
+        lambda count: torch.full((count, LARGE), 1j).conj(),
+        lambda count: torch.eye(count).to_sparse(),
+    ],
+    ids=["large with a graph", "with a graph", "conjugate", "sparse"],
+)
+def test_whatever_kind_of_tensor_collate_makes_arrives_as_it_is_without_workers(collated: Callable[[int], Any]) -> None:
+    found = []
+    for workers in (0, 1):
+        with started(rows_of(Collating(collated), workers=workers)) as batches:
+            found.append([batch.data["text"].detach().to_dense() for batch in batches.at(0)])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_rows_with_a_graph_are_stacked_by_workers_too() -> None:
+    read_all(Rows(lambda i: torch.zeros(LARGE, requires_grad=True)))
+
+
+@pytest.mark.parametrize("error", [SystemExit("bye"), KeyboardInterrupt()])
+def test_a_worker_that_a_row_ends_by_an_exception_is_told_with_its_rows_too(error: BaseException) -> None:
+    def end() -> None:
+        if get_worker_info() is not None:
+            raise error
+
+    with pytest.raises(RowError, match=r"ended by itself with exit code \d, while it read rows .*31"):
+        read_all(fails_at(31, end))
+
+
+def test_a_number_that_no_tensor_holds_is_told_by_row() -> None:
+    with pytest.raises(DataError, match=r"row 31 has 18446744073709551617 at told, which is too large for a tensor"):
+        rows_of(Rows(lambda i: 2**64 + 1 if i == 31 else i)).take(np.array([30, 31]), epoch=0)
+
+
+def test_a_dataclass_may_have_fields_that_its_constructor_does_not_take() -> None:
+    @dataclass(frozen=True)
+    class Pair:
+        one: Any
+        other: int = field(init=False, default=3)
+
+    told = rows_of(Rows(Pair)).take(np.array([4, 5]), epoch=0)["told"]
+    assert (told.one.tolist(), told.other.tolist()) == ([4, 5], [3, 3])
 
 
 def test_a_function_that_has_no_name_may_make_the_rows() -> None:
@@ -501,6 +573,16 @@ def test_a_worker_computes_with_one_thread() -> None:
     assert set(one.tolist()) == set(other.tolist()) == {1}
 
 
+def test_what_a_worker_says_is_heard_where_it_goes_to_a_socket() -> None:
+    mine, its = socket.socketpair()
+    said = RANK.replace("    return", "    os.write(1, b'from a worker ')\n    return")
+    with start_python(said.format(rows=10**9, then="batches.close()"), stdout=its):
+        its.close()
+        heard = b"".join(iter(lambda: mine.recv(4096), b""))
+    mine.close()
+    assert b"from a worker" in heard
+
+
 def test_the_peers_of_a_rank_see_that_it_has_gone_while_its_workers_are_still_there() -> None:
     mine, peer = socket.socketpair()
     tell = lambda i: float(stat.S_ISSOCK(os.fstat(mine.fileno()).st_mode))  # noqa: E731
@@ -570,6 +652,28 @@ def a_connection(folder: Path) -> tuple[Callable[[], Any], Callable[[Any, int], 
     return socket.socketpair, lambda held, i: float(i)
 
 
+class Echo:
+    """A process that says again whatever it is told."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+
+    def close(self) -> None:
+        self.process.communicate()
+
+    def ask(self, i: int) -> float:
+        asked, answers = self.process.stdin, self.process.stdout
+        assert asked is not None
+        assert answers is not None
+        asked.write(f"{i:9}".encode())
+        time.sleep(0.001)  # in which another could take the answer
+        return float(answers.read(9))
+
+
+def a_process(folder: Path) -> tuple[Callable[[], Any], Callable[[Any, int], float]]:
+    return Echo, Echo.ask
+
+
 def mapped(folder: Path) -> tuple[Callable[[], Any], Callable[[Any, int], float]]:
     return partial(np.memmap, numbers_file(folder), np.float64), lambda held, i: float(held[i])
 
@@ -577,7 +681,14 @@ def mapped(folder: Path) -> tuple[Callable[[], Any], Callable[[Any, int], float]
 @pytest.mark.parametrize("lazily", [False, True])
 @pytest.mark.parametrize(
     ("kind", "who"),
-    [(a_file, "own"), (a_database, "own"), (an_hdf5_file, "own"), (a_connection, "own"), (mapped, "shared")],
+    [
+        (a_file, "own"),
+        (a_database, "own"),
+        (an_hdf5_file, "own"),
+        (a_connection, "own"),
+        (a_process, "own"),
+        (mapped, "shared"),
+    ],
 )
 def test_a_worker_makes_its_own_dataset_where_one_holds_something_open(
     kind: Callable[[Path], Any], who: str, lazily: bool, tmp_path: Path
@@ -593,8 +704,72 @@ def test_a_worker_makes_its_own_dataset_where_one_holds_something_open(
     for held in Holding.opened:
         for each in held if isinstance(held, tuple) else [held]:
             getattr(each, "close", int)()
+    Holding.opened.clear()
     assert all(batch.data["told"].tolist() == batch.data["number"].tolist() for batch in found)
     assert {text for batch in found for text in batch.data["text"]} == {who}
+
+
+@pytest.mark.parametrize("lazily", [False, True])
+def test_a_worker_makes_its_own_dataset_where_one_has_threads_which_a_fork_does_not_copy(lazily: bool) -> None:
+    pools: list[Any] = []
+
+    def a_pool() -> ThreadPoolExecutor:
+        pools.append(ThreadPoolExecutor(1, thread_name_prefix="mine"))
+        return pools[-1]
+
+    read = lambda pool, i: pool.submit(float, i).result(timeout=20)  # noqa: E731
+    splits = own_splits(
+        partial(Holding, a_pool, read, lazily=lazily), has_split=False, validation_fraction=0.2, seed=0, workers=1
+    )
+    assert isinstance(splits.train, DatasetRows)
+    splits.train.look()
+    assert splits.train.opened.names() == ["thread mine_0"]
+    plan = BatchPlan(num_rows=len(splits.train), global_batch=8, world_size=1, micro_batch=2, seed=0)
+    with started(splits.train, plan=plan) as batches:
+        found = batches.at(0)
+    pools[0].shutdown()
+    assert splits.train.opened.names() == []
+    assert all(batch.data["told"].tolist() == batch.data["number"].tolist() for batch in found)
+    assert {text for batch in found for text in batch.data["text"]} == {"own"}
+
+
+def test_the_pipe_to_the_tracker_of_shared_memory_is_nothing_that_a_dataset_holds_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tracker, opened = resource_tracker.ResourceTracker(), OpenFiles()
+    monkeypatch.setattr(resource_tracker, "_resource_tracker", tracker)
+    with opened.noted():
+        tracker.ensure_running()
+    assert not [name for name in opened.names() if "pipe" in name]
+    tracker._stop()  # type: ignore[attr-defined]
+
+
+def test_a_thread_that_shows_how_far_a_bar_is_is_none_that_rows_wait_for() -> None:
+    monitor = type("TMonitor", (threading.Thread,), {"__module__": "tqdm._monitor"})
+    end, opened = threading.Event(), OpenFiles()
+    with opened.noted():
+        monitor(target=end.wait).start()
+    assert opened.names() == []
+    end.set()
+
+
+def test_a_dataset_that_cannot_be_made_once_more_says_so(tmp_path: Path) -> None:
+    open_it, read = a_file(tmp_path)
+
+    def make() -> Any:
+        if get_worker_info() is not None:
+            raise OSError("only one connection is allowed")
+        return Holding(open_it, read)
+
+    splits = own_splits(make, has_split=False, validation_fraction=0.2, seed=0, workers=1)
+    plan = BatchPlan(num_rows=len(splits.train), global_batch=8, world_size=1, micro_batch=2, seed=0)
+    assert isinstance(splits.train, DatasetRows)
+    said = (
+        r"Holding holds .*numbers.bin open, so a worker has to make its own, which raised OSError: only one.*workers=0"
+    )
+    with pytest.raises(RowError, match=said), started(splits.train, plan=plan) as batches:
+        batches.at(0)
+    Holding.opened[-1].close()
 
 
 def test_open_files_are_those_that_were_opened_meanwhile_and_are_open_still(tmp_path: Path) -> None:
@@ -646,6 +821,21 @@ def test_rows_that_are_never_the_same_say_nothing_of_the_data() -> None:
     assert difference(strange, strange) == ""
     assert difference(compared(float), strange) == ""
     assert compared(lambda i: float(next(own))).look()[:2] == [0, 38]
+
+
+def test_rows_that_keep_what_was_drawn_for_them_are_seen_though_they_are_the_same_twice() -> None:
+    kept: dict[int, Any] = {}
+
+    def keeps(i: int) -> Any:
+        return kept.setdefault(i, drawn(i)) if i not in kept else kept[i]
+
+    for tell, found in ((keeps, [0, 38]), (drawn, []), (float, [])):
+        kept.clear()
+        assert compared(tell).look()[:2] == found
+    kept.clear()
+    rows = compared(keeps)
+    assert rows.compared
+    assert rows.look(), "also where they were asked for before"
 
 
 def test_a_dataset_that_says_what_it_is_is_believed_and_no_row_is_read_for_it() -> None:

@@ -173,8 +173,9 @@ def _resume(strays: Sequence[str], unlike: Sequence[str], *, is_same_again: bool
         return Promise(
             name,
             "not",
-            f"{unlike[0]}, asked for twice with the same seed, is not the same: it draws from a generator of its own; "
-            "draw from torch, numpy.random or random, or seed that generator with torch.initial_seed()",
+            f"{unlike[0]}, asked for twice with the same seed, is not the same: it draws from a generator of its own, "
+            "or keeps what was drawn for it; draw anew from torch, numpy.random or random, or seed that generator with "
+            "torch.initial_seed()",
         )
     if strays:
         return Promise(name, "not", f"{', '.join(strays[:SHOWN])} changes and is no buffer")

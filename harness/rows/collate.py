@@ -103,7 +103,11 @@ def _joined_leaves(rows: Sequence[Any], ids: Sequence[int], pad: Pad | None, pat
     if all(issubclass(kind, Tensor) for kind in kinds):
         return _joined_tensors(rows, ids, pad, path)
     if kinds <= _NUMBERS:  # floats are brought to the type of the run later
-        return torch.tensor(rows, dtype=torch.float64 if float in kinds else None)
+        try:
+            return torch.tensor(rows, dtype=torch.float64 if float in kinds else None)
+        except (OverflowError, RuntimeError, ValueError):
+            row, number = max(zip(rows, ids, strict=True), key=lambda each: abs(each[0]))
+            raise DataError(f"row {number:,} has {row}{_at(path)}, which is too large for a tensor") from None
     if all(issubclass(kind, _STACKED) for kind in kinds):
         tensors = [_tensor(row, number, path) for row, number in zip(rows, ids, strict=True)]
         return _joined_tensors(tensors, ids, pad, path)
@@ -146,6 +150,7 @@ def _stacked(tensors: Sequence[Tensor]) -> Tensor:
     if get_worker_info() is not None and (
         len(tensors) * tensors[0].nbytes <= SENT_BYTES  # or in shared memory, where
         or len({tensor.dtype for tensor in tensors}) > 1  # torch would give all of them the type of the first
+        or any(tensor.requires_grad for tensor in tensors)  # and takes none that has a graph
     ):
         return torch.stack(list(tensors))
     stacked: Tensor = default_collate(list(tensors))

@@ -68,6 +68,8 @@ class DatasetRows(TakenRows):
         self.collate_draws = False
         """Whether `look` has seen that what collate makes of some rows is drawn at random."""
         self._comes_together = hasattr(dataset, "__getitems__")
+        self._drew: dict[int, bool] = {}  # of rows that were looked at, whether anything was drawn the first time
+        self._keeps: set[int] = set()  # rows for which something was drawn only sometimes, so that they keep it
 
     @property
     def may_pad(self) -> bool:
@@ -111,10 +113,20 @@ class DatasetRows(TakenRows):
         )
 
     def make_again(self) -> None:
-        """Take a Dataset of this process's own in the place of the one that another has made."""
+        """Take a Dataset of this process's own in the place of the one that another has made.
+
+        Raises:
+            DataError: it cannot be made a second time.
+        """
         assert self._make is not None, "nothing is known of how these rows are made"
         self._of_another = self._dataset  # to be kept: what it holds open is not this process's to close
-        self._dataset = self._make()
+        try:
+            self._dataset = self._make()
+        except Exception as error:
+            raise DataError(
+                f"{self.name} holds {self.opened.names()[0]} open, so a worker has to make its own, which raised "
+                f"{told(error)}; open it so that several processes can, or set data.workers=0"
+            ) from error
         self._collate = getattr(self._dataset, "collate", None)
 
     def take(self, ids: NDArray[np.int64], *, epoch: int) -> Any:
@@ -208,7 +220,8 @@ class DatasetRows(TakenRows):
         )
 
     def look(self) -> list[int]:
-        """Ask for some rows three times, and return the numbers of those that are not the same with the same seed.
+        """Ask for some rows three times, and return the numbers of those that are not the same with the same seed, or
+        draw only once, since the Dataset keeps what was drawn.
 
         What is found besides is kept: whether the rows draw at random, come together, and what the Dataset holds open.
         """
@@ -223,7 +236,8 @@ class DatasetRows(TakenRows):
                 self.collate_draws = draws.drew(before, draws.state())
             if self._comes_together and not self._draws:
                 self._comes_together = self._are_alike_together(self._some(COMPARED_ROWS))
-        return [number for number, first, second in zip(numbers, *seen[:2], strict=True) if first != second]
+        unlike = {number for number, first, second in zip(numbers, *seen[:2], strict=True) if first != second}
+        return sorted(unlike | self._keeps)
 
     def _are_alike_together(self, numbers: list[int]) -> bool:
         """Return whether rows that are asked for at once are those that come one by one."""
@@ -249,7 +263,10 @@ class DatasetRows(TakenRows):
         draws.seed(random_number)
         before = draws.state()
         row = self._row(number, random_number)
-        self._draws |= draws.drew(before, draws.state())
+        drew = draws.drew(before, draws.state())
+        self._draws |= drew
+        if self._drew.setdefault(number, drew) != drew:
+            self._keeps.add(number)
         _check_row(row, number)
         return _digest(row)
 

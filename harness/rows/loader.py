@@ -205,7 +205,8 @@ class _Answer:
 
     def pin_memory(self) -> _Answer:
         """Return it in pinned memory; the DataLoader calls it."""
-        return _Answer(map_tree(lambda leaf: leaf.pin_memory() if isinstance(leaf, Tensor) else leaf, self.tree))
+        tree = map_tree(lambda leaf: leaf.pin_memory() if isinstance(leaf, Tensor) else leaf, self.tree)
+        return _Answer(tree, self.problem)
 
 
 class _Numbers:
@@ -216,12 +217,12 @@ class _Numbers:
 
 
 def _packed(leaf: Any) -> Any:
-    if not isinstance(leaf, Tensor):
+    if not isinstance(leaf, Tensor) or leaf.layout is not torch.strided:
         return leaf
     if leaf.nbytes <= SENT_BYTES:
         with suppress(TypeError):  # numpy has no such type
             return _Numbers(leaf.numpy(force=True))
-    return leaf.detach() if leaf.requires_grad else leaf
+    return leaf.detach().resolve_conj()  # a graph stays in its process, and shared memory holds plain numbers
 
 
 class _Sealed:
@@ -253,12 +254,12 @@ class _Readable(Dataset[Any]):
                 self._makes_again = False
             ids = request.ids if len(request.ids) else FIRST
             tree = map_tree(self._finish, self._rows.take(ids, epoch=request.epoch))
-            return _sealed(tree)
+            answer = _sealed(tree)
         except DataError as error:
             problem = error.args[0]
-            return _Sealed(_Answer(None, f"{problem}. {_ROOM}" if _IN_SHARED_MEMORY in problem else problem))
-        finally:
-            self._desk[info.id, 1] = -1
+            answer = _Sealed(_Answer(None, f"{problem}. {_ROOM}" if _IN_SHARED_MEMORY in problem else problem))
+        self._desk[info.id, 1] = -1  # not where this process ends, which is then told with its rows
+        return answer
 
 
 def _sealed(tree: Any) -> _Sealed:
@@ -311,7 +312,7 @@ class _Settle:
 def _find_short_folder() -> None:
     """Have sockets, through which tensors are handed over, in a folder whose path is short enough for one.
 
-    With a longer TMPDIR tensors would be lost without a word to the rank, which would wait for ever.
+    With a longer TMPDIR no large tensor could be handed over.
     """
     before = tempfile.tempdir
     if len(tempfile.gettempdir()) > LONGEST_FOLDER:
@@ -321,11 +322,14 @@ def _find_short_folder() -> None:
 
 
 def _leave_connections() -> None:
-    """Put /dev/null in the place of inherited sockets: peers of a rank that has died are to see that at once."""
+    """Put /dev/null in the place of inherited sockets: peers of a rank that has died are to see that at once.
+
+    What it says, which goes to a socket under systemd, is still heard.
+    """
     nothing = os.open(os.devnull, os.O_RDWR)
     for name in os.listdir("/proc/self/fd"):
         with suppress(OSError):  # the descriptor of this very listing
-            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+            if int(name) > 2 and stat.S_ISSOCK(os.fstat(int(name)).st_mode):
                 os.dup2(nothing, int(name), inheritable=False)
     os.close(nothing)
 

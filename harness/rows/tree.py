@@ -41,7 +41,10 @@ def with_children(tree: Any, parts: dict[Any, Any]) -> Any:
         return type(tree)(*parts.values())
     if isinstance(tree, list | tuple):
         return list(parts.values()) if isinstance(tree, list) else tuple(parts.values())
-    return dataclasses.replace(tree, **parts)
+    made = copy.copy(tree)  # and not made by its constructor, which may not take all fields, or take tensors only
+    for name, part in parts.items():
+        object.__setattr__(made, name, part)
+    return made
 
 
 def leaves(tree: Any) -> Iterator[Any]:
