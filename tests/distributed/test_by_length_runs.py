@@ -206,6 +206,17 @@ def test_batch_norm_and_tokens_go_together_where_a_share_is_always_one_micro_bat
     assert start(tmp_path, "strategy.micro_batch_tokens=144", "model.norm=true")[0][0] == 0
 
 
+def test_a_norm_over_time_is_refused_by_tokens_for_the_shortest_row_wherever_it_stands(tmp_path: Path) -> None:
+    over_time = PARTS.replace(
+        "self.norm(self.line(x[:, :1]))", "self.norm(self.line(x[..., None]).transpose(1, 2)).mean(2)"
+    )
+    for shortest, said in ((1, "BatchNorm (layer norm) wants two or more"), (2, "")):
+        parts = over_time.replace("(1, 13, (130,)", f"({shortest}, 13, (130,)")
+        ((_, found),) = start(tmp_path, TOKENS, "run.name=b", "model.norm=true", parts=parts)
+        assert ("what is left of a rank's share may be a micro-batch of one row" in found) == bool(said), found
+        assert said in found
+
+
 def test_a_head_of_training_alone_trains_by_tokens_on_one_rank_and_is_refused_on_two(tmp_path: Path) -> None:
     assert start(tmp_path, TOKENS, "model.head=true")[0][0] == 0
     answers = start(tmp_path, TOKENS, "run.name=b", "model.head=true", ranks=2)
