@@ -190,6 +190,6 @@ def _check_longest(rows: AnyRows, lengths: RowLengths | None, of: str, *, max_to
     num_longer = int((lengths > max_tokens).sum())
     raise ConfigError(
         f"strategy.micro_batch_tokens: row {number:,} {of} has length {length:,}, and a micro-batch of it alone would "
-        f"have more than {max_tokens:,} tokens; {num_longer:,} of {len(lengths):,} rows are as long. Use {length:,} or "
-        "more, or leave out what is longer"
+        f"have more than {max_tokens:,} tokens; {num_longer:,} of {len(lengths):,} rows are longer than that. Use "
+        f"{length:,} or more, or leave out what is longer"
     )

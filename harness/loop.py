@@ -7,9 +7,10 @@ from torch import Tensor
 
 from harness.interval import Interval
 from harness.rows.batches import Batch
+from harness.rows.rows import evenly_spread
 from harness.run import Run
 from harness.saving import finish_saving, save
-from harness.scores import Scores, evenly_spread
+from harness.scores import Scores
 from harness.state import FitResult, TrainState, UpdateReport
 from harness.strategy.graph import zero_of
 from harness.tasks.base import LOSS

@@ -154,9 +154,3 @@ class Scores:
     def only_answer(self) -> Any | None:
         """Return the one class that all rows are taken for, although they are of several; after `compute`."""
         return self._task.only_answer(self._metrics)
-
-
-def evenly_spread(count: int, length: int) -> list[int]:
-    """Return `count` of the numbers below `length`, or all, evenly spread from 0 on."""
-    count = min(count, length)
-    return [index * length // count for index in range(count)]

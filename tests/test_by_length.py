@@ -152,6 +152,12 @@ def test_a_small_epoch_is_mixed_in_quarters_and_one_of_four_batches_as_without_l
     assert [set(rows) for rows in batches_of(by_length(few))] == [set(rows) for rows in batches_of(uniform)]
 
 
+def test_rows_of_one_length_stand_in_a_batch_as_they_stand_without_lengths() -> None:
+    plan = by_length(np.full(8 * 64, 5))
+    found, uniform = (sorted(batches_of(of)) for of in (plan, replace(plan, order=None)))
+    assert found == uniform
+
+
 def test_other_epochs_and_seeds_make_other_batches() -> None:
     lengths = lengths_of_rows(512, longest=300)
     found = [

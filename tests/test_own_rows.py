@@ -244,6 +244,19 @@ class Measured(Numbered):
         self.lengths = lengths
 
 
+def test_a_rank_without_rows_is_kept_company_by_finite_numbers() -> None:
+    class Infinite(Dataset[Tensor]):
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, i: int) -> Tensor:
+            return torch.tensor([float("nan"), float("inf"), 1.0])
+
+    (batch,) = batches(DatasetRows(Infinite(), seed=0), global_batch=1, world_size=2).at(0)
+    assert batch.is_padding
+    assert batch.data.isfinite().all()
+
+
 @pytest.mark.parametrize("kind", [list, np.array, torch.tensor, tuple, lambda lengths: lambda: lengths])
 def test_a_dataset_says_its_lengths_by_an_attribute_or_a_method_and_a_split_has_those_of_its_rows(kind: Any) -> None:
     lengths = [3 * i + 1 for i in range(20)]

@@ -12,7 +12,8 @@ from harness.catalogue.classification.section import ClassificationTask
 from harness.catalogue.classification.task import Classification
 from harness.catalogue.regression.task import Regression
 from harness.catalogue.text.tokenizers import Bytes
-from harness.scores import Scores, evenly_spread
+from harness.rows.rows import evenly_spread
+from harness.scores import Scores
 from harness.tasks.base import TaskLoss
 from tests.pairs import pair
 

@@ -21,7 +21,7 @@ from harness.rows.hugging_face import facts_of
 from harness.rows.lengths import lengths_of
 from harness.rows.open_files import OpenFiles
 from harness.rows.order import permutation_key, random_bits
-from harness.rows.rows import AnyRows, TakenRows
+from harness.rows.rows import AnyRows, TakenRows, evenly_spread
 from harness.rows.tree import paths
 
 COMPARED_ROWS = 64
@@ -70,6 +70,7 @@ class DatasetRows(TakenRows):
         self._comes_together = hasattr(dataset, "__getitems__")
         self._drew: dict[int, bool] = {}  # of rows that were looked at, whether anything was drawn the first time
         self._keeps: set[int] = set()  # rows for which something was drawn only sometimes, so that they keep it
+        self._measured_in = -1  # the epoch in which the length was looked at last: it may cost a query
 
     @property
     def may_pad(self) -> bool:
@@ -128,13 +129,18 @@ class DatasetRows(TakenRows):
                 f"{told(error)}; open it so that several processes can, or set data.workers=0"
             ) from error
         self._collate = getattr(self._dataset, "collate", None)
+        self._measured_in = -1
 
     def take(self, ids: NDArray[np.int64], *, epoch: int) -> Any:
         """Return rows as one tree; see `TakenRows`.
 
         Raises:
-            DataError: a row raises, rows are not alike, or `collate` changes their number.
+            DataError: a row raises, rows are not alike, `collate` changes their number, or the Dataset has another
+                length in this epoch.
         """
+        if epoch != self._measured_in:
+            self._check_length()
+            self._measured_in = epoch
         numbers = self._ids[ids].tolist()
         before = draws.state()
         if not self._draws:
@@ -147,6 +153,13 @@ class DatasetRows(TakenRows):
             return self._collated([self._row(*each) for each in zip(numbers, seeds, strict=True)], numbers)
         finally:
             draws.restore(before)
+
+    def _check_length(self) -> None:
+        if (length := len(self._dataset)) != self._length:
+            raise DataError(
+                f"{self.name} had {self._length:,} rows when the run began and has {length:,} now, so rows may have "
+                "other numbers; let its length stay, such as by taking what is there once, in the constructor"
+            )
 
     def _taken_at_once(self, numbers: list[int]) -> Any:
         """Return rows for which nothing is seeded; None where one raises: asked one by one they tell which."""
@@ -254,7 +267,7 @@ class DatasetRows(TakenRows):
 
     def _some(self, count: int) -> list[int]:
         """Return the numbers of at most `count` rows, evenly spread."""
-        found: list[int] = self._ids[:: -(-len(self) // count)].tolist()
+        found: list[int] = self._ids[evenly_spread(count, len(self))].tolist()
         return found
 
     def _seen(self, number: int, *, stream: str = "row") -> str:

@@ -116,3 +116,9 @@ class Augmentation(Protocol):
     def changed(self, data: Any, draws: Tensor) -> Any:
         """Return the rows of a batch as they were drawn, on their device."""
         ...
+
+
+def evenly_spread(count: int, length: int) -> list[int]:
+    """Return `count` of the numbers below `length`, or all, evenly spread from 0 on."""
+    count = min(count, length)
+    return [index * length // count for index in range(count)]

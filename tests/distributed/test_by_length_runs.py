@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.observers.ledger import read_lines
+from harness.rows.splits import set_aside
 from tests.distributed.starts import train_on_standing_ranks
 from tests.helpers import write_config
 
@@ -188,17 +190,31 @@ def test_what_cannot_be_sorted_or_measured_is_refused_with_what_to_do(
     assert "Traceback" not in found
 
 
-def test_a_row_that_is_larger_than_a_micro_batch_is_named_by_its_number_in_the_dataset(tmp_path: Path) -> None:
-    one_long = PARTS.replace("size + (i % 9 == 5) * CHANGED", "99 if i == 77 else size")
-    ((code, found),) = start(tmp_path, TOKENS, parts=one_long)
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_row_that_is_larger_than_a_micro_batch_is_named_by_its_number_in_the_dataset(
+    split: str, tmp_path: Path
+) -> None:
+    number = dict(zip(("train", "validation"), set_aside(130, 0.2, seed=0), strict=True))[split][5]
+    one_long = PARTS.replace("size + (i % 9 == 5) * CHANGED", f"99 if i == {number} else size")
+    ((code, found),) = start(tmp_path, TOKENS, "run.seed=0", parts=one_long)
     assert code == 2
-    assert "row 77 of the " in found
-    assert "has length 99" in found
-    assert "1 of " in found
+    assert f"row {number} of the {split} split has length 99" in found
+    assert re.search(r"1 of \d+ rows are longer than that\. Use 99 or more", found)
 
 
 def test_batch_norm_and_tokens_go_together_where_a_share_is_always_one_micro_batch(tmp_path: Path) -> None:
     assert start(tmp_path, "strategy.micro_batch_tokens=144", "model.norm=true")[0][0] == 0
+
+
+def test_a_norm_over_time_is_refused_by_tokens_for_the_shortest_row_wherever_it_stands(tmp_path: Path) -> None:
+    over_time = PARTS.replace(
+        "self.norm(self.line(x[:, :1]))", "self.norm(self.line(x[..., None]).transpose(1, 2)).mean(2)"
+    )
+    for shortest, said in ((1, "BatchNorm (layer norm) wants two or more"), (2, "")):
+        parts = over_time.replace("(1, 13, (130,)", f"({shortest}, 13, (130,)")
+        ((_, found),) = start(tmp_path, TOKENS, "run.name=b", "model.norm=true", parts=parts)
+        assert ("what is left of a rank's share may be a micro-batch of one row" in found) == bool(said), found
+        assert said in found
 
 
 def test_a_head_of_training_alone_trains_by_tokens_on_one_rank_and_is_refused_on_two(tmp_path: Path) -> None:

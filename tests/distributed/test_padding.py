@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,19 @@ def test_a_network_that_masks_padding_is_promised_any_number_of_ranks(reads: str
     assert code == 0, said
     promises = json.loads((tmp_path / "runs/a/run.json").read_bytes())["promises"]
     assert {promise["verdict"] for promise in promises} == {"held"}
+
+
+def test_a_collate_that_draws_at_random_is_named_in_the_promises(tmp_path: Path) -> None:
+    for line, verdict in (("pass", "held"), ("torch.rand(1)", "not")):
+        method = f"def collate(self, rows):\n        {line}\n        return torch.utils.data.default_collate(rows)"
+        parts = PARTS.replace("    def __len__(self)", f"    {method}\n\n    def __len__(self)")
+        code, said = start(tmp_path, data={"alike": True}, parts=parts, reads="mean", masks=True)
+        assert code == 0, said
+        promises = json.loads((tmp_path / "runs/a/run.json").read_bytes())["promises"]
+        found = {promise["name"]: promise for promise in promises}["any number of ranks"]
+        assert found["verdict"] == verdict
+        assert ("collate draws at random" in found["reason"]) == (verdict == "not")
+        shutil.rmtree(tmp_path / "runs")
 
 
 def test_where_nothing_is_padded_padding_is_not_blamed(tmp_path: Path) -> None:

@@ -306,7 +306,7 @@ def test_a_generator_that_is_seeded_from_torch_keeps_the_promise(tmp_path: Path)
 def test_rows_that_are_others_when_a_run_goes_on_are_told_by_number(tmp_path: Path) -> None:
     trained(1, tmp_path, "a", "run.max_steps=3")
     for parts, said in (
-        ({"AT": 100, "CHANGE": 1.0}, "row 100 is another now than then (1 of 50 that were compared)"),
+        ({"AT": 100, "CHANGE": 1.0}, "row 100 is another now than then (1 of 64 that were compared)"),
         ({"NUM_ROWS": 199}, "200 rows then, 199 now"),
         ({"SAID": "second edition"}, "their digest() is missing then, second edition now"),
     ):
@@ -322,7 +322,7 @@ def test_rows_that_are_others_when_a_run_goes_on_are_told_by_number(tmp_path: Pa
 @pytest.mark.parametrize("fault", ["of its process", "of its rank"])
 def test_rows_that_are_others_on_each_rank_are_refused_with_rank_and_row(fault: str, tmp_path: Path) -> None:
     found = refused(2, config(tmp_path, FAULT=fault, AT=100))
-    assert "row 100 is another on rank 1 than on rank 0 (1 of 50 that were compared)" in found
+    assert "row 100 is another on rank 1 than on rank 0 (1 of 64 that were compared)" in found
     assert "Is something of the machine, the process or the time in them?" in found
     trained(1, tmp_path, "b", "run.max_steps=2", FAULT=fault, AT=100)
 
