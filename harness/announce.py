@@ -82,8 +82,8 @@ def _of_workers(run: Run, *, ranks_here: int) -> list[str]:
     if held := sorted({path for rows in own.values() for path in rows.opened.names()}):
         names = " and ".join(sorted({rows.name for rows in own.values()}))
         found.append(
-            f"data: {names} holds {held[0]} open{f' and {len(held) - 1} more' * (len(held) > 1)}, so each worker makes "
-            "its own instead of sharing it"
+            f"data: {names} holds {held[0]}{f' and {len(held) - 1} more' * (len(held) > 1)}, which a fork does not "
+            "copy, so each worker makes its own"
         )
     return found
 

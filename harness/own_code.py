@@ -11,6 +11,7 @@ from pathlib import Path
 
 from harness.errors import HarnessError
 
+LONGEST_MESSAGE = 500
 _OURS = f"{Path(__file__).parent}{os.sep}"
 _STANDARD = tuple(os.path.realpath(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib"))
 _INSTALLED = ("site-packages", "dist-packages")  # also those of the system, or of a user, beside a virtual environment
@@ -20,8 +21,16 @@ def told(error: BaseException) -> str:
     """Return an exception as its type, its message and the innermost line of a user's that led to it."""
     frame = users_frame(error)
     where = f" ({frame.filename}, line {frame.lineno}{f': {frame.line}' if frame.line else ''})" if frame else ""
-    message = " ".join(str(error).split())
+    message = _message(error)
     return f"{type(error).__name__}{f': {message}' if message else ''}{where}"
+
+
+def _message(error: BaseException) -> str:
+    try:
+        words = " ".join(str(error).split())
+    except Exception as second:  # of a user's own class
+        return f"its message raised {type(second).__name__}"
+    return words if len(words) <= LONGEST_MESSAGE else f"{words[:LONGEST_MESSAGE]} ..."
 
 
 def users_frame(error: BaseException) -> traceback.FrameSummary | None:

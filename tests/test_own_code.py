@@ -42,3 +42,12 @@ def test_a_folder_that_begins_like_ours_is_a_users() -> None:
     with pytest.raises(ValueError, match="no") as found:
         exec(code)  # noqa: S102  # a file beside ours that is not written there
     assert told(found.value) == f"ValueError: no ({ours}_of_mine/parts.py, line 1)"
+
+
+def test_a_message_is_cut_where_it_has_no_end_and_told_as_missing_where_it_raises() -> None:
+    class Silent(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no words")
+
+    assert told(ValueError("x" * 5000)) == f"ValueError: {'x' * 500} ..."
+    assert told(Silent()) == "Silent: its message raised ValueError"

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from harness.errors import HarnessError, PeerError
+from harness.errors import HarnessError, PeerError, RowError
 
 # The one function under its name since torch 2.13, or the one before.
 _all_gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
@@ -82,7 +82,10 @@ class Ranks:
             return
         first = errors[failed[0]]
         if len(failed) < self.world_size:
-            first = type(first)(f"{first.args[0]} (on rank {failed[0]} of {self.world_size}, while {doing})")
+            where = (
+                "" if isinstance(first, RowError) else f"on rank {failed[0]} of {self.world_size}, "
+            )  # it says its rank
+            first = type(first)(f"{first.args[0]} ({where}while {doing})")
         first.is_of_one_rank = False  # all know of it now
         raise first
 

@@ -125,7 +125,7 @@ class DatasetRows(TakenRows):
             self._dataset = self._make()
         except Exception as error:
             raise DataError(
-                f"{self.name} holds {self.opened.names()[0]} open, so a worker has to make its own, which raised "
+                f"{self.name} holds {self.opened.names()[0]}, so a worker has to make its own, which raised "
                 f"{told(error)}; open it so that several processes can, or set data.workers=0"
             ) from error
         self._collate = getattr(self._dataset, "collate", None)
@@ -233,7 +233,7 @@ class DatasetRows(TakenRows):
         )
 
     def look(self) -> list[int]:
-        """Ask for some rows three times, and return the numbers of those that are not the same with the same seed, or
+        """Ask for some rows twice with the same seed and once with another; return the numbers of those that are not the same with the same seed, or
         draw only once, since the Dataset keeps what was drawn.
 
         What is found besides is kept: whether the rows draw at random, come together, and what the Dataset holds open.

@@ -56,7 +56,7 @@ class AdaptedTask:
 
     def __init__(self, part: Any, *, name: str) -> None:
         self._part, self.name = part, name
-        self.is_weighted = hasattr(part, "weights")
+        self.is_weighted = getattr(part, "weights", None) is not None
         self.mixes_rows = bool(getattr(part, "mixes_rows", False))
         self.counts_tokens = bool(getattr(part, "counts_tokens", False)) and not self.is_weighted
         self.targets_per_row = 0
