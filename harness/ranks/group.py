@@ -82,9 +82,8 @@ class Ranks:
             return
         first = errors[failed[0]]
         if len(failed) < self.world_size:
-            where = (
-                "" if isinstance(first, RowError) else f"on rank {failed[0]} of {self.world_size}, "
-            )  # it says its rank
+            is_told = isinstance(first, RowError)  # which says its rank
+            where = "" if is_told else f"on rank {failed[0]} of {self.world_size}, "
             first = type(first)(f"{first.args[0]} ({where}while {doing})")
         first.is_of_one_rank = False  # all know of it now
         raise first

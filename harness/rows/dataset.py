@@ -233,8 +233,11 @@ class DatasetRows(TakenRows):
         )
 
     def look(self) -> list[int]:
-        """Ask for some rows twice with the same seed and once with another; return the numbers of those that are not the same with the same seed, or
-        draw only once, since the Dataset keeps what was drawn.
+        """Ask for some rows twice with the same seed and once with another.
+
+        Returns:
+            the numbers of those that are not the same with the same seed, or draw only the first time, since the
+            Dataset keeps what was drawn.
 
         What is found besides is kept: whether the rows draw at random, come together, and what the Dataset holds open.
         """

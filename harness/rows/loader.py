@@ -276,8 +276,8 @@ def _sealed(tree: Any) -> _Sealed:
             raise DataError(f"rows of a micro-batch cannot be sent to the rank: {told(error)}") from error
         if getattr(error, "errno", None) == errno.EMFILE or "Too many open files" in str(error):
             raise DataError(
-                f"rows of a micro-batch cannot be sent to the rank: {told(error)}. Each tensor above {SENT_BYTES // 1024} "
-                "KB takes a descriptor: raise ulimit -n, or lower data.workers"
+                f"rows of a micro-batch cannot be sent to the rank: {told(error)}. Each tensor above "
+                f"{SENT_BYTES // 1024} KB takes a descriptor: raise ulimit -n, or lower data.workers"
             ) from error
         culprits = (
             f"a {type(leaf).__name__} at {path or 'the row'}" for path, leaf in paths(tree) if not _is_sent(leaf)
