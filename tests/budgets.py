@@ -31,7 +31,7 @@ BUDGETS: dict[str, float] = {
     "tests/test_architectures.py (long)": 96,
     "tests/distributed/test_zero.py": 84,
     "tests/slurm/test_live.py (long)": 74,
-    "tests/gpu/test_gpu_check.py": 67,
+    "tests/gpu/test_gpu_check.py": 85,
     "tests/faults/test_faults.py (long)": 52,
     "tests/faults/test_faults.py": 42,
     "tests/test_deepspeed_config.py (long)": 42,

@@ -116,16 +116,26 @@ def test_the_lock_is_free_again_when_the_run_is_over(tmp_path: Path) -> None:
 
 def test_the_lock_is_free_while_a_process_that_the_run_has_forked_is_still_there(tmp_path: Path) -> None:
     config = a_config(tmp_path)
+    context = multiprocessing.get_context("fork")
+    is_there = context.Event()
+
+    def stay() -> None:
+        is_there.set()
+        time.sleep(60)
+
     with RunDirectory(config):
-        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        child = context.Process(target=stay)
         child.start()
+        assert is_there.wait(60)
         with pytest.raises(RunInUseError):
             described(config)
-    described(config)
-    assert child.is_alive()
-    child.kill()
-    child.join()
-    child.close()
+    try:
+        described(config)
+        assert child.is_alive()
+    finally:
+        child.kill()
+        child.join()
+        child.close()
 
 
 def test_another_run_of_the_same_root_is_not_in_the_way(tmp_path: Path) -> None:
