@@ -5,17 +5,16 @@ from __future__ import annotations
 import functools
 import inspect
 import keyword
-import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union
 
-from pydantic import Field, Strict, TypeAdapter, ValidationError, WrapValidator, create_model
-from pydantic.errors import PydanticUserError
+from pydantic import ValidationError, create_model
 
+from harness.config.annotations import annotation_of, can_be_read, can_be_written, shown, strict
 from harness.config.data import TWO_COLLATES, DataSection, DatasetSection, UnknownData
-from harness.config.fields import NoneOfSeveral, Section
+from harness.config.fields import Section
 from harness.config.slots import KnownRows, ModelSection, TaskSection, UnknownModel, UnknownTask
 from harness.errors import ConfigError, DataError
 from harness.own_code import told
@@ -305,22 +304,22 @@ def _from_signature(
         _check_names(slot, [name], where=where, base=known.own)
         if name.startswith("_"):
             raise ConfigError(f"{where}: has a parameter {name!r}, and keys do not begin with _; rename it")
-        annotation = _annotation(parameter, where=where, names=names, own_names=own_names)
+        annotation = annotation_of(parameter, where=where, names=names, own_names=own_names)
         if has_default:
             annotation = annotation if parameter.default is not None else Union[annotation, None]  # noqa: UP007
-            if not _can_be_written(annotation, parameter.default):
+            if not can_be_written(annotation, parameter.default):
                 continue  # such as a class or a function, which YAML cannot say: it keeps its default
-            fields[name] = (_strict(annotation), parameter.default)
-        elif not _can_be_read(annotation):
+            fields[name] = (strict(annotation), parameter.default)
+        elif not can_be_read(annotation):
             raise ConfigError(
-                f"{where}: parameter {name!r} is a {_shown(annotation)}, which YAML cannot say; give it a default, or "
+                f"{where}: parameter {name!r} is a {shown(annotation)}, which YAML cannot say; give it a default, or "
                 "take a text and look it up"
             )
         elif slot == "model" and name in FACTS:
             facts.append(name)
-            fields[name] = (Union[_strict(annotation), None], None)  # noqa: UP007
+            fields[name] = (Union[strict(annotation), None], None)  # noqa: UP007
         else:
-            fields[name] = (_strict(annotation), ...)
+            fields[name] = (strict(annotation), ...)
         keys.append(name)
     made = create_model(thing_name(thing), __base__=known.own, __module__=module, **fields)
     found: Any = made
@@ -334,77 +333,6 @@ def thing_name(thing: Any) -> str:
     """Return what a class or a function is called, as one word."""
     name = getattr(thing, "__name__", "")
     return name if name.isidentifier() and not keyword.iskeyword(name) else "Own"
-
-
-def _annotation(
-    parameter: inspect.Parameter, *, where: str, names: Mapping[str, Any], own_names: Mapping[str, Any]
-) -> Any:
-    if parameter.annotation is inspect.Parameter.empty:
-        return Any
-    holder = types.SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
-    try:
-        return typing.get_type_hints(holder, dict(names), dict(own_names), include_extras=True)[parameter.name]
-    except Exception as error:
-        raise ConfigError(
-            f"{where}: the annotation of parameter {parameter.name!r}, {_shown(parameter.annotation)}, cannot be "
-            f"understood ({error}); import what it names (not under TYPE_CHECKING), or leave it out"
-        ) from None
-
-
-def _shown(annotation: Any) -> str:
-    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-
-
-def _can_be_read(annotation: Any) -> bool:
-    try:
-        TypeAdapter(annotation).json_schema()
-    except (PydanticUserError, TypeError, AttributeError):
-        return False
-    return True
-
-
-def _can_be_written(annotation: Any, default: Any) -> bool:
-    if not _can_be_read(annotation):
-        return False
-    try:
-        adapter = TypeAdapter(annotation)
-        adapter.validate_python(adapter.dump_python(default, mode="json"))
-    except (ValidationError, TypeError, ValueError):
-        return False
-    return True
-
-
-def _strict(annotation: Any) -> Any:  # noqa: PLR0911  # one for each form of an annotation
-    """Return an annotation that takes what looks like its type and nothing that would have to be turned into it."""
-    plain = {int: Annotated[int, Strict()], bool: Annotated[bool, Strict()], str: Annotated[str, Strict()]}
-    if annotation is float:
-        return Annotated[float, Strict(), Field(allow_inf_nan=False)]
-    if annotation in (list, tuple, dict):
-        return {list: list[Any], tuple: tuple[Any, ...], dict: dict[str, Any]}[annotation]
-    if isinstance(annotation, type) and annotation in plain:
-        return plain[annotation]
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Annotated:
-        return Annotated[(_strict(arguments[0]), *arguments[1:])]
-    if origin in (Union, types.UnionType):
-        options: Any = Union.__getitem__(tuple(_strict(argument) for argument in arguments))
-        one_of_several = sum(argument is not type(None) for argument in arguments) > 1
-        return Annotated[options, WrapValidator(_told_once)] if one_of_several else options
-    if origin is None or origin is Literal or not arguments:
-        return annotation
-    strict = tuple(argument if argument is Ellipsis else _strict(argument) for argument in arguments)
-    try:
-        return origin[strict if len(strict) > 1 else strict[0]]
-    except TypeError:
-        return annotation
-
-
-def _told_once(value: Any, validate: Callable[[Any], Any]) -> Any:
-    """Have a value that none of several types takes be one problem, not one for each."""
-    try:
-        return validate(value)
-    except ValidationError:
-        raise NoneOfSeveral("none of the types takes it") from None
 
 
 def key_texts(section: Any) -> dict[str, str]:

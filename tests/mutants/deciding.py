@@ -164,7 +164,7 @@ CONFIG = (
     ),
     Mutant(
         "true_is_a_whole_number_of_a_part",
-        _SIGNATURE,
+        "harness/config/annotations.py",
         "{int: Annotated[int, Strict()], bool",
         "{int: int, bool",
         ("test_parts.py",),
