@@ -56,7 +56,7 @@ class DataSection(PartSection):
         Raises:
             DataError: of the first rows or files, what the run would refuse.
         """
-        yield f"data.source: {self.source} was not looked at"
+        yield f"data.source: no row of {self.source}; it is first asked for rows when the run starts"
 
     def known_rows(self, task: TaskSection) -> KnownRows | None:
         """Return the counts of the rows if they are known; none is read for them."""
