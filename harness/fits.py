@@ -44,8 +44,8 @@ def check_batch_norm(model: nn.Module, plan: BatchPlan, forward: Callable[[], An
                 raise ConfigError(
                     f"data.global_batch: batch {position + 1:,} of an epoch has {plan.rows_at(position)} rows, which "
                     f"leaves rank {rank} of {plan.world_size} a micro-batch of one row, and BatchNorm (layer "
-                    f"{layers[0]}) wants two or more; with {plan.num_rows:,} training rows use another "
-                    "data.global_batch, strategy.micro_batch or number of ranks, or model.norm=none"
+                    f"{layers[0]}) wants two or more; with {plan.num_rows:,} training rows use "
+                    f"{OTHER_BATCHES}, or model.norm=none"
                 )
 
 

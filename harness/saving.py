@@ -178,6 +178,50 @@ def _order(run: Run) -> dict[str, Any]:
     return {"seed": run.plan.seed, "global_batch": run.plan.global_batch, **by_length}
 
 
+def _check_rows(run: Run, loaded: Loaded) -> None:
+    """Refuse to go on with other rows than `loaded` was trained on, or with them in another order.
+
+    Raises:
+        ConfigError: the rows would come in another order.
+        DataError: they are others, or say other lengths.
+    """
+    trainer = loaded.trainer
+    before, now = trainer["order"], _order(run)
+    changed = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
+    if changed - {"lengths"}:
+        raise ConfigError(
+            f"{loaded.directory} stands in the order of rows of {before}, this run has {now}: "
+            "some rows would be seen twice and some never. Set run.seed, data.global_batch and data.sampling as "
+            "they were, or start afresh under another run.name"
+        )
+    for name, rows in own_rows(run.batches.rows, run.validation.rows).items():
+        saved = trainer.get("rows", {}).get(name)
+        if saved and (different := rows.difference(saved, there="then", here="now")):
+            raise DataError(
+                f"the {name} rows are not those that {loaded.directory} was trained on: {different}. Put the old "
+                "ones back, or train on the new ones under another run.name"
+            )
+    if trainer["data_digest"] != run.data_digest:
+        if run.read_otherwise and trainer.get("reading") != run.facts["reading"]:
+            raise DataError(
+                f"{loaded.directory} was trained on rows that were read otherwise: this version "
+                f"{'; it '.join(run.read_otherwise)}. Go on with the harness that has written it "
+                f"({trainer['harness']}, before columns were read so), or start afresh under another run.name"
+            )
+        raise DataError(
+            f"the data are not those that {loaded.directory} was trained on (digest {trainer['data_digest']}, now "
+            f"{run.data_digest}), so what is left of the epoch and of the validation split would be other rows. "
+            "Put the old files back, or train on the new ones under another run.name"
+        )
+    if changed:
+        raise DataError(
+            f"the lengths of the training rows are not those that {loaded.directory} was trained with (digest "
+            f"{before.get('lengths')}, now {now.get('lengths')}), and data.sampling: by_length puts rows in order "
+            "by them: some would be seen twice and some never. Have the data say the old lengths, or start afresh "
+            "under another run.name"
+        )
+
+
 def resume(run: Run, loaded: Loaded) -> TrainState:
     """Return the run's state as it was when `loaded` was saved. Collective.
 
@@ -189,40 +233,7 @@ def resume(run: Run, loaded: Loaded) -> TrainState:
     trainer = loaded.trainer
     with run.strategy.raise_on_all_ranks("comparing the data"):
         check_trainer(trainer, loaded.directory, step=loaded.step)
-        before, now = trainer["order"], _order(run)
-        changed = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
-        if changed - {"lengths"}:
-            raise ConfigError(
-                f"{loaded.directory} stands in the order of rows of {before}, this run has {now}: "
-                "some rows would be seen twice and some never. Set run.seed, data.global_batch and data.sampling as "
-                "they were, or start afresh under another run.name"
-            )
-        for name, rows in own_rows(run.batches.rows, run.validation.rows).items():
-            saved = trainer.get("rows", {}).get(name)
-            if saved and (different := rows.difference(saved, there="then", here="now")):
-                raise DataError(
-                    f"the {name} rows are not those that {loaded.directory} was trained on: {different}. Put the old "
-                    "ones back, or train on the new ones under another run.name"
-                )
-        if trainer["data_digest"] != run.data_digest:
-            if run.read_otherwise and trainer.get("reading") != run.facts["reading"]:
-                raise DataError(
-                    f"{loaded.directory} was trained on rows that were read otherwise: this version "
-                    f"{'; it '.join(run.read_otherwise)}. Go on with the harness that has written it "
-                    f"({trainer['harness']}, before columns were read so), or start afresh under another run.name"
-                )
-            raise DataError(
-                f"the data are not those that {loaded.directory} was trained on (digest {trainer['data_digest']}, now "
-                f"{run.data_digest}), so what is left of the epoch and of the validation split would be other rows. "
-                "Put the old files back, or train on the new ones under another run.name"
-            )
-        if changed:
-            raise DataError(
-                f"the lengths of the training rows are not those that {loaded.directory} was trained with (digest "
-                f"{before.get('lengths')}, now {now.get('lengths')}), and data.sampling: by_length puts rows in order "
-                "by them: some would be seen twice and some never. Have the data say the old lengths, or start afresh "
-                "under another run.name"
-            )
+        _check_rows(run, loaded)
         if trainer["samples_seen"] != (seen := run.plan.samples_before(trainer["position"])):
             raise CheckpointError(
                 f"{loaded.directory / TRAINER} has samples_seen {trainer['samples_seen']:,}, but {seen:,} come before "

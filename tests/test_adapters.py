@@ -369,7 +369,7 @@ def test_a_class_label_says_how_many_classes_there_are_and_what_is_set_on_the_se
     ("row", "said"),
     [
         ((torch.zeros(2), 1), "rows have a tuple of 2, where the task wants the keys inputs and targets: return {"),
-        (torch.zeros(2), "rows have one tensor, where"),
+        (torch.zeros(2), "rows have one Tensor, where"),
         ({"image": torch.zeros(2), "label": 1}, "rows have the keys image, label, where the task wants"),
         ({"inputs": torch.zeros(2), "label": 1}, "rows have the keys inputs, label, where"),
     ],

@@ -48,6 +48,7 @@ OF_PADDING = (
     ". Rows are padded to the longest beside them, and the padding may reach the result (by the way back of a "
     "bidirectional RNN, a mean over time, attention without a mask): mask it, or use pack_padded_sequence"
 )
+IS_LOST = "changes in a forward pass and is no buffer, so it is lost when the run is resumed: register_buffer it"
 DOING = "one look at the first rows, before any update,"
 OF_A_RANK = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 """Whose statistics are those of the rows of one rank; SyncBatchNorm's are not."""
@@ -106,10 +107,7 @@ def look(
         check_network(module)
     with ranks.raise_on_all_ranks("taking the first rows"):
         first, few = batches.at(0)[0], batches.some(range(min(batches.plan.num_rows, LOOKED_AT_ROWS)))
-        own = own_rows(batches.rows, validation)
-        unlike = [
-            f"{split} row {first_of(numbers)} of {rows.name}" for split, rows in own.items() if (numbers := rows.look())
-        ]
+        unlike, mixes = _look_at_rows(batches.rows, validation)
     trial = Trial(module, task, ranks.device, autocast)
     with no_trace(module, ranks.device):
         weights = check_same_weights(module, ranks)
@@ -133,12 +131,8 @@ def look(
     same_calls = len(set(ranks.gather_objects(calls))) == 1
     strays = sorted({name for of_rank in ranks.gather_objects(strays) for name in of_rank})
     is_same_again = all(ranks.gather_objects(is_same_again))
-    notices += tuple(
-        f"{name} changes in a forward pass and is no buffer, so it is lost when the run is resumed: register_buffer it"
-        for name in strays[:SHOWN]
-    )
+    notices += tuple(f"{name} {IS_LOST}" for name in strays[:SHOWN])
     unlike = next(filter(None, ranks.gather_objects(unlike)), [])
-    mixes = any(rows.collate_draws for rows in own.values())
     promises = (
         Promise("order of rows exact", "held"),
         _any_number_of_ranks(module, task, f"{company}{of_padding}", draws=draws, mixes=mixes),
@@ -147,6 +141,15 @@ def look(
         Promise("export", "held"),
     )
     return Found(notices, promises, tuple(unused.in_eval_mode), time.perf_counter() - began)
+
+
+def _look_at_rows(train: AnyRows, validation: AnyRows | None) -> tuple[list[str], bool]:
+    """Return which rows of a Dataset are not the same twice, and whether a collate of its own draws at random."""
+    own = own_rows(train, validation)
+    unlike = [
+        f"{split} row {first_of(numbers)} of {rows.name}" for split, rows in own.items() if (numbers := rows.look())
+    ]
+    return unlike, any(rows.collate_draws for rows in own.values())
 
 
 def _any_number_of_ranks(module: nn.Module, task: TaskLoss, company: str, *, draws: bool, mixes: bool) -> Promise:

@@ -107,7 +107,7 @@ def _joined_leaves(rows: Sequence[Any], ids: Sequence[int], pad: Pad | None, pat
             return torch.tensor(rows, dtype=torch.float64 if float in kinds else None)
         except (OverflowError, RuntimeError, ValueError):
             row, number = max(zip(rows, ids, strict=True), key=lambda each: abs(each[0]))
-            raise DataError(f"row {number:,} has {row}{_at(path)}, which is too large for a tensor") from None
+            raise DataError(f"row {number:,} has {row}{at(path)}, which is too large for a tensor") from None
     if all(issubclass(kind, _STACKED) for kind in kinds):
         tensors = [_tensor(row, number, path) for row, number in zip(rows, ids, strict=True)]
         return _joined_tensors(tensors, ids, pad, path)
@@ -115,7 +115,7 @@ def _joined_leaves(rows: Sequence[Any], ids: Sequence[int], pad: Pad | None, pat
         _refuse_unlike(rows, ids, path)
     for row, number in zip(rows, ids, strict=True):
         if any(base.__module__ == "PIL.Image" for base in type(row).__mro__):
-            raise DataError(f"row {number:,} has a PIL image{_at(path)}: {TO_TENSOR}")
+            raise DataError(f"row {number:,} has a PIL image{at(path)}: {TO_TENSOR}")
     return list(rows)
 
 
@@ -128,7 +128,7 @@ def _tensor(row: Any, number: int, path: str) -> Tensor:
     try:
         return torch.as_tensor(array)
     except TypeError as error:
-        raise DataError(f"row {number:,} has an array of {array.dtype}{_at(path)}, of which torch has none") from error
+        raise DataError(f"row {number:,} has an array of {array.dtype}{at(path)}, of which torch has none") from error
 
 
 def _joined_tensors(tensors: Sequence[Tensor], ids: Sequence[int], pad: Pad | None, path: str) -> Tensor:
@@ -140,10 +140,10 @@ def _joined_tensors(tensors: Sequence[Tensor], ids: Sequence[int], pad: Pad | No
         for tensor, number in zip(tensors, ids, strict=True):
             if fill is None and tensor.shape != shape:
                 raise DataError(
-                    f"row {number:,} has shape {tuple(tensor.shape)}{_at(path)}, row {ids[0]:,} has {tuple(shape)}: "
+                    f"row {number:,} has shape {tuple(tensor.shape)}{at(path)}, row {ids[0]:,} has {tuple(shape)}: "
                     f"{_what_pads(pad, path)}"
                 ) from None
-        raise DataError(f"the tensors of the rows{_at(path)} do not become one: {told(error)}") from error
+        raise DataError(f"the tensors of the rows{at(path)} do not become one: {told(error)}") from error
 
 
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:
@@ -165,7 +165,7 @@ def _padded(tensors: Sequence[Tensor], ids: Sequence[int], pad: Pad, path: str) 
     for tensor, number in zip(tensors, ids, strict=True):
         if tensor.dim() != tensors[0].dim():
             raise DataError(
-                f"row {number:,} has shape {tuple(tensor.shape)}{_at(path)}, row {ids[0]:,} has "
+                f"row {number:,} has shape {tuple(tensor.shape)}{at(path)}, row {ids[0]:,} has "
                 f"{tuple(tensors[0].shape)}: padding makes a dimension longer and adds none; bring them to as many"
             )
     dtype = reduce(torch.promote_types, {tensor.dtype for tensor in tensors})
@@ -207,7 +207,7 @@ def _sizes(shapes: set[torch.Size], pad: Pad, path: str) -> list[int]:
     if any(differ) and not differ[0] and rounded[0] != longest[0]:
         raise DataError(
             f"data.collate.multiple_of: of tensors that are named it rounds the first dimension, and would make "
-            f"{rounded[0]} of the {longest[0]}{_at(path)}, where rows differ in others; one value for all, such as "
+            f"{rounded[0]} of the {longest[0]}{at(path)}, where rows differ in others; one value for all, such as "
             "pad: 0, rounds those"
         )
     return [*rounded[:1], *longest[1:]]
@@ -232,7 +232,7 @@ def _checked_fill(pad: Pad, dtype: torch.dtype, path: str) -> bool | int | float
     if not holds:
         where = f"data.collate.pad{f'.{path}' if pad.fills is not None else ''}"
         each = f"; say what each is padded with: {_named({path: 0})}" if pad.fills is None and path else ""
-        raise DataError(f"{where}: {fill} does not fit into {dtype}{_at(path)}, which holds {what}{each}")
+        raise DataError(f"{where}: {fill} does not fit into {dtype}{at(path)}, which holds {what}{each}")
     return fill
 
 
@@ -271,7 +271,7 @@ def check_rows(tree: Any, num_rows: int) -> None:
         if found != num_rows:
             what = "is one number" if found is None else f"has {found} rows"
             raise DataError(
-                f"collate was given {num_rows} rows, and what it returned {what}{_at(path)}: every tensor of a batch "
+                f"collate was given {num_rows} rows, and what it returned {what}{at(path)}: every tensor of a batch "
                 "has its rows first, as many as there are"
             )
 
@@ -281,12 +281,12 @@ def _refuse_unlike(rows: Sequence[Any], ids: Sequence[int], path: str) -> NoRetu
     row, number = next((row, number) for row, number in zip(rows, ids, strict=True) if _sort(row) != sort)
     if isinstance(first, Tensor):
         raise DataError(
-            f"row {number:,} has shape {type(row).__name__}{_at(path)}, row {ids[0]:,} has {tuple(first.shape)}: "
+            f"row {number:,} has shape {type(row).__name__}{at(path)}, row {ids[0]:,} has {tuple(first.shape)}: "
             "all rows are to be alike"
         )
     are_lists = isinstance(row, list) and isinstance(first, list)
     raise DataError(
-        f"row {number:,} has {_shape(row)}{_at(path)}, row {ids[0]:,} has {_shape(first)}: "
+        f"row {number:,} has {described(row)}{at(path)}, row {ids[0]:,} has {described(first)}: "
         f"{MAKE_TENSORS if are_lists else 'all rows are to be alike'}"
     )
 
@@ -299,11 +299,13 @@ def _sort(row: Any) -> Any:
     return isinstance(row, _STACKED)
 
 
-def _at(path: str) -> str:
+def at(path: str) -> str:
+    """Return ` at PATH`, or nothing for a lone leaf."""
     return f" at {path}" if path else ""
 
 
-def _shape(tree: Any) -> str:
+def described(tree: Any) -> str:
+    """Return what a tree is to its reader: `the keys a, b`, `a tuple of 2`, `one Tensor`."""
     names = children(tree)
     if names is None:
         return f"one {type(tree).__name__}"

@@ -16,7 +16,7 @@ from harness.config.data import Pad
 from harness.errors import DataError
 from harness.own_code import told
 from harness.rows import draws
-from harness.rows.collate import Collate, check_rows, padded
+from harness.rows.collate import Collate, at, check_rows, padded
 from harness.rows.hugging_face import facts_of
 from harness.rows.lengths import lengths_of
 from harness.rows.open_files import OpenFiles
@@ -310,8 +310,8 @@ def _check_row(row: Any, number: int) -> None:
     for path, tensor in tensors:
         if tensor.device.type != "cpu":
             raise DataError(
-                f"row {number:,} has a tensor on {tensor.device}{f' at {path}' if path else ''}; leave rows on the "
-                "CPU, from where the run copies whole batches to its device"
+                f"row {number:,} has a tensor on {tensor.device}{at(path)}; leave rows on the CPU, from "
+                "where the run copies whole batches to its device"
             )
 
 

@@ -16,13 +16,14 @@ from torch.utils.data import IterableDataset
 from harness.config.data import TWO_COLLATES, Pad
 from harness.errors import ConfigError, DataError
 from harness.rows import draws
+from harness.rows.collate import described
 from harness.rows.dataset import DatasetRows
 from harness.rows.hugging_face import as_rows
 from harness.rows.open_files import OpenFiles
 from harness.rows.order import permutation_key
 from harness.rows.rows import ColumnTree
 from harness.rows.splits import DataSplits, set_aside
-from harness.rows.tree import children, map_tree, paths
+from harness.rows.tree import map_tree, paths
 
 
 def own_splits(
@@ -53,28 +54,12 @@ def own_splits(
         ConfigError: these rows are not padded by us.
     """
     opened = OpenFiles()
-
-    def made(**split: str) -> DatasetRows | ColumnTree:
-        name = f"split {split['split']}" if split else "the data"
-        make_it = functools.partial(_made, make, name, seed=seed, **split)
-        thing = make_it()
-        if _is_dataset(thing, name):
-            if pad is not None and hasattr(thing, "collate"):
-                raise ConfigError(TWO_COLLATES.format(name=type(thing).__name__))
-            return DatasetRows(thing, seed=seed, pad=pad, workers=workers, make=make_it, opened=opened)
-        if pad is not None:
-            raise ConfigError(f"data.collate: {name} are columns, whose rows all have one shape; leave it out")
-        return _columns(thing, name)
-
+    rows_of = functools.partial(_rows, make, seed=seed, pad=pad, workers=workers, opened=opened)
     with opened.noted():
         if has_split:
-            train, validation = made(split="train"), made(split="validation")
+            train, validation = rows_of(split="train"), rows_of(split="validation")
         else:
-            rows = made()
-            ids = set_aside(len(rows), validation_fraction, seed=seed)
-            train, validation = (
-                rows.only(part) if isinstance(rows, DatasetRows) else _only(rows, part) for part in ids
-            )
+            train, validation = _dealt_out(rows_of(), validation_fraction, seed=seed)
         firsts = [
             rows.take(np.zeros(1, np.int64), epoch=0) if isinstance(rows, DatasetRows) else rows.tree
             for rows in (train, validation)
@@ -88,6 +73,32 @@ def own_splits(
     shape = tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else ()
     outputs = num_outputs(targets if isinstance(targets, Tensor) else None)
     return DataSplits(train, validation, shape, outputs, own_facts=facts)
+
+
+def _rows(
+    make: Callable[..., Any], *, seed: int, pad: Pad | None, workers: int, opened: OpenFiles, **split: str
+) -> DatasetRows | ColumnTree:
+    name = f"split {split['split']}" if split else "the data"
+    make_it = functools.partial(_made, make, name, seed=seed, **split)
+    thing = make_it()
+    if _is_dataset(thing, name):
+        if pad is not None and hasattr(thing, "collate"):
+            raise ConfigError(TWO_COLLATES.format(name=type(thing).__name__))
+        return DatasetRows(thing, seed=seed, pad=pad, workers=workers, make=make_it, opened=opened)
+    if pad is not None:
+        raise ConfigError(f"data.collate: {name} are columns, whose rows all have one shape; leave it out")
+    return _columns(thing, name)
+
+
+def _dealt_out(
+    rows: DatasetRows | ColumnTree, fraction: float, *, seed: int
+) -> tuple[DatasetRows | ColumnTree, DatasetRows | ColumnTree]:
+    """Return what trains, and the fraction that validates."""
+    train, validation = (
+        rows.only(part) if isinstance(rows, DatasetRows) else _only(rows, part)
+        for part in set_aside(len(rows), fraction, seed=seed)
+    )
+    return train, validation
 
 
 def _made(make: Callable[..., Any], name: str, *, seed: int, **split: str) -> Any:
@@ -143,17 +154,12 @@ def _check_keys(batch: Any, keys: Sequence[str]) -> None:
     Raises:
         DataError: says what they have.
     """
-    names = children(batch) or []
-    if not isinstance(batch, MutableMapping):
-        what = f"a {type(batch).__name__} of {len(names)}" if names else "one tensor"
-    else:
-        what = f"the keys {', '.join(map(str, names))}"
-    if keys and not (isinstance(batch, MutableMapping) and set(keys) <= set(names)):
+    if keys and not (isinstance(batch, MutableMapping) and set(keys) <= batch.keys()):
         wanted = " and ".join(keys)
         shown = ", ".join(f'"{key}": ...' for key in keys)
         raise DataError(
-            f"rows have {what}, where the task wants the keys {wanted}: return {{{shown}}} (a datasets.Dataset after "
-            f"rename_columns), or bring a task of your own"
+            f"rows have {described(batch)}, where the task wants the keys {wanted}: return {{{shown}}} "
+            "(a datasets.Dataset after rename_columns), or bring a task of your own"
         )
 
 

@@ -63,8 +63,8 @@ OPENING = (
     Mutant(
         "rows_that_train_also_validate",
         _OWN,
-        "rows.only(part) if isinstance(rows, DatasetRows) else _only(rows, part) for part in ids",
-        "rows.only(ids[0]) if isinstance(rows, DatasetRows) else _only(rows, ids[0]) for part in ids",
+        "        for part in set_aside(len(rows), fraction, seed=seed)\n",
+        "        for part in [set_aside(len(rows), fraction, seed=seed)[0]] * 2\n",
         _ROWS,
     ),
     Mutant(
@@ -210,8 +210,8 @@ OPENING = (
     Mutant(
         "other_lengths_go_on_in_another_order",
         "harness/saving.py",
-        "        if changed:\n",
-        "        if False:\n",
+        "    if changed:\n",
+        "    if False:\n",
         _BY_LENGTH,
     ),
     Mutant(
