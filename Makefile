@@ -24,7 +24,7 @@ setup: $(STAMP) ## Make .venv, or bring it up to date: make setup [TORCH_INDEX=U
 train: $(STAMP) ## Train the example: make train [GPUS=2] [ARGS="optim.peak_lr=3e-4 run.max_epochs=3"]
 	@$(BIN)/python -m harness.launch.cli launch configs/mnist_cnn.yaml $(if $(GPUS),--gpus $(GPUS)) $(ARGS)
 
-test: $(STAMP) ## Run every test but the long ones, 10 minutes on two cores
+test: $(STAMP) ## Run every test but the long ones, 14 minutes on two cores
 	@$(BIN)/python -m $(PYTEST) auto -m "not long" $(ARGS)
 
 test-quick: $(STAMP) ## Run the tests that take seconds
